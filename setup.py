@@ -1,16 +1,22 @@
-"""Reads version, requirements and console scripts from `settings.ini`, so that each stands in one place."""
+"""Hands version, requirements and console scripts from `settings.ini` to setuptools; pyproject.toml holds the rest."""
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import setup
 
 config = ConfigParser(delimiters=["="])
-config.read(Path(__file__).parent/"settings.ini", encoding="utf-8")
-cfg = config["DEFAULT"]
+config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
 
 setup(
-    version=cfg["version"],
-    description=cfg["description"],
-    install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
-    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    version=settings["version"],
+    install_requires=settings["requirements"].split(),
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={
+        "console_scripts": [
+            *settings["console_scripts"].split(),
+            *(f"{script} [dev]" for script in settings["dev_scripts"].split()),
+        ],
+        "nbdev": ["locrl=locrl._modidx:d"],
+    },
 )

@@ -1,0 +1,100 @@
+"""What holds for the package as a whole: direction of imports, docstrings, a quick import, one version, the README."""
+import ast
+import configparser
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", "tensorboard", "ipywidgets"}
+UPWARD = {("encoders", "clip")}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
+INDIRECT = {"tensorboard"}  # Stable-Baselines3 writes its event files with it
+MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
+
+
+def module_numbers() -> dict:
+    "Number of the notebook that exports each module, by module name"
+    numbers = {}
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        source = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
+        name, number = re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M), re.match(r"\d+", path.name)
+        if name and number: numbers[name[1]] = int(number[0])
+    return numbers
+
+
+def imported_modules(path: Path) -> set:
+    "Modules of locrl that the module at `path` imports anywhere, functions included"
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.removeprefix("locrl.") for alias in node.names if alias.name.startswith("locrl.")}
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "locrl"):
+            module = (node.module or "").removeprefix("locrl").removeprefix(".")
+            names |= {module} if module else {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_down(path: Path):
+    "A module imports only modules of notebooks with a smaller number"
+    numbers = module_numbers()
+    name = path.relative_to(ROOT / "locrl").with_suffix("").as_posix().replace("/", ".")
+    assert name in numbers, "no notebook exports this module"
+    upward = {other for other in imported_modules(path) & numbers.keys() if numbers[other] >= numbers[name]}
+    assert not {other for other in upward if (name, other) not in UPWARD}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_public_names_have_docstrings(path: Path):
+    "Every public function and class says what it is"
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    public = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
+
+
+def test_import_is_quick():
+    "`import locrl` brings in no library that is not needed yet"
+    code = "import sys, locrl; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
+
+
+def settings() -> configparser.SectionProxy:
+    "The values of settings.ini"
+    config = configparser.ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def test_one_version():
+    "settings.ini, the package and the installation name the same version"
+    import locrl
+    assert locrl.__version__ == settings()["version"] == importlib.metadata.version("locrl")
+
+
+def test_requirements_are_what_is_imported():
+    "settings.ini names the distributions that locrl imports, all of them and no others"
+    providers = importlib.metadata.packages_distributions()
+    used = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+            used |= {name.split(".")[0] for name in names}
+    used -= sys.stdlib_module_names | {"locrl"}
+
+    def plain(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
+    named = {plain(re.match(r"[\w.-]+", item)[0]) for item in settings()["requirements"].split()}
+    needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}
+    assert needed | INDIRECT == named
+
+
+def test_readme_is_in_step():
+    "README.md is what .ci/readme.py makes of nbs/index.ipynb"
+    subprocess.run([sys.executable, ROOT / ".ci/readme.py", "--check"], check=True)
