@@ -75,7 +75,7 @@ def install(extra: str) -> None:
     if wants_cpu_torch():
         print("go.py: no NVIDIA GPU found, fetching the smaller CPU builds of torch and torchvision", flush=True)
         pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch")]
-        if run(*pip, "install", "--no-deps", "--index-url", CPU_WHEELS, *pins):
+        if run(*pip, "install", "--retries", "2", "--no-deps", "--index-url", CPU_WHEELS, *pins):
             print("go.py: they could not be had; going on with the builds from PyPI", flush=True)
     print("go.py: installing locrl and its requirements", flush=True)
     if run(*pip, "install", "--editable", f".[{extra}]" if extra else ".", "--constraint", "constraints.txt"):

@@ -34,9 +34,3 @@ def pytest_collection_modifyitems(config, items):
         for flag in FLAGS:
             if flag in item.keywords and not config.getoption(flag):
                 item.add_marker(pytest.mark.skip(reason=f"runs with --{flag}"))
-
-
-@pytest.fixture(scope="session")
-def root() -> Path:
-    "The repository's top folder"
-    return ROOT
