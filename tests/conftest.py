@@ -4,10 +4,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 FLAGS = ("slow", "gpu", "net")
 ROOT = Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile("locrl", parent=hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("locrl")
 
 
 def pytest_addoption(parser):
