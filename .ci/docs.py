@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-SOURCES = ("nbs", "locrl", "pyproject.toml", "settings.ini", "setup.py", "_quarto.yml", "README.md", "LICENSE")
+SOURCES = ("nbs", "locrl", "pyproject.toml", "_quarto.yml")
 
 
 def copy_sources(target: Path) -> None:

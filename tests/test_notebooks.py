@@ -62,7 +62,7 @@ def test_clean_and_exported(tmp_path: Path):
     "`nbdev-clean` and `nbdev_export`, as typed, change nothing (tried on a copy of the tree)"
     for name in ("nbs", "locrl"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "settings.ini", "_quarto.yml"):
+    for name in ("pyproject.toml", "_quarto.yml"):
         shutil.copy(ROOT / name, tmp_path)
     before = contents(tmp_path)
     environment = {key: value for key, value in os.environ.items() if key != "IN_TEST"}
