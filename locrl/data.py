@@ -91,7 +91,7 @@ class GroundTruth:
 
     def __len__(self): return len(self.label)
 
-# %% ../nbs/01_data.ipynb #76a7cbc3
+# %% ../nbs/01_data.ipynb #bc0ac074
 class Dataset:
     "Images with annotated objects. Subclasses supply `image`, `size`, `_annotate` and `_stamp`"
     def __init__(self,
@@ -118,6 +118,7 @@ class Dataset:
 
     def annotation(self, i: int) -> Annotation:
         "The objects of image `i` that are of this data set's classes; read once, then kept in memory"
+        i = range(len(self))[i]
         if i not in self._annotations: self._annotations[i] = self._annotate(i)
         return self._annotations[i]
 
@@ -269,7 +270,7 @@ def open_image(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"{path} cannot be decoded ({e}): {cure}") from None
 
-# %% ../nbs/01_data.ipynb #6840f8f0
+# %% ../nbs/01_data.ipynb #f2fb6d69
 class VOC(Dataset):
     "A split of PASCAL VOC in the standard folder layout; `VOC('2007', 'trainval') + VOC('2012', 'trainval')` is '07+12'"
     def __init__(self,
@@ -300,7 +301,7 @@ class VOC(Dataset):
     def size(self, i):
         "Width and height as annotated; `image` checks them"
         self.annotation(i)
-        return self._sizes[i]
+        return self._sizes[range(len(self))[i]]
 
     def image(self, i):
         "The photograph; raises `DataError` where it is damaged or of another size than annotated"
