@@ -38,7 +38,8 @@ def process(folder: Path) -> Path:
     environment["PATH"] = os.pathsep.join([str(stub.parent), str(BIN), environment.get("PATH", "")])
     pages = r"\.(?:ipynb|qmd|html)$"
     command = [BIN / "nbdev-proc-nbs", "--n-workers", "2", "--file-re", pages]
-    subprocess.run(command, cwd=folder, env=environment, check=True)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr[done.stderr.rfind("\nException: Error in notebook") + 1:])
     return folder / "_proc"
 
 
