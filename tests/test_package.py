@@ -4,8 +4,10 @@ import configparser
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,18 @@ def test_one_version():
     "settings.ini, the package and the installation name the same version"
     import locrl
     assert locrl.__version__ == settings()["version"] == importlib.metadata.version("locrl")
+
+
+def test_wheel_holds_every_file(tmp_path: Path):
+    "Modules, sprites and their licence are in the wheel"
+    shutil.copytree(ROOT / "locrl", tmp_path / "locrl", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    files = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "locrl").rglob("*") if path.is_file()}
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    wheel, = (tmp_path / "dist").glob("*.whl")
+    assert files <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_requirements_are_what_is_imported():
