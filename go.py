@@ -50,8 +50,8 @@ def make_venv() -> None:
 
 
 def fingerprint(extra: str) -> str:
-    "What the installation is made from: the extra and the files that name requirements"
-    digest = hashlib.sha256(extra.encode())
+    "What the installation is made from: the folder, the extra and the files that name requirements"
+    digest = hashlib.sha256(f"{ROOT} {extra}".encode())
     for name in ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
