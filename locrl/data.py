@@ -12,8 +12,8 @@ __all__ = ['VOC_CLASSES', 'ANIMALS', 'ARCHIVES', 'data_root', 'cache_root', 'Dat
 """A `Dataset` gives pictures, boxes and a fingerprint. `VOC` reads the standard VOCdevkit folders and checks what it reads;
 `download` fetches the official archives. Boxes are `(n, 4)` float32 corners `x1, y1, x2, y2` in [0, 1] of the image."""
 
-# %% ../nbs/01_data.ipynb #4a482db8
-import difflib, hashlib, io, os, shutil, tarfile, urllib.error, urllib.request
+# %% ../nbs/01_data.ipynb #48b6287f
+import difflib, errno, hashlib, io, os, shutil, tarfile, urllib.error, urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -202,15 +202,14 @@ def __add__(self: Dataset,
         raise DataError(f"{self.name} and {other.name} have different classes: give both the same `classes`")
     return View(f"{self.name} + {other.name}", [(data, i) for data in (self, other) for i in range(len(data))])
 
-# %% ../nbs/01_data.ipynb #737df27b
+# %% ../nbs/01_data.ipynb #3dcfa44a
 def _read_list(folder, split):
     "The image ids in `ImageSets/Main/<split>.txt` of the VOC `folder`"
     path = folder/"ImageSets"/"Main"/f"{split}.txt"
     if not path.exists():
         have = sorted(p.stem for p in path.parent.glob("*.txt"))
-        plain = [s for s in have if s.split("_")[0] not in VOC_CLASSES or "_" not in s]
-        raise DataError(f"no list {path}: " + (f"there are {', '.join(plain or have[:8])}" if have else "the folder holds none") +
-                        (" and one per class, such as " + next(s for s in have if s not in plain) if len(have) > len(plain) > 0 else ""))
+        plain = [s for s in have if "_" not in s or s.split("_")[0] not in VOC_CLASSES]
+        raise DataError(f"no list {path}: there are {', '.join(plain) or 'none'} and {len(have) - len(plain)} lists of single classes")
     ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     if not ids: raise DataError(f"{path} lists no image: put one image id on each line, or choose another split")
     if len(set(ids)) < len(ids): raise DataError(f"{path} lists an image twice: remove the repeated lines")
@@ -356,7 +355,7 @@ def _resume(url, part, size, timeout):
         got = part.stat().st_size - have
     if missing and got < int(missing): raise ConnectionError(f"the connection broke after {have + got:,} bytes")
 
-# %% ../nbs/01_data.ipynb #57c15433
+# %% ../nbs/01_data.ipynb #c1c323c2
 def fetch(
     archive: Archive,
     folder,      # where it goes; a partial file stays there as `<name>.part`
@@ -378,6 +377,8 @@ def fetch(
                 reason = f"{e.code} {e.reason}"
                 if e.code != 416: break
             except (OSError, HTTPException) as e:
+                if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
+                    raise DataError(f"cannot write {part} ({e}): make room there or set LOCRL_DATA to another folder") from None
                 reason, after = str(e), part.stat().st_size if part.exists() else 0
                 if after > before: left, resumed = tries, True
                 else: left -= 1
@@ -392,13 +393,13 @@ def fetch(
                     f"elsewhere, put it at {target} and call this again (or set LOCRL_DATA to a folder that holds VOCdevkit). "
                     "The embedded data set locrl.scenes.Scenes needs no download")
 
-# %% ../nbs/01_data.ipynb #ff49378f
+# %% ../nbs/01_data.ipynb #30fb9bd5
 def unpack(
     tar,   # a VOC archive
     root,  # VOCdevkit is made in here
 ):
     "Unpack images, annotations and lists; raises `DataError` for a member that would leave the folder"
-    with tarfile.open(tar) as file:
+    with tarfile.open(tar, "r:") as file:
         for member in file:
             parts = Path(member.name).parts
             if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):

@@ -128,7 +128,7 @@ def _box(seen, corner):
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     return corner[0] + columns[0], corner[1] + rows[0], corner[0] + columns[-1] + 1, corner[1] + rows[-1] + 1
 
-# %% ../nbs/02_scenes.ipynb #3663cdb4
+# %% ../nbs/02_scenes.ipynb #a438a790
 SPLITS = ("train", "val", "test")
 VERSION = 1  # to be raised with every change that alters a picture or a box
 
@@ -147,10 +147,12 @@ class Scenes(Dataset):
     ):
         if n < 1: raise DataError(f"Scenes needs at least one image, got n={n}")
         if split not in SPLITS: raise DataError(f"Scenes has no split {split!r}: there are {', '.join(SPLITS)}")
+        if seed < 0: raise DataError(f"seed={seed} must not be negative")
         if not 32 <= size[0] <= size[1]: raise DataError(f"size={size} must be (smallest, largest) with at least 32 pixels")
         if not 1 <= objects[0] <= objects[1]: raise DataError(f"objects={objects} must be (fewest, most) with at least 1")
         if not 0 < scale[0] <= scale[1] <= 1: raise DataError(f"scale={scale} must be (smallest, largest) within 0 and 1")
         if not 0 <= negatives <= 1: raise DataError(f"negatives={negatives} must be within 0 and 1")
+        if distractors < 0: raise DataError(f"distractors={distractors} must not be negative")
         super().__init__(f"Scenes {split}", check_classes(classes), [f"{split}-{seed}-{i:06}" for i in range(n)])
         self.seed, self.split, self.pixels, self.objects = int(seed), split, tuple(size), tuple(objects)
         self.scale, self.negatives, self.distractors, self._sizes = tuple(scale), negatives, distractors, {}
@@ -164,7 +166,7 @@ class Scenes(Dataset):
     def _stamp(self, i):
         return repr((VERSION, self.seed, self.pixels, self.objects, self.scale, self.negatives, self.distractors))
 
-# %% ../nbs/02_scenes.ipynb #883cffe4
+# %% ../nbs/02_scenes.ipynb #35fbb46c
 @patch
 def _layout(self: Scenes, i):
     "Compose image `i`: the sprites with their places, from front to back. Keeps its size and annotation"
@@ -187,7 +189,7 @@ def _layout(self: Scenes, i):
             x, y = (int(rng.integers(-s//2, f - s//2)) if loose or s >= f else int(rng.integers(0, f - s + 1))
                     for s, f in zip(shaped.size, (w, h)))
             seen, corner, inside, visible = _visible(solid, (x, y), free)
-            if visible < (0.2 if loose or attempt > 3 else 0.8)*whole: continue
+            if visible <= (0.2 if loose or attempt > 3 else 0.8)*whole: continue
             x1, y1, x2, y2 = _box(seen, corner)
             if min(x2 - x1, y2 - y1) < 6: continue
             placed.append((shaped, (x, y)))

@@ -1,0 +1,452 @@
+"Reading and downloading PASCAL VOC: the real photographs, and every way in which files can be wrong"
+import errno
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import re
+import tarfile
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image, ImageFile
+
+import locrl.data as data
+from locrl.data import ANIMALS, VOC, VOC_CLASSES, Archive, DataError, check_classes, data_root, download, fetch, unpack
+
+
+def box_xml(name="cat", box=(11, 21, 50, 60), extra=""):
+    corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
+
+
+class Folder:
+    "A VOC folder in the making"
+    def __init__(self, root, year="2007"):
+        self.root, self.year, self.path = root, year, root/"VOCdevkit"/f"VOC{year}"
+        for sub in "JPEGImages", "Annotations", "ImageSets/Main": (self.path/sub).mkdir(parents=True)
+        for id in "a", "b":
+            self.image(id)
+            self.xml(id, box_xml())
+        self.list("test", "a\nb\n")
+
+    def image(self, id, size=(100, 80), mode="RGB", **kwargs):
+        rng = np.random.default_rng(0)
+        picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+        picture.save(self.path/"JPEGImages"/f"{id}.jpg", **kwargs)
+
+    def xml(self, id, objects="", size=(100, 80)):
+        self.raw(id, f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>")
+
+    def raw(self, id, text): (self.path/"Annotations"/f"{id}.xml").write_text(text)
+    def list(self, split, text): (self.path/"ImageSets"/"Main"/f"{split}.txt").write_text(text)
+    def voc(self, split="test", **kwargs): return VOC(self.year, split, root=self.root, **kwargs)
+
+
+@pytest.fixture
+def folder(tmp_path): return Folder(tmp_path)
+
+
+
+def test_boxes_are_one_based_and_inclusive(folder):
+    folder.xml("a", box_xml(box=(1, 1, 100, 80)) + box_xml("dog", (11.5, 21, 50.25, 60), "<difficult>1</difficult><truncated>1</truncated>"))
+    a = folder.voc().annotation(0)
+    np.testing.assert_allclose(a.boxes, [[0, 0, 1, 1], [.105, .25, .5025, .75]], atol=1e-6)
+    assert [VOC_CLASSES[k] for k in a.labels] == ["cat", "dog"]
+    assert a.difficult.tolist() == a.truncated.tolist() == [False, True]
+    assert (a.boxes.dtype, a.labels.dtype, a.difficult.dtype) == (np.float32, np.int64, bool)
+
+
+def test_parts_of_objects_are_not_objects(folder):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+    folder.xml("a", box_xml("person", extra=part))
+    np.testing.assert_allclose(folder.voc().annotation(0).boxes, [[.1, .25, .5, .75]], atol=1e-6)
+
+
+def test_class_subset_keeps_the_images(folder):
+    folder.xml("b", box_xml("dog"))
+    voc = folder.voc(classes=("dog", "cow"))
+    assert voc.ids == ("a", "b") and [len(voc.annotation(i)) for i in range(2)] == [0, 1]
+    truth = voc.ground_truth()
+    assert (truth.image.tolist(), truth.label.tolist(), len(truth)) == ([1], [0], 1)
+
+
+def test_a_class_list_keeps_all_ids(folder):
+    folder.list("cat_test", "a  1\nb -1\n\n")
+    assert folder.voc("cat_test").ids == ("a", "b")
+
+
+def test_views(folder, tmp_path):
+    folder.xml("b", box_xml("dog", extra="<difficult>1</difficult>"))
+    other = Folder(tmp_path/"more", "2012")
+    for old, new in ("a", "c"), ("b", "d"):
+        for sub, end in ("JPEGImages", "jpg"), ("Annotations", "xml"): (other.path/sub/f"{old}.{end}").rename(other.path/sub/f"{new}.{end}")
+    other.list("test", "c\nd")
+    both = folder.voc() + other.voc()
+    assert both.ids == ("a", "b", "c", "d") and both.ground_truth().image.tolist() == [0, 1, 2, 3]
+    assert both.having("dog").ids == ("b",) and both.subset([3, 0]).ids == ("d", "a")
+    assert both.subset([True, False, False, True]).having("cat").ids == ("a", "d")
+    assert both.image(2).size == both.size(2) == (100, 80)
+    assert both.subset([-1]).ids == ("d",)
+    with pytest.raises(DataError, match="no image of .* holds dog"): both.having("dog", difficult=False)
+    with pytest.raises(DataError, match="twice"): folder.voc() + folder.voc()
+    with pytest.raises(DataError, match="same `classes`"): folder.voc() + other.voc(classes=ANIMALS)
+    with pytest.raises(DataError, match="needs 4 values, got 1"): both.subset([True])
+    with pytest.raises(DataError, match="holds no image"): both.subset([])
+    with pytest.raises(IndexError): both.subset([4])
+    with pytest.raises(IndexError): both.annotation(4)
+
+
+def test_fingerprint_follows_the_content(folder):
+    first = folder.voc().fingerprint
+    assert re.fullmatch("[0-9a-f]{64}", first) and folder.voc().fingerprint == first
+    changed = {folder.voc(classes=ANIMALS).fingerprint, folder.voc().subset([0]).fingerprint, folder.voc().subset([1, 0]).fingerprint}
+    folder.xml("a", box_xml(box=(11, 21, 50, 61)))
+    changed.add(folder.voc().fingerprint)
+    folder.image("b", quality=50)
+    changed.add(folder.voc().fingerprint)
+    assert len(changed | {first}) == 6
+
+
+def test_pickle(folder):
+    voc = pickle.loads(pickle.dumps(folder.voc().having("cat")))
+    assert voc.ids == ("a", "b") and voc.image(0).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_any_colour_space_becomes_rgb(folder, mode):
+    folder.image("a", mode=mode)
+    assert folder.voc().image(0).mode == "RGB"
+
+
+def test_exif_rotation_is_honoured(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder.image("a", (80, 100), exif=exif)
+    folder.xml("a", box_xml())
+    assert folder.voc().image(0).size == (100, 80)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500), st.integers(1, 500), st.data())
+def test_boxes_round_trip(tmp_path_factory, width, height, draw):
+    x1, y1 = draw.draw(st.integers(1, width)), draw.draw(st.integers(1, height))
+    x2, y2 = draw.draw(st.integers(x1, width)), draw.draw(st.integers(y1, height))
+    path = tmp_path_factory.mktemp("xml")/"a.xml"
+    path.write_text(f"<annotation><size><width>{width}</width><height>{height}</height></size>{box_xml(box=(x1, y1, x2, y2))}</annotation>")
+    size, [(_, box, *_)] = data.read_xml(path)
+    assert size == (width, height) and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+    back = box[0]*width + 1, box[1]*height + 1, box[2]*width, box[3]*height
+    np.testing.assert_allclose(back, (x1, y1, x2, y2), atol=1e-6)
+
+
+
+def broken(folder, message, call=lambda voc: (voc.annotation(0), voc.image(0)), **kwargs):
+    with pytest.raises(DataError, match=message): call(folder.voc(**kwargs))
+
+
+def test_missing_image(folder):
+    (folder.path/"JPEGImages"/"a.jpg").unlink()
+    broken(folder, r"no image .*a\.jpg \(1 of 2 are missing\): restore")
+
+
+def test_missing_annotation(folder):
+    (folder.path/"Annotations"/"b.xml").unlink()
+    broken(folder, r"no annotation .*b\.xml \(1 of 2")
+
+
+def test_files_that_go_missing_later(folder):
+    voc = folder.voc()
+    (folder.path/"JPEGImages"/"a.jpg").unlink(); (folder.path/"Annotations"/"b.xml").unlink()
+    with pytest.raises(DataError, match=r"no image .*a\.jpg"): voc.image(0)
+    with pytest.raises(DataError, match=r"no annotation .*b\.xml"): voc.annotation(1)
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("keep", [2, 100, 0.5, -2, -1, 0])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_jpeg(folder, monkeypatch, lenient, keep, progressive):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    folder.image("a", progressive=progressive)
+    path = folder.path/"JPEGImages"/"a.jpg"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:int(len(raw)*keep) if keep == 0.5 else keep])
+    broken(folder, r"a\.jpg (is cut short|cannot be decoded)")
+
+
+def test_a_file_that_is_no_picture(folder):
+    (folder.path/"JPEGImages"/"a.jpg").write_text("<html>404</html>")
+    broken(folder, r"a\.jpg cannot be decoded .*restore")
+
+
+def test_trailing_bytes_are_no_truncation(folder):
+    with open(folder.path/"JPEGImages"/"a.jpg", "ab") as file: file.write(b"\0"*100)
+    assert folder.voc().image(0).size == (100, 80)
+
+
+@pytest.mark.parametrize("text", ["", "<annotation><size>", "no xml", "<annotation><size></annotation>"])
+def test_malformed_xml(folder, text):
+    folder.raw("a", text)
+    broken(folder, r"a\.xml is not valid XML \(.*: restore")
+
+
+@pytest.mark.parametrize("box, message", [
+    ((50, 10, 40, 20), r"inverted"), ((50, 30, 60, 20), r"inverted"), ((-5, 10, 20, 20), r"leaves the 100 x 80 image"),
+    ((10, 10, 102, 20), r"leaves the"), ((10, 10, 20, 82), r"leaves the"), ((101, 10, 101, 20), r"leaves the"),
+    (("nan", 10, 20, 20), r"inverted|leaves"), (("x", 10, 20, 20), r"needs a number in <xmin>, got 'x'"), (("", 1, 2, 3), "needs a number"),
+    ((10, 10, "inf", 20), "leaves the")])
+def test_bad_boxes(folder, box, message):
+    folder.xml("a", box_xml(box=box))
+    broken(folder, rf"a\.xml.*{message}")
+
+
+def test_a_pixel_outside_is_put_on_the_border(folder):
+    folder.xml("a", box_xml(box=(0, 0, 101, 81)))
+    assert folder.voc().annotation(0).boxes.tolist() == [[0, 0, 1, 1]]
+
+
+def test_incomplete_annotations(folder):
+    folder.xml("a", "<object><name>cat</name></object>")
+    broken(folder, r"a\.xml: the cat has no <bndbox>")
+    folder.raw("a", f"<annotation>{box_xml()}</annotation>")
+    broken(folder, r"a\.xml has no <size>")
+    folder.xml("a", box_xml(), (0, 80))
+    broken(folder, r"a\.xml: <size> is 0 x 80")
+    folder.xml("a", "<object><bndbox/></object>")
+    broken(folder, r"a\.xml: unknown class ''")
+
+
+def test_unknown_class_in_a_file(folder):
+    folder.xml("a", box_xml("catt"))
+    broken(folder, r"a\.xml: unknown class 'catt': did you mean 'cat'\?", classes=ANIMALS)
+
+
+def test_unknown_class_asked_for(folder):
+    broken(folder, "unknown class 'Horses': did you mean 'horse'", classes=["Horses"])
+    with pytest.raises(DataError, match="did you mean 'sheep'"): folder.voc(classes=ANIMALS).having("sheeps")
+    with pytest.raises(DataError, match="known are aeroplane"): check_classes(["xqz"])
+    with pytest.raises(DataError, match="twice"): check_classes(["cat", "cat"])
+
+
+def test_empty_split(folder):
+    folder.list("test", "\n\n")
+    broken(folder, r"test\.txt lists no image")
+
+
+def test_repeated_ids(folder):
+    folder.list("test", "a\na\n")
+    broken(folder, r"test\.txt lists an image twice")
+
+
+def test_missing_list_names_the_others(folder):
+    for split in "train", "val", "cat_val", "train_val": folder.list(split, "a")
+    broken(folder, r"no list .*vall\.txt: there are test, train, val and 2 lists", split="vall")
+
+
+def test_size_that_disagrees(folder):
+    folder.image("a", (80, 100))
+    broken(folder, r"a\.jpg is 80 x 100, its annotation says 100 x 80: correct")
+
+
+def test_no_data_at_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCRL_DATA", str(tmp_path/"here"))
+    assert data_root() == tmp_path/"here"
+    with pytest.raises(DataError, match=r"here.*LOCRL_DATA.*download\('2012'\).*Scenes"): VOC("2012", "val")
+
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, name = self.server, self.path.strip("/")
+        server.asked.append((name, self.headers.get("Range")))
+        if name not in server.files: return self.send_error(404)
+        body, first = server.files[name], 0
+        if (wanted := self.headers.get("Range")) and server.ranges:
+            first = int(wanted.split("=")[1].rstrip("-"))
+            if first >= len(body): return self.send_error(416)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+        else: self.send_response(200)
+        self.send_header("Content-Length", str(len(body) - first))
+        self.end_headers()
+        stop = min(len(body), first + server.cut) if server.cut and name not in server.whole else len(body)
+        self.wfile.write(body[first:stop])
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.asked, server.ranges, server.cut, server.whole = {}, [], True, 0, set()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown(); server.server_close()
+
+
+BODY = np.random.default_rng(0).bytes(300_000)
+
+def archive(server, *names, body=BODY, **kwargs):
+    return Archive("some.tar", hashlib.md5(body).hexdigest(), len(body), tuple(f"{server.url}/{n}" for n in names), "test", **kwargs)
+
+
+def test_fetch(server, tmp_path):
+    server.files["good"] = BODY
+    wanted = archive(server, "good")
+    assert fetch(wanted, tmp_path).read_bytes() == BODY
+    assert [p.name for p in tmp_path.iterdir()] == ["some.tar"]
+    fetch(wanted, tmp_path)
+    assert len(server.asked) == 1
+
+
+def test_fetch_resumes(server, tmp_path):
+    server.files["good"] = BODY
+    (tmp_path/"some.tar.part").write_bytes(BODY[:100_000])
+    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
+    assert server.asked == [("good", "bytes=100000-")]
+
+
+def test_fetch_restarts_where_the_server_cannot_resume(server, tmp_path):
+    server.files["good"], server.ranges = BODY, False
+    (tmp_path/"some.tar.part").write_bytes(b"x"*100_000)
+    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
+
+
+def test_fetch_survives_a_breaking_connection(server, tmp_path):
+    server.files["good"], server.cut = BODY, 70_000
+    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
+    assert [r for _, r in server.asked] == [None, "bytes=70000-", "bytes=140000-", "bytes=210000-", "bytes=280000-"]
+
+
+def test_fetch_drops_a_stale_part(server, tmp_path):
+    server.files["good"] = BODY
+    for stale in b"x"*1000, BODY[::-1], BODY + b"x":
+        (tmp_path/"some.tar.part").write_bytes(stale)
+        assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
+        (tmp_path/"some.tar").unlink()
+
+
+def test_fetch_goes_on_to_the_next_mirror(server, tmp_path):
+    server.files.update(bad=BODY[::-1], good=BODY)
+    assert fetch(archive(server, "missing", "bad", "good"), tmp_path).read_bytes() == BODY
+    assert [n for n, _ in server.asked] == ["missing", "bad", "good"]
+
+
+def test_fetch_keeps_the_part_of_a_broken_mirror(server, tmp_path):
+    server.files.update(first=BODY, good=BODY)
+    server.cut, server.whole = 100_000, {"good"}
+    server.ranges = True
+    (tmp_path/"some.tar.part").write_bytes(BODY[:50_000])
+    assert fetch(archive(server, "gone", "good"), tmp_path).read_bytes() == BODY
+    assert server.asked[-1] == ("good", "bytes=50000-")
+
+
+def test_fetch_says_what_to_do(server, tmp_path):
+    server.files["bad"] = BODY[::-1]
+    closed = "http://127.0.0.1:9/closed"
+    wanted = archive(server, "missing", "bad")
+    wanted = Archive(wanted.name, wanted.md5, wanted.size, (*wanted.urls, closed), "test")
+    with pytest.raises(DataError) as e: fetch(wanted, tmp_path, tries=1)
+    for part in "404", "wrong MD5", "refused", str(tmp_path/"some.tar"), "LOCRL_DATA", "Scenes": assert part in str(e.value)
+    assert not (tmp_path/"some.tar").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_fetch_on_a_full_or_read_only_disk(server, tmp_path, monkeypatch, code):
+    def fail(*args): raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(data, "_resume", fail)
+    with pytest.raises(DataError, match=r"cannot write .*some\.tar\.part .*LOCRL_DATA"): fetch(archive(server, "good"), tmp_path)
+
+
+def test_fetch_refuses_a_wrong_file_in_place(server, tmp_path):
+    (tmp_path/"some.tar").write_text("something else")
+    with pytest.raises(DataError, match=r"some\.tar has the MD5 sum .*: delete"): fetch(archive(server, "good"), tmp_path)
+
+
+@pytest.fixture
+def tar(tmp_path):
+    folder = Folder(tmp_path/"source")
+    (folder.path/"SegmentationClass").mkdir()
+    (folder.path/"SegmentationClass"/"a.png").write_text("not needed")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file: file.add(folder.root/"VOCdevkit", "VOCdevkit")
+    return out.getvalue()
+
+
+def test_download(server, tar, tmp_path, monkeypatch):
+    server.files["tar"] = tar
+    monkeypatch.setitem(data.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
+    folder = download(2007, tmp_path)
+    assert VOC("2007", "test", root=tmp_path).image(0).size == (100, 80)
+    assert sorted(p.name for p in folder.iterdir()) == ["Annotations", "ImageSets", "JPEGImages"]
+    assert not (tmp_path/"some.tar").exists()
+    download("2007", tmp_path)
+    assert len(server.asked) == 1
+    (folder/"JPEGImages"/"b.jpg").unlink()
+    download("2007", tmp_path, keep_archive=True)
+    assert (folder/"JPEGImages"/"b.jpg").exists() and (tmp_path/"some.tar").exists() and len(server.asked) == 2
+
+
+def test_download_wants_room(server, tar, tmp_path, monkeypatch):
+    monkeypatch.setitem(data.ARCHIVES, "2007", (Archive("some.tar", "", 10**18, (server.url,), "test"),))
+    with pytest.raises(DataError, match="GB free: make room"): download("2007", tmp_path)
+    assert not server.asked
+
+
+def test_download_to_a_place_that_cannot_be_written(server, tar, tmp_path, monkeypatch):
+    monkeypatch.setitem(data.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
+    (tmp_path/"file").write_text("")
+    with pytest.raises(DataError, match="cannot write to .*LOCRL_DATA"): download("2007", tmp_path/"file")
+
+
+def test_download_of_what_is_no_tar(server, tmp_path, monkeypatch):
+    server.files["good"] = BODY
+    monkeypatch.setitem(data.ARCHIVES, "2007", (archive(server, "good"),))
+    with pytest.raises(DataError, match=r"some\.tar cannot be unpacked .*delete"): download("2007", tmp_path)
+
+
+@pytest.mark.parametrize("name, kind", [("../evil", tarfile.REGTYPE), ("/evil", tarfile.REGTYPE), ("VOCdevkit/VOC2007/JPEGImages/a", tarfile.SYMTYPE)])
+def test_unpack_stays_in_its_folder(tmp_path, name, kind):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path/"evil.tar", "w") as file: file.addfile(member, io.BytesIO())
+    with pytest.raises(DataError, match="which no VOC archive does"): unpack(tmp_path/"evil.tar", tmp_path/"out")
+    assert not (tmp_path/"evil").exists() and not (tmp_path/"out").exists()
+
+
+def test_the_official_addresses():
+    for year, archives in data.ARCHIVES.items():
+        for a in archives:
+            assert a.urls[0] == f"http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{a.name}" and len(a.md5) == 32
+
+
+
+def real(year, split):
+    return pytest.mark.skipif(not (data_root()/f"VOCdevkit/VOC{year}/ImageSets/Main/{split}.txt").exists(),
+                              reason=f"no VOC{year} {split} under LOCRL_DATA")
+
+
+@real("2007", "test")
+def test_voc2007_test():
+    voc, start = VOC("2007", "test"), time.process_time()
+    truth = voc.ground_truth()
+    assert time.process_time() - start < 6
+    easy = ~truth.difficult
+    assert (len(voc), len(truth), easy.sum()) == (4952, 14976, 12032)
+    images = {c: len(set(truth.image[easy & (truth.label == VOC_CLASSES.index(c))])) for c in (*ANIMALS, "person", "bottle")}
+    assert images == dict(cat=322, cow=127, dog=418, horse=274, sheep=97, person=2007, bottle=212)
+    assert (truth.boxes >= 0).all() and (truth.boxes <= 1).all() and (truth.boxes[:, :2] < truth.boxes[:, 2:]).all()
+    for i in range(0, len(voc), 250): assert voc.image(i).mode == "RGB"
+
+
+@real("2012", "trainval")
+def test_voc2012_animals():
+    train, val, both = (VOC("2012", split, ANIMALS) for split in ("train", "val", "trainval"))
+    assert (len(train), len(val)) == (3159, 441) and set((train + val).ids) == set(both.ids)
+    assert [len(both.having(c, difficult=False)) for c in ANIMALS] == [1110, 324, 1316, 512, 346]
+    assert len(both) == 3600 and len(both.having()) == 3552 and not both.ground_truth().truncated.any()
