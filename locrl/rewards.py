@@ -54,25 +54,31 @@ class SignReward:
             good = good | (np.abs(change) <= self.eps) & nearer
         return np.where(good, self.size, -self.size)
 
-# %% ../nbs/07_rewards.ipynb #eab0eadc
+# %% ../nbs/07_rewards.ipynb #bb4a96b6
 @dataclass(frozen=True)
 class DeltaReward:
-    """`scale*(gamma*iou_after - iou_before)`: potential-based, proportional to the progress.
-    Raises `ValueError` for an impossible setting. Source: Ng, Harada & Russell 1999, with IoU as the potential."""
-    scale: float = 5.0  # reward of a move that raises the IoU from 0 to 1
-    gamma: float = 1.0  # discount of the potential after the move; the learner's own, or 1
+    """`scale*(gamma*after - before)` of a potential, IoU - `centre`*distance: proportional to the progress.
+    Raises `ValueError` for an impossible setting. Source: Ng, Harada & Russell 1999, with this potential."""
+    scale: float = 5.0   # reward of a move that raises the potential by 1
+    gamma: float = 1.0   # discount of the potential after the move; the learner's own, or 1
+    centre: float = 0.0  # weight of the distance between the centres; above 0, a move towards the object pays while the IoU stands still
     kind: str = field(default="delta", init=False, repr=False)
 
-    def __post_init__(self): _check(self, scale=(0, np.inf), gamma=(0, 1))
+    def __post_init__(self): _check(self, scale=(0, np.inf), gamma=(0, 1), centre=(0, np.inf))
 
     def __call__(self,
         iou_before,            # (...) in [0, 1]
         iou_after,             # (...) in [0, 1]
-        distance_before=None,  # not used
-        distance_after=None,   # not used
-    ):                         # (...) in [-scale, scale]
+        distance_before=None,  # (...) between the centres, in image fractions; only for `centre` > 0
+        distance_after=None,   # (...) the same after the move
+    ):                         # (...)
         "Reward of each move"
-        return self.scale*(self.gamma*np.asarray(iou_after) - np.asarray(iou_before))
+        before, after = np.asarray(iou_before), np.asarray(iou_after)
+        if self.centre:
+            if distance_before is None or distance_after is None:
+                raise ValueError("DeltaReward(centre > 0) needs distance_before and distance_after")
+            before, after = before - self.centre*np.asarray(distance_before), after - self.centre*np.asarray(distance_after)
+        return self.scale*(self.gamma*after - before)
 
 # %% ../nbs/07_rewards.ipynb #013befb8
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Reward:
         move = self.move(iou_before, iou_after, distance_before, distance_after)
         return np.where(triggered, self.trigger(iou_after), move).astype(np.float32)
 
-# %% ../nbs/07_rewards.ipynb #51b1c09e
+# %% ../nbs/07_rewards.ipynb #d52945f6
 _REWARDS = {}
 
 def register_reward(
@@ -157,7 +163,7 @@ def register_reward(
     return _REWARDS[name]
 
 def named_reward(
-    name: str,  # "paper", "continuous", "centre", or registered
+    name: str,  # "paper", "continuous", "centre", "potential", or registered
 ) -> Reward:
     "The reward called `name`. Raises `ValueError` with the known names for any other"
     if name not in _REWARDS: raise ValueError(f"no reward called {name!r}: known are {', '.join(map(repr, sorted(_REWARDS)))}")
@@ -165,4 +171,5 @@ def named_reward(
 
 register_reward("paper", Reward(SignReward(), BinaryTrigger()))
 register_reward("continuous", Reward(SignReward(), ContinuousTrigger()))
-register_reward("centre", Reward(SignReward(ties="centre"), ContinuousTrigger()));
+register_reward("centre", Reward(SignReward(ties="centre"), ContinuousTrigger()))
+register_reward("potential", Reward(DeltaReward(scale=5., centre=.5), ContinuousTrigger()));

@@ -82,7 +82,7 @@ def loop(name, before, after, triggered, d0, d1):
     return 1. if after - before > 1e-6 else -1.
 
 
-@pytest.mark.parametrize("name", ["paper", "continuous", "centre"])
+@pytest.mark.parametrize("name", ["paper", "continuous", "centre", "potential"])
 def test_batch_equals_explicit_loop(name):
     rng = np.random.default_rng(0)
     n = 500
