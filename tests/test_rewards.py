@@ -74,10 +74,11 @@ def test_delta_reward_telescopes(ious, scale, gamma):
 
 
 def loop(name, before, after, triggered, d0, d1):
-    "The three named rewards, written out with `if`"
+    "The named rewards, written out with `if`"
     if triggered:
         if name == "paper": return 3. if after >= .6 else -3.
         return .5 + 2.5*(after - .5)/.5 if after >= .5 else -.5 - 2.5*(1 - after/.5)
+    if name == "potential": return 5*((after - .5*d1) - (before - .5*d0))
     if name == "centre" and abs(after - before) <= 1e-6: return 1. if d0 - d1 > 1e-6 else -1.
     return 1. if after - before > 1e-6 else -1.
 
