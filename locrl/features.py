@@ -138,7 +138,7 @@ def fit_projection(
         cells.append(encoder.encode([data.image(i)])[0].flatten(1).T.cpu().numpy())
     return Projection.fit(np.concatenate(cells), dim)
 
-# %% ../nbs/06_features.ipynb #718a31d0
+# %% ../nbs/06_features.ipynb #b9510b2b
 def build_store(
     data,                        # a data set: `name`, `fingerprint`, `classes`, `image(i)`
     encoder: Encoder,            # what sees
@@ -148,7 +148,7 @@ def build_store(
     root: Path | None = None,    # where stores live; default `cache_root()/"features"`
     shard_size: int = 256,       # pictures a shard
     batch_size: int = 8,         # pictures a batch
-) -> "FeatureStore":
+):                               # `FeatureStore`
     """Encode `data` into a store, or open the one that is there. Finished shards are kept, so a killed build resumes.
     Raises `FeatureError` for a disk that is full or read-only, `DataError` for a damaged picture."""
     root = Path(root or cache_root()/"features")
@@ -271,16 +271,15 @@ class FeatureStore:
 
     def __repr__(self): return f"FeatureStore({self.about['data']}, {len(self)} pictures, {self.about['encoder']}, {self.dim}-d{', mirrored'*self.about['flip']})"
 
-# %% ../nbs/06_features.ipynb #7a4a4b96
+# %% ../nbs/06_features.ipynb #ed2e8f2b
 def integral_image(
     features: torch.Tensor,  # (N, H, W, D)
 ) -> torch.Tensor:           # (N, H+1, W+1, D) float32
     "Sums of `features` over all cells above and to the left"
     n, h, w, d = features.shape
     out = torch.zeros(n, h + 1, w + 1, d, device=features.device)
-    torch.cumsum(features.float(), 1, out=out[:, 1:, 1:])
-    torch.cumsum(out[:, 1:, 1:].clone(), 2, out=out[:, 1:, 1:])
-    return out
+    out[:, 1:, 1:] = features
+    return out.cumsum_(1).cumsum_(2)
 
 # %% ../nbs/06_features.ipynb #e1e094a4
 def region_pool(
@@ -304,20 +303,22 @@ def region_pool(
     flat = F.embedding_bag(rows.view(-1, 16), integral.view(-1, d), per_sample_weights=weight.view(-1, 16), mode="sum")
     return flat.view(*boxes.shape[:-1], d)
 
-# %% ../nbs/06_features.ipynb #3670d2be
+# %% ../nbs/06_features.ipynb #70fea008
 class FeatureBank:
     "Frozen features of one data set in memory, ready for `region_pool`"
     def __init__(self,
-        store: FeatureStore,                  # features on disk
+        stores: FeatureStore | Sequence[FeatureStore],  # features on disk; of several, the pictures follow one another
         classes: Sequence[str],               # the classes the agent may be asked for
         prototypes: Prototypes | None = None, # evidence for the classes, instead of the encoder's own
         device: str = "cpu",                  # torch device
     ):
-        features = torch.from_numpy(store.array("features"))
-        self.classes, self.dim, self.device = tuple(classes), store.dim, device
-        self.saliency, self.presence = _evidence(store, features, self.classes, prototypes)
-        self.saliency, self.presence = self.saliency.to(device), self.presence.to(device)
-        self.integral = integral_image(features.to(device))
+        stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
+        if len({s.projection.digest for s in stores}) > 1: raise FeatureError(f"these stores do not share a projection: {', '.join(str(s.path) for s in stores)}")
+        features = [torch.from_numpy(s.array("features")) for s in stores]
+        self.classes, self.dim, self.device = tuple(classes), stores[0].dim, device
+        evidence = [_evidence(s, x, self.classes, prototypes) for s, x in zip(stores, features)]
+        self.saliency, self.presence = (torch.cat(x).to(device) for x in zip(*evidence))
+        self.integral = integral_image(torch.cat(features).to(device))
 
     def __len__(self): return len(self.integral)
 
