@@ -11,12 +11,14 @@ __all__ = ['FeatureError', 'Projection', 'fit_projection', 'build_store', 'Featu
 # %% ../nbs/06_features.ipynb #af34d08e
 """Frozen features of a data set on disk (`build_store`, `FeatureStore`) and in memory (`FeatureBank`, `region_pool`)."""
 
-# %% ../nbs/06_features.ipynb #bcf45e8b
+# %% ../nbs/06_features.ipynb #acc85640
 import hashlib
 import json
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
@@ -35,7 +37,7 @@ from .saliency import to_saliency
 class FeatureError(ValueError):
     "A feature store that is missing, damaged, of another encoder or cannot be written; the message names the file and the cure"
 
-# %% ../nbs/06_features.ipynb #3917efd5
+# %% ../nbs/06_features.ipynb #e249077e
 @dataclass(frozen=True, eq=False)
 class Projection:
     "An affine map of feature vectors: `(x - mean) @ matrix`, scale included"
@@ -85,8 +87,10 @@ class Projection:
 
     @classmethod
     def load(cls, path):
-        "Read what `save` wrote"
-        with np.load(path) as f: return cls(f["mean"], f["matrix"] if "matrix" in f else None, float(f["scale"]))
+        "Read what `save` wrote. Raises `FeatureError` for a damaged file."
+        try:
+            with np.load(path) as f: return cls(f["mean"], f["matrix"] if "matrix" in f else None, float(f["scale"]))
+        except Exception as e: raise FeatureError(f"{path} is missing or damaged ({e}): delete it and build the store again") from e
 
 # %% ../nbs/06_features.ipynb #028722e4
 def _write(path, write):
@@ -109,12 +113,23 @@ def _sha256(path):
         while block := f.read(1 << 22): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/06_features.ipynb #14f0973d
+# %% ../nbs/06_features.ipynb #c5752e1a
 def _describe(data, encoder, projection, classes, flip):
     "What a store is of, as it stands in `store.json`"
     return dict(version=1, data=data.name, data_fingerprint=data.fingerprint, images=len(data), encoder=repr(encoder),
                 encoder_fingerprint=encoder.fingerprint, projection=projection.digest, dim=projection.dim, grid=list(encoder.grid),
                 classes=list(classes), flip=flip)
+
+def _about(path):
+    "Read `store.json`"
+    file = path/"store.json"
+    try:
+        about = json.loads(file.read_text())
+        missing = {"data", "data_fingerprint", "images", "encoder", "encoder_fingerprint", "projection", "dim", "grid", "classes", "flip", "shard_size"} - set(about)
+        if missing: raise ValueError(f"no {', '.join(sorted(missing))}")
+        return about
+    except FileNotFoundError: raise FeatureError(f"{path} is no feature store (store.json is missing): make it with `locrl cache` or build_store") from None
+    except ValueError as e: raise FeatureError(f"{file} is damaged ({e}): delete {path} and build it again") from None
 
 def _known_classes(encoder, classes):
     "The classes of `classes` that the encoder has a name for"
@@ -138,7 +153,7 @@ def fit_projection(
         cells.append(encoder.encode([data.image(i)])[0].flatten(1).T.cpu().numpy())
     return Projection.fit(np.concatenate(cells), dim)
 
-# %% ../nbs/06_features.ipynb #b9510b2b
+# %% ../nbs/06_features.ipynb #57977ee3
 def build_store(
     data,                        # a data set: `name`, `fingerprint`, `classes`, `image(i)`
     encoder: Encoder,            # what sees
@@ -159,23 +174,25 @@ def build_store(
     path = root/f"{data.name}-{encoder.name}{'-flip'*flip}-{key[:10]}".replace("/", "_")
     n_shards = -(-len(data)//shard_size)
     about |= dict(shard_size=shard_size)
-    if (path/"store.json").exists(): about["shard_size"] = shard_size = json.loads((path/"store.json").read_text())["shard_size"]; n_shards = -(-len(data)//shard_size)
+    if (path/"store.json").exists(): about["shard_size"] = shard_size = _about(path)["shard_size"]; n_shards = -(-len(data)//shard_size)
     todo = [k for k in range(n_shards) if not (path/f"shard-{k:05d}.json").exists()]
     if todo:
         _make_folder(path, bytes_needed=len(todo)*shard_size*encoder.grid[0]*encoder.grid[1]*2*(projection.dim + len(classes)))
-        _write(path/"projection.npz", projection.save)
         _write(path/"store.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
         _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size)
+    if not (path/"projection.npz").exists(): _write(path/"projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
 
-# %% ../nbs/06_features.ipynb #c33a603b
+# %% ../nbs/06_features.ipynb #35c54d11
 def _make_folder(path, bytes_needed):
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise FeatureError(f"cannot make {path}: {e.strerror}. Set LOCRL_CACHE to a folder that can be written") from e
     free = shutil.disk_usage(path).free
     if free < bytes_needed:
         raise FeatureError(f"{path} needs {bytes_needed/1e9:.1f} GB and the disk has {free/1e9:.1f} GB free. Free some space, or set LOCRL_CACHE to another disk")
-    for old in path.glob(".*.tmp"): old.unlink(missing_ok=True)
+    for old in path.glob(".*.tmp"):  # left by a killed build; a young one may be another process's
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > 600: old.unlink()
 
 def _fitted(root, data, encoder, dim):
     "The projection fitted on `data`, from the cache when it is there"
@@ -221,7 +238,7 @@ def _write_shard(path, k, features, evidence, presence):
         sums[file.name] = _sha256(file)
     _write(path/f"shard-{k:05d}.json", lambda f: f.write(json.dumps(dict(images=len(features), sha256=sums)).encode()))
 
-# %% ../nbs/06_features.ipynb #fd14cdc4
+# %% ../nbs/06_features.ipynb #88c8e278
 class FeatureStore:
     """A store on disk, memory-mapped. Any number of processes may read it. Raises `FeatureError` when it is incomplete, of
     another encoder or data set than those given, or when a shard does not match its checksum."""
@@ -232,13 +249,12 @@ class FeatureStore:
         verify: bool = True,              # check every shard against its SHA-256
     ):
         self.path = Path(path)
-        try: self.about = json.loads((self.path/"store.json").read_text())
-        except FileNotFoundError: raise FeatureError(f"{self.path} is no feature store (store.json is missing): make it with `locrl cache` or build_store") from None
-        except ValueError as e: raise FeatureError(f"{self.path/'store.json'} is damaged ({e}): delete the folder and build it again") from None
+        self.about = _about(self.path)
         for what, given in (("encoder", encoder), ("data", data)):
             if given is not None and given.fingerprint != self.about[f"{what}_fingerprint"]:
                 raise FeatureError(f"{self.path} was made with another {what}: {self.about[what]}, not {given if what == 'encoder' else given.name}. Build a store of its own with `locrl cache`")
         self.projection = Projection.load(self.path/"projection.npz")
+        if self.projection.digest != self.about["projection"]: raise FeatureError(f"{self.path/'projection.npz'} is not the projection the features were made with: delete it and build the store again")
         self.classes, self.dim, self.grid = tuple(self.about["classes"]), self.about["dim"], tuple(self.about["grid"])
         n = -(-self.about["images"]//self.about["shard_size"])
         self._maps = {name: [self._open(name, k, verify) for k in range(n)] for name in ("features", "evidence", "presence")}
@@ -250,8 +266,10 @@ class FeatureStore:
         try:
             if verify and _sha256(file) != json.loads(declared.read_text())["sha256"][file.name]:
                 raise FeatureError(f"{file} is damaged: its checksum does not match; {cure}")
-            return np.load(file, mmap_mode="r")
-        except (OSError, ValueError, KeyError) as e:
+            array, rows = np.load(file, mmap_mode="r"), min(self.about["shard_size"], len(self) - k*self.about["shard_size"])
+            if len(array) != rows: raise FeatureError(f"{file} holds {len(array)} pictures instead of {rows}; {cure}")
+            return array
+        except (OSError, ValueError, KeyError, TypeError) as e:
             if isinstance(e, FeatureError): raise
             raise FeatureError(f"{file} cannot be read ({e}); {cure}") from e
 
