@@ -65,7 +65,7 @@ class Targets:
         padded[row, np.arange(len(code)) - np.repeat(first, count)] = boxes
         return cls(asked//len(classes), asked % len(classes), padded)
 
-# %% ../nbs/10_env.ipynb #9779723d
+# %% ../nbs/10_env.ipynb #eab869de
 class Search:
     "Any number of episodes side by side, as arrays. Knows boxes and truth, not pictures."
     def __init__(self,
@@ -121,7 +121,9 @@ class Search:
         before = iou(self.box[:, None], truth)                                 # (n, G)
         after = iou(new[:, :, None], truth[:, None]).max(-1)                   # (n, A)
         target = truth[np.arange(self.n), before.argmax(1)][:, None]           # (n, 1, 4)
-        return after, self.reward(before.max(1)[:, None], after, triggered, centre_distance(self.box[:, None], target), centre_distance(new, target))
+        there = target[..., 2] > target[..., 0]                                # (n, 1); no way leads to what is not there
+        distances = centre_distance(self.box[:, None], target)*there, centre_distance(new, target)*there
+        return after, self.reward(before.max(1)[:, None], after, triggered, *distances)
 
     def try_all(self) -> tuple[np.ndarray, np.ndarray]:
         "IoU and reward (n, n_actions) of every action, without doing any"
