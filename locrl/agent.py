@@ -50,21 +50,23 @@ class TrunkPolicy(DQNPolicy):
         "A Q-network of `network_class` on a features extractor of its own"
         return self.network_class(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
 
-# %% ../nbs/12_agent.ipynb #bc7e879d
+# %% ../nbs/12_agent.ipynb #363be990
 class DoubleDQN(DQN):
     """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo &
-    Lazebnik 2015, section 3.3. Takes all arguments of `DQN`, and:"""
+    Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently. Takes all arguments of `DQN`, and:"""
     def __init__(self,
         policy,                        # a `TrunkPolicy`, or "MlpPolicy"
         env,                           # environment or `VecEnv`
         *args,
         double: bool = True,           # select the next action with the online network; False is plain DQN
         guide: str | None = None,      # name of an environment method that gives the actions worth exploring, (n_envs, n_actions) bool
-        terms: tuple[Callable, ...] = (),  # loss terms: `term(model, batch, q, trunk) -> (loss, {name: value})`
+        terms: tuple[Callable, ...] = (),  # loss terms: `term(model, batch, q, trunk) -> (loss, {name: value})`; a value `priority` (B,) is not logged but adds to the priorities
         **kwargs,                      # for `DQN`
     ):
         self.double, self.guide, self.terms = double, guide, tuple(terms)
         super().__init__(TrunkPolicy if policy == "MlpPolicy" else policy, env, *args, **kwargs)
+        discount = getattr(self.replay_buffer, "gamma", self.gamma)
+        if discount != self.gamma: raise ValueError(f"gamma={self.gamma}, but the replay buffer discounts by {discount}: give both the same, replay_buffer_kwargs=dict(gamma=...)")
 
     def targets(self,
         batch,                         # replay samples: next_observations, rewards, dones, discounts
@@ -85,22 +87,26 @@ class DoubleDQN(DQN):
         "Update the Q-network `gradient_steps` times on batches of `batch_size` transitions"
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        logs = []
+        buffer, logs = self.replay_buffer, []
+        buffer.progress_remaining = self._current_progress_remaining
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = buffer.sample(batch_size, env=self._vec_normalize_env)
             target = self.targets(batch)
             trunk = self.q_net.trunk(self.q_net.look(batch.observations))
             q = self.q_net.head(trunk)
             taken = q.gather(1, batch.actions.long())
-            td_loss = F.smooth_l1_loss(taken, target)
-            loss, log = td_loss, dict(td_loss=td_loss, q_mean=q.mean(), q_max=q.max(), td_error=(taken - target).abs().mean())
+            huber, error = F.smooth_l1_loss(taken, target, reduction="none"), (taken - target).detach().abs()[:, 0]
+            td_loss = (huber*getattr(batch, "weights", 1.)).mean()
+            loss, log = td_loss, dict(td_loss=td_loss, q_mean=q.mean(), q_max=q.max(), td_error=error.mean())
             for term in self.terms:
                 extra, more = term(self, batch, q, trunk)
+                error = error + more.pop("priority", 0.)
                 loss, log = loss + extra, log | more
             self.policy.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
+            if hasattr(buffer, "update_priorities"): buffer.update_priorities(batch.indices, error)
             logs.append({"loss": loss.detach(), **{k: v.detach() for k, v in log.items()}})
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
