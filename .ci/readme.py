@@ -27,7 +27,8 @@ def readme(notebook: Path) -> str:
             parts.append(re.sub(r"\]\((?!\w+:|#|/)", f"]({notebook.parent.name}/", source))
         else:
             code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
-            parts += [f"```python\n{code.strip()}\n```", *filter(None, map(text_of, cell["outputs"]))]
+            if not re.search(r"^#\|\s*echo:\s*false", source, re.M): parts.append(f"```python\n{code.strip()}\n```")
+            parts += filter(None, map(text_of, cell["outputs"]))
     return NOTE + "\n\n".join(parts) + "\n"
 
 

@@ -89,8 +89,8 @@ def dense_unsupported(
     if vision.get("block_type") == "custom" or any(vision.get(k) for k in _CUSTOM): return "its transformer blocks are not the standard ones"
     if not isinstance(vision.get("image_size", 224), int): return f"its input is not square: {vision['image_size']}"
 
-# %% ../nbs/05_clip.ipynb #c83d1bb5
-class WeightsError(RuntimeError):
+# %% ../nbs/05_clip.ipynb #8bde858b
+class WeightsError(OSError):
     "Weights that cannot be found, fetched or fitted; the message says how to get them"
 
 def _tag(name, pretrained):
