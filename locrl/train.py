@@ -180,7 +180,7 @@ def prepare(
     world.banks["train"] = FeatureBank(stores, config.classes, prototypes, device)
     return world
 
-# %% ../nbs/16_train.ipynb #c671e188
+# %% ../nbs/16_train.ipynb #2285b932
 def save_checkpoint(
     path,           # file to write
     content: dict,  # for `torch.save`
@@ -191,7 +191,7 @@ def save_checkpoint(
     try:
         torch.save(content, tmp)
         digest = hashlib.sha256(tmp.read_bytes()).hexdigest()
-        for suffix in ("", ".sha256"):
+        for suffix in (".sha256", "")*path.exists():  # in this order a kill at any moment leaves a whole file beside its checksum
             now = path.with_name(path.name + suffix)
             if now.exists(): os.replace(now, path.with_name(path.name + ".previous" + suffix))
         path.with_name(path.name + ".sha256").write_text(digest)
@@ -206,11 +206,12 @@ def load_checkpoint(
     "The newest checkpoint that is whole, or None where there is none. A damaged one is named in a warning and passed over."
     import warnings
     path, found = Path(path), False
-    for file in (path, path.with_name(path.name + ".previous")):
+    files = path, path.with_name(path.name + ".previous")
+    sums = {s.read_text(errors="replace").strip() for s in (f.with_name(f.name + ".sha256") for f in files) if s.exists()}
+    for file in files:
         if not file.exists(): continue
         found = True
-        sums = file.with_name(file.name + ".sha256")
-        if sums.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == sums.read_text().strip():
+        if hashlib.sha256(file.read_bytes()).hexdigest() in sums:
             return torch.load(file, map_location="cpu", weights_only=False)
         warnings.warn(f"{file} is damaged (its checksum does not match) and is not used")
     if found: raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
@@ -288,7 +289,7 @@ def _open_folder(folder, config, seed):
         file.with_suffix(".tmp").write_text(json.dumps(asked | dict(versions=versions()), indent=1))
         os.replace(file.with_suffix(".tmp"), file)
 
-# %% ../nbs/16_train.ipynb #baef6899
+# %% ../nbs/16_train.ipynb #a8a20f70
 def train(
     config: Config,
     seed: int = 0,
@@ -314,7 +315,7 @@ def train(
     else:
         load_model_state(model, state["model"])
         best, minutes = state["best"], state["minutes"]
-        _truncate(folder/"metrics.jsonl", model.num_timesteps)
+    _truncate(folder/"metrics.jsonl", model.num_timesteps)
     start, clock, quiet = model.num_timesteps, time.monotonic() - 60*minutes, CallbackList([])
     quiet.init_callback(model)
     with tqdm(total=config.steps, initial=start, desc=f"{config.name} seed {seed}", unit="step", unit_scale=True, disable=not progress) as bar:
@@ -338,11 +339,15 @@ def train(
     model.logger.close()
     return folder
 
-# %% ../nbs/16_train.ipynb #e2899905
+# %% ../nbs/16_train.ipynb #9a81ebd1
 def _truncate(file, step):
-    "Keep the rows up to `step`: later ones were written after the checkpoint that is resumed"
-    rows = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step] if file.exists() else []
-    file.write_text("".join(r + "\n" for r in rows))
+    "Keep the rows up to `step`: later ones, and one cut short, were written after the checkpoint that is resumed"
+    if not file.exists(): return
+    def keep(line):
+        try: return json.loads(line)["step"] <= step
+        except ValueError: return False
+    file.with_suffix(".tmp").write_text("".join(row + "\n" for row in file.read_text().splitlines() if keep(row)))
+    os.replace(file.with_suffix(".tmp"), file)
 
 def pearson(a, b) -> float | None:
     "Pearson correlation, or None where it is undefined"
