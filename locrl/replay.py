@@ -282,7 +282,7 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
             self._hold({k: state["demos"][k] for k in _ARRAYS}, state["demos"]["expert"])
             self.demos.load_state(state["demos"])
 
-# %% ../nbs/13_replay.ipynb #a7dc73e9
+# %% ../nbs/13_replay.ipynb #0b15b3c7
 class LargeMarginLoss:
     """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. Its violation adds
     to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
@@ -305,13 +305,15 @@ class LargeMarginLoss:
 
     def __call__(self, model, batch, q, trunk):
         if not hasattr(batch, "is_demo"): raise TypeError("LargeMarginLoss needs a replay buffer with demonstrations: replay_buffer_class=DemoReplayBuffer")
-        demo, n = batch.is_demo, batch.is_demo.sum().clamp(min=1)
+        demo = batch.is_demo
         expert = batch.expert if self.labels == "set" else F.one_hot(batch.actions[:, 0].long(), q.shape[1]).bool()
         missed = self.violation(q, expert | ~demo[:, None])       # 0 where nothing was demonstrated
         weight = self.weight if self.schedule is None else self.weight*self.schedule(model._current_progress_remaining)
         loss = weight*(batch.weights[:, 0]*missed).mean()
-        greedy = batch.expert.gather(1, q.argmax(1, keepdim=True)).sum()/n
-        return loss, dict(margin_loss=loss, margin_violations=(missed > 0).sum()/n, demo_accuracy=greedy, priority=missed.detach())
+        counts = batch.weights[:, 0]*demo                         # so that the shares are about those of all demonstrations, not of the ones drawn most
+        counts = counts/counts.sum().clamp(min=1e-9)
+        right = batch.expert.gather(1, q.argmax(1, keepdim=True))[:, 0]
+        return loss, dict(margin_loss=loss, margin_violations=(counts*(missed > 0)).sum(), demo_accuracy=(counts*right).sum(), priority=missed.detach())
 
 # %% ../nbs/13_replay.ipynb #bed85c4e
 def imitation_loss(
