@@ -164,6 +164,19 @@ def test_weights_undo_the_bias():
     np.testing.assert_allclose(scale, scale[0], rtol=1e-5)
 
 
+def test_weights_across_the_regions():
+    "Own transitions and demonstrations are each weighted within their region, on one scale: n*probability = 1 means the same in both"
+    buffer, rng = made(rows=10, alpha=1., beta=1., demo_ratio=.5), np.random.default_rng(0)
+    buffer.add_demonstrations(**demonstrations([5, 7], [True, False]))
+    fill(buffer, 10)
+    slots = np.concatenate([np.arange(40), buffer.slots + np.arange(12)])
+    buffer.update_priorities(slots, rng.exponential(size=52))
+    batch = buffer.sample(400)
+    relative = np.concatenate([40*buffer.tree[np.arange(40)]/buffer.tree.total, 12*buffer.demos.tree[np.arange(12)]/buffer.demos.tree.total])
+    want = 1/relative[batch.indices]
+    np.testing.assert_allclose(batch.weights[:, 0], want/want.max(), rtol=1e-5)
+
+
 def test_nothing_stale():
     "A slot that is overwritten takes the largest priority; the others keep theirs; the empty part is never drawn"
     per = made(rows=10, n_envs=3, alpha=1.)
@@ -309,9 +322,16 @@ def agent(n_envs=4, terms=(), cls=DoubleDQN, **switches):
     return model
 
 
+def shuffle(buffer):
+    "Give everything a random priority"
+    slots = np.concatenate([np.arange(buffer.size()*buffer.n_envs), buffer.slots + np.arange(buffer.n_demos)])
+    buffer.update_priorities(slots, np.random.default_rng(0).exponential(size=len(slots)))
+
+
 def test_margin_term_only_where_it_was_demonstrated():
     "No loss and no gradient on the agent's own samples; the schedule and the importance weights count; violations become priorities"
     model = agent(alpha=.6, demo_ratio=.5, n_steps=2)
+    shuffle(model.replay_buffer)
     batch = model.replay_buffer.sample(64)
     q = torch.randn(64, 3, requires_grad=True)
     loss, log = LargeMarginLoss(.5, weight=2.)(model, batch, q, None)
@@ -378,6 +398,7 @@ def test_agent_weights_and_priorities():
     "Weights scale the loss; absolute TD errors of the update, and the margin's violation, come back as priorities; beta anneals"
     model = agent(alpha=1., demo_ratio=.5, terms=(LargeMarginLoss(.5),))
     buffer, seen = model.replay_buffer, {}
+    shuffle(buffer)
     draw, give = buffer.sample, buffer.update_priorities
     buffer.sample = lambda *args, **kwargs: seen.setdefault("batch", draw(*args, **kwargs))
     buffer.update_priorities = lambda indices, errors: (seen.update(indices=indices, errors=errors), give(indices, errors))
