@@ -16,7 +16,8 @@ from conftest import ROOT
 
 HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", "tensorboard", "ipywidgets"}
 UPWARD = {("encoders", "clip")}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
-INDIRECT = {"tensorboard"}  # Stable-Baselines3 writes its event files with it
+# Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, open_clip imports torchvision
+INDIRECT = {"tensorboard", "ipywidgets", "torchvision"}
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
 
 
