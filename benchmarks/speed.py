@@ -1,0 +1,228 @@
+"""Speed and memory of locrl beside the usual way, in one run.
+
+Prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/speed.json. Everything is
+measured on composed Scenes, so it runs anywhere; the features are encoded once and stay in the cache. Both sides of every
+comparison get the same torch threads: one, unless --threads says otherwise (on a busy machine more are slower).
+"""
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import CallbackList
+from tqdm.auto import tqdm
+
+from locrl.boxes import TRIGGER
+from locrl.env import LocalizationEnv, LocalizationVecEnv, Search, Targets
+from locrl.observation import KEY_SIZE, ObservationConfig, observe
+from locrl.rewards import named_reward
+from locrl.train import make_model, named_config, prepare, versions
+
+SEED = 0
+OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"speed.json"
+
+
+def cpu_model() -> str:
+    "The processor's name"
+    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
+
+
+def resident() -> int | None:
+    "Bytes of memory this process holds, where the system tells"
+    try: return int(Path("/proc/self/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")
+    except OSError: return None
+
+
+def rate(work, units: int, seconds: float) -> float:
+    "Units a second: the median over calls of `work`, which does `units` of them, for `seconds` after a warm-up"
+    work()
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return units/float(np.median(times))
+
+
+def geometry(targets: Targets, n: int = 1024) -> dict:
+    "(a) Steps a second of `n` searches: boxes, IoU, reward and restarts; and with all that SB3 wants to know"
+    rng = np.random.default_rng(SEED)
+    actions = rng.integers(0, 10, (64, n))
+    search, turn = Search(targets, n, reward=named_reward("potential"), seed=SEED), iter(range(10**9))
+    search.start()
+
+    def play():
+        _, _, terminated, truncated = search.step(actions[next(turn) % 64])
+        search.start(np.flatnonzero(terminated | truncated))
+
+    vec = LocalizationVecEnv(Search(targets, n, reward=named_reward("potential"), seed=SEED))
+    vec.reset()
+    return dict(search=rate(play, n, 2), vec_env=rate(lambda: vec.step(actions[next(turn) % 64]), n, 2), searches=n)
+
+
+def visited(targets: Targets, n: int) -> torch.Tensor:
+    "State keys (n, 17) that random searches pass through"
+    rng, search, keys = np.random.default_rng(SEED), Search(targets, 64, seed=SEED), []
+    search.start()
+    while len(keys)*64 < n:
+        actions = rng.integers(0, 9, 64)
+        _, _, _, truncated = search.step(actions + (actions >= TRIGGER))
+        search.start(np.flatnonzero(truncated | (rng.random(64) < .1)))
+        keys.append(search.keys)
+    return torch.from_numpy(np.concatenate(keys)[:n])
+
+
+def observations(bank, keys: torch.Tensor, config: ObservationConfig) -> dict:
+    "(b) Observations a second: all keys at once, and in a loop over single ones"
+    few = keys[:64]
+    return dict(size=config.size(bank.dim), batch=len(keys), together=rate(lambda: observe(bank, keys, config), len(keys), 3),
+                one_at_a_time=rate(lambda: [observe(bank, few[i:i + 1], config) for i in range(len(few))], len(few), 2))
+
+
+class CropEnv(LocalizationEnv):
+    "The usual way: every step cuts the box out of the picture and runs the network on it, a batch of one"
+    def __init__(self, data, bank, encoder):
+        self.encoder, self.shown = encoder, None
+        super().__init__(data, bank, ObservationConfig(embedding=False), reward="potential")
+        self.observation_space = spaces.Box(-np.inf, np.inf, (encoder.dim + self.config.size(bank.dim),), np.float32)
+
+    def _observe(self):
+        image = int(self.search.targets.image[self.search.episode[0]])
+        if image != self.shown: self.shown, self.picture = image, self.data.image(image)
+        region = self.encoder.embed_crops([self.picture], self.search.box)[0].numpy()
+        return np.concatenate([region, super()._observe()])
+
+
+def ours(world) -> dict:
+    "Transitions a second of collecting and learning as `train` does it"
+    config, model = world.config, make_model(world, SEED)
+    model._setup_learn(config.steps)
+    quiet = CallbackList([])
+    quiet.init_callback(model)
+
+    def turn():
+        model.collect_rollouts(model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning_starts)
+        model.train(config.gradient_steps, config.batch_size)
+
+    for _ in range(5): turn()
+    return dict(per_second=rate(turn, config.n_envs, 8), envs=config.n_envs, updates=config.gradient_steps, batch_size=config.batch_size)
+
+
+def usual(world) -> dict:
+    "Transitions a second of SB3's DQN on `CropEnv`: one environment, one update a step, full observations in the replay buffer"
+    config = world.config
+    env = CropEnv(world.data["train"], world.banks["train"], world.encoder)
+    model = DQN("MlpPolicy", env, learning_rate=config.learning_rate, buffer_size=5_000, learning_starts=32, batch_size=100, train_freq=1, gradient_steps=1,
+                gamma=config.gamma, seed=SEED, device="cpu", policy_kwargs=dict(net_arch=list(config.net_arch)))
+    model.learn(64)
+    return dict(per_second=rate(lambda: model.learn(32, reset_num_timesteps=False), 32, 10), envs=1, updates=1, batch_size=100, crop_size=world.encoder.crop_size)
+
+
+def memory(sizes: dict[str, int], transitions: int = 1_000_000) -> dict:
+    "(d) Bytes of a replay buffer of keys, every page touched, and of full observations, measured on a hundredth of it"
+    def allocate(size, n):
+        buffer = ReplayBuffer(n, spaces.Box(-np.inf, np.inf, (size,), np.float32), spaces.Discrete(10), device="cpu", n_envs=128)
+        arrays = [x for x in vars(buffer).values() if isinstance(x, np.ndarray)]
+        for x in arrays: x.fill(1)
+        return arrays, sum(x.nbytes for x in arrays)/(buffer.buffer_size*128)
+
+    before = resident()
+    held, each = allocate(KEY_SIZE, transitions)
+    out = dict(transitions=transitions, keys_bytes=each*transitions)
+    if before is not None: out["keys_resident_bytes"] = resident() - before
+    del held
+    return out | {f"{name}_bytes": allocate(size, transitions//100)[1]*transitions for name, size in sizes.items()}
+
+
+def episode(world) -> dict:
+    "(e) Milliseconds to embed the 40 boxes of an episode, one after another: pooled from the picture's dense map, and cut out and encoded"
+    bank, encoder = world.banks["train"], world.encoder
+    picture, search, rng = world.data["train"].image(0), Search(world.targets[:1], 1), np.random.default_rng(SEED)
+    search.start(episode=0)
+    boxes = []
+    for _ in range(40):
+        boxes.append(search.box.copy())
+        search.step(rng.integers(0, 8, 1))
+    tensors, first = [torch.from_numpy(b)[None] for b in boxes], torch.zeros(1, dtype=torch.long)
+
+    def milliseconds(work): return 1e3/rate(work, 1, 2)
+    return dict(pool_40=milliseconds(lambda: [bank.pool(first, b) for b in tensors]), dense_once=milliseconds(lambda: encoder.encode([picture])),
+                crops_40=milliseconds(lambda: [encoder.embed_crops([picture], b) for b in boxes]))
+
+
+def measure(n_images: int, input_size: int) -> dict:
+    "All measurements"
+    config = replace(named_config("animals-5"), name="speed", train=f"scenes:train:{n_images}", input_size=input_size, flip=False, learning_starts=1, buffer_size=50_000)
+    with tqdm(total=7, desc="features", unit="part") as bar:
+        def part(name, result):
+            bar.update()
+            bar.set_description(name)
+            return result
+        world = part("geometry", prepare(config))
+        bank, keys, default = world.banks["train"], visited(world.targets, 1024), ObservationConfig()
+        out = dict(geometry=part("observations", geometry(world.targets)))
+        out["observations"] = part("training", {"default": observations(bank, keys, default), "training": observations(bank, keys, config.observation)})
+        fast = part("training, the usual way", ours(world))
+        slow = part("memory", usual(world))
+        out["training"] = dict(locrl=fast, usual_way=slow, ratio=fast["per_second"]/slow["per_second"])
+        out["replay"] = part("an episode's embeddings", memory(dict(default_observation=default.size(bank.dim), training_observation=config.observation.size(bank.dim))))
+        out["episode"] = part("done", episode(world))
+    return out
+
+
+def table(results: dict) -> str:
+    "Markdown"
+    g, o, t, r, e = (results[k] for k in ("geometry", "observations", "training", "replay", "episode"))
+    pooled, dense, crops = (e[k] for k in ("pool_40", "dense_once", "crops_40"))
+    rows = [("environment, steps/s (1,024 searches: boxes, IoU, rewards, restarts)", f"{g['search']:,.0f}", "200,000"),
+            ("the same through the SB3 `VecEnv`, steps/s", f"{g['vec_env']:,.0f}", "")]
+    for name, x in o.items():
+        rows += [(f"observations/s from the store, {name} ({x['size']} numbers, 1,024 a batch)", f"{x['together']:,.0f}", "20,000"),
+                 ("one box at a time", f"{x['one_at_a_time']:,.0f}", "")]
+    rows += [("training (collect and learn), transitions/s", f"{t['locrl']['per_second']:,.0f}", ""),
+             ("the usual way: every crop encoded at batch 1, one environment, an update a step", f"{t['usual_way']['per_second']:,.1f}", ""),
+             ("times as fast per transition", f"{t['ratio']:,.0f}", "20"),
+             ("replay of 1,000,000 transitions as keys, GB", f"{r['keys_bytes']/1e9:.2f}", "below 1"),
+             ("the same as full observations (training), GB", f"{r['training_observation_bytes']/1e9:.1f}", ""),
+             ("embeddings of a 40-step episode by pooling, ms", f"{pooled:.1f} + {dense:.0f} once a picture", ""),
+             ("the same by encoding 40 crops, ms", f"{crops:,.0f} ({crops/(pooled + dense):.0f} times; {crops/pooled:.0f} from the store)", "")]
+    return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def main():
+    "Parse, measure, print, write"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200, help="Scenes to encode (default 200)")
+    parser.add_argument("--input-size", type=int, default=448, help="pixels of the encoder's square input (default 448, a 14 x 14 grid)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--out", type=Path, default=OUT, help="file of the results (default results/benchmarks/speed.json)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    machine = dict(cpu=cpu_model(), cores=os.cpu_count(), torch_threads=args.threads, system=f"{platform.system()} {platform.machine()}", load_average_at_start=load)
+    start = time.monotonic()
+    results = measure(args.images, args.input_size)
+    print("\n" + table(results))
+    content = dict(command=f"python benchmarks/speed.py --images {args.images} --input-size {args.input_size} --threads {args.threads}", machine=machine, versions=versions(), seed=SEED,
+                   minutes=round((time.monotonic() - start)/60, 2), results=results)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=args.out.parent, suffix=".tmp", delete=False) as f: f.write(json.dumps(content, indent=1) + "\n")
+    os.chmod(f.name, 0o644)
+    os.replace(f.name, args.out)
+    print(f"\nwritten to {args.out.name} after {content['minutes']} minutes", file=sys.stderr)
+
+
+if __name__ == "__main__": main()
