@@ -12,13 +12,14 @@ __all__ = ['CONFIGS', 'SCENES', 'ConfigError', 'Config', 'named_config', 'differ
 # %% ../nbs/17_train.ipynb #19b40d56
 """`Config` defines a run, `prepare` gathers what it looks at, `train` does it: resumable, deterministic, in one folder."""
 
-# %% ../nbs/17_train.ipynb #ef84e060
+# %% ../nbs/17_train.ipynb #44b91d7c
 import hashlib
 import importlib.metadata
 import json
 import os
 import random
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -324,7 +325,15 @@ def _open_folder(folder, config, seed):
         file.with_suffix(".tmp").write_text(json.dumps(asked | dict(versions=versions()), indent=1))
         os.replace(file.with_suffix(".tmp"), file)
 
-# %% ../nbs/17_train.ipynb #97c28276
+# %% ../nbs/17_train.ipynb #2a48182d
+@contextmanager
+def _flushed():
+    "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
+    torch.set_flush_denormal(True)
+    try: yield
+    finally: torch.set_flush_denormal(False)
+
+@_flushed()
 def train(
     config: Config,
     seed: int = 0,
@@ -335,7 +344,6 @@ def train(
     progress: bool = True, # show a progress bar
 ) -> Path:                 # the run's folder
     "Train, or resume, the run of `config` and `seed`. Raises `ConfigError` when the folder holds another run."
-    torch.set_flush_denormal(True)   # Adam is slow on the denormal numbers that inputs of zero leave behind
     world = world or prepare(config, device)
     folder = run_folder(config, seed, root)
     _open_folder(folder, config, seed)

@@ -178,6 +178,11 @@ def test_a_finished_run_is_left_as_it_is(whole, world):
     assert {f: (whole/f).read_bytes() for f in before} == before
 
 
+def test_training_leaves_arithmetic_as_it_was(whole):
+    "Denormal numbers are flushed for speed while training, not in the process that called it"
+    assert np.float64(1e-310)*np.ones(1) > 0
+
+
 def test_another_seed_is_another_run(whole, world, tmp_path):
     other = train(TINY, seed=6, root=tmp_path, world=world, progress=False)
     assert other.name == "seed-6" and not same_weights(*(load_checkpoint(f/"last.pt")["model"]["policy"] for f in (whole, other)))
