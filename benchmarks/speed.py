@@ -26,7 +26,8 @@ from locrl.boxes import TRIGGER
 from locrl.env import LocalizationEnv, LocalizationVecEnv, Search, Targets
 from locrl.observation import KEY_SIZE, ObservationConfig, observe
 from locrl.rewards import named_reward
-from locrl.train import make_model, named_config, prepare, versions
+from locrl.config import named_config, prepare
+from locrl.train import make_model, versions
 
 SEED = 0
 OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"speed.json"

@@ -139,7 +139,7 @@ def _known_classes(encoder, classes):
         return True
     return tuple(c for c in classes if known(c))
 
-# %% ../nbs/06_features.ipynb #46c6e6df
+# %% ../nbs/06_features.ipynb #56886d50
 def fit_projection(
     data,                # a data set
     encoder: Encoder,    # what sees
@@ -149,8 +149,10 @@ def fit_projection(
     "Fit a `Projection` on some of the pictures of `data`"
     ids = np.unique(np.linspace(0, len(data) - 1, min(n_images, len(data))).astype(int))
     cells = []
-    for i in tqdm(ids, desc=f"projection from {data.name}", unit="img", leave=False, disable=len(ids) < 50):
-        cells.append(encoder.encode([data.image(i)])[0].flatten(1).T.cpu().numpy())
+    with tqdm(total=len(ids), desc=f"projection from {data.name}", unit="img", leave=False, disable=len(ids) < 50) as bar:
+        for batch in np.array_split(ids, -(-len(ids)//8)):
+            cells += [dense.flatten(1).T.cpu().numpy() for dense in encoder.encode([data.image(i) for i in batch])]
+            bar.update(len(batch))
     return Projection.fit(np.concatenate(cells), dim)
 
 # %% ../nbs/06_features.ipynb #57977ee3

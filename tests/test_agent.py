@@ -19,7 +19,8 @@ from stable_baselines3.common.monitor import Monitor
 from conftest import ROOT
 from locrl import train as training
 from locrl.agent import DoubleDQN
-from locrl.train import Agent, Config, ConfigError, load_checkpoint, make_model, model_state, prepare, save_checkpoint, train
+from locrl.config import Config, ConfigError, prepare
+from locrl.train import Agent, load_checkpoint, make_model, model_state, save_checkpoint, train
 
 TINY = Config(name="tiny", train="scenes:train:24", select="scenes:val:12", report="scenes:test:12", classes=("cat", "dog"), dim=8, input_size=64, n_envs=8,
               batch_size=16, gradient_steps=1, net_arch=(16, 16), region_width=4, steps=640, eval_every=160, learning_starts=64, buffer_size=400,

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from locrl import cli, train
-from locrl.train import Config
+from locrl import cli, config
+from locrl.config import Config
 
 TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:30", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
               n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
@@ -50,7 +50,7 @@ def test_missing_data_names_the_folder_and_the_cure(tmp_path, monkeypatch):
 def trained(tmp_path_factory):
     "A tiny run made by the command itself"
     root, patch = tmp_path_factory.mktemp("runs"), pytest.MonkeyPatch()
-    patch.setitem(train.CONFIGS, "demo", TINY)
+    patch.setitem(config.CONFIGS, "demo", TINY)
     result = CliRunner().invoke(cli.app, ["train", "demo", "--seed", "1", "--root", str(root)])
     assert result.exit_code == 0, result.exception
     yield root
