@@ -166,7 +166,7 @@ def _open_folder(folder, config, seed):
         file.with_suffix(".tmp").write_text(json.dumps(asked | dict(versions=versions()), indent=1))
         os.replace(file.with_suffix(".tmp"), file)
 
-# %% ../nbs/18_train.ipynb #2a48182d
+# %% ../nbs/18_train.ipynb #b18ae125
 @contextmanager
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
@@ -216,8 +216,8 @@ def train(
             row = _validate(model, world, select)
             minutes = (time.monotonic() - clock)/60
             row |= dict(step=model.num_timesteps, minutes=round(minutes, 2))
-            if row["map_area"] >= best:
-                best = row["map_area"]
+            if (row["map_area"] or 0.) >= best:
+                best = row["map_area"] or 0.
                 save_checkpoint(folder/"best.pt", dict(policy=model.policy.state_dict(), step=model.num_timesteps, metrics=row))
             with open(folder/"metrics.jsonl", "a") as f: f.write(json.dumps(row) + "\n")
             save_checkpoint(folder/"last.pt", dict(model=model_state(model), best=best, minutes=minutes))
@@ -226,7 +226,7 @@ def train(
     model.logger.close()
     return folder
 
-# %% ../nbs/18_train.ipynb #9b201837
+# %% ../nbs/18_train.ipynb #2407cefd
 def _truncate(file, step):
     "Keep the rows up to `step`: later ones, and one cut short, were written after the checkpoint that is resumed"
     if not file.exists(): return
@@ -257,6 +257,8 @@ def _validate(model, world, bank):
         env.finished = []
     logged = {k.split("/")[1]: float(v) for k, v in model.logger.name_to_value.items() if k in ("train/q_mean", "train/q_max", "train/td_loss", "train/iou_loss", "train/margin_violations", "train/demo_accuracy")}
     model.logger.dump(model.num_timesteps)
+    if not all(abs(v) < 1e6 for v in logged.values()):   # NaN included
+        raise ConfigError(f"training diverged before step {model.num_timesteps} ({', '.join(f'{k}={v}' for k, v in logged.items())}): lower learning_rate={config.learning_rate}; the checkpoint before it is kept")
     return dict(val_steps=row.pop("steps"), **row, **logged)
 
 # %% ../nbs/18_train.ipynb #7c915c4c
