@@ -141,7 +141,7 @@ def load_data(
         if isinstance(e, DataError): raise
     raise DataError(f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or voc2007+voc2012:SPLIT")
 
-# %% ../nbs/17_config.ipynb #4a9beb0b
+# %% ../nbs/17_config.ipynb #49a8e4e3
 @dataclass(eq=False)
 class World:
     "What a run looks at: encoder, projection, prototypes, and per split the data and its features"
@@ -161,6 +161,14 @@ class World:
             store = build_store(self.data[split], self.encoder, projection=self.projection)
             self.banks[split] = FeatureBank(store, self.config.classes, self.prototypes, self.device)
         return self.banks[split]
+
+    def under(self, config: Config) -> "World":
+        "The same world for a configuration that learns otherwise. Raises `ConfigError` when it looks at other things."
+        looks = ("train", "select", "report", "classes", "encoder", "input_size", "dim", "evidence", "flip")
+        for name in looks:
+            here, asked = getattr(self.config, name), getattr(config, name)
+            if here != asked: raise ConfigError(f"this world has {name}={here!r}, the configuration asks for {asked!r}: prepare(config) makes one that fits")
+        return replace(self, config=config)
 
 def prepare(
     config: Config,

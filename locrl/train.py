@@ -166,7 +166,7 @@ def _open_folder(folder, config, seed):
         file.with_suffix(".tmp").write_text(json.dumps(asked | dict(versions=versions()), indent=1))
         os.replace(file.with_suffix(".tmp"), file)
 
-# %% ../nbs/18_train.ipynb #b18ae125
+# %% ../nbs/18_train.ipynb #672c876e
 @contextmanager
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
@@ -179,13 +179,13 @@ def train(
     config: Config,
     seed: int = 0,
     root=None,             # of the run folders; default `cache_root()/"runs"`
-    world: World | None = None,  # what `prepare(config)` gave, to share between seeds
+    world: World | None = None,  # what `prepare` gave, to share between runs that look at the same things
     device: str = "cpu",   # torch device
     stop_after: int | None = None,  # stop at the first checkpoint after so many transitions of this call (to be resumed)
     progress: bool = True, # show a progress bar
 ) -> Path:                 # the run's folder
     "Train, or resume, the run of `config` and `seed`. Raises `ConfigError` when the folder holds another run."
-    world = world or prepare(config, device)
+    world = (world or prepare(config, device)).under(config)
     folder = run_folder(config, seed, root)
     _open_folder(folder, config, seed)
     select = world.bank("select")
@@ -226,7 +226,7 @@ def train(
     model.logger.close()
     return folder
 
-# %% ../nbs/18_train.ipynb #2407cefd
+# %% ../nbs/18_train.ipynb #45d5909c
 def _truncate(file, step):
     "Keep the rows up to `step`: later ones, and one cut short, were written after the checkpoint that is resumed"
     if not file.exists(): return
@@ -243,6 +243,9 @@ def pearson(a, b) -> float | None:
 def _validate(model, world, bank):
     "Validation metrics and the averages of training since the last validation, for the log"
     config, env = world.config, model.env
+    logged = {k.split("/")[1]: float(v) for k, v in model.logger.name_to_value.items() if k in ("train/q_mean", "train/q_max", "train/td_loss", "train/iou_loss", "train/margin_violations", "train/demo_accuracy")}
+    if not all(abs(v) < 1e6 for v in logged.values()):   # NaN included
+        raise ConfigError(f"training diverged before step {model.num_timesteps} ({', '.join(f'{k}={v}' for k, v in logged.items())}): lower learning_rate={config.learning_rate}; the checkpoint before it is kept")
     result: Evaluation = evaluate(model.policy, bank, world.data["select"], config.moves, config.confidence, config.observation.max_steps)
     attach(model.policy, world.banks["train"])
     numbers = result.to_dict()
@@ -255,10 +258,7 @@ def _validate(model, world, bank):
         for k, v in dict(ep_iou=ious.mean(), trigger_rate=triggered.mean(), ep_len_mean=lengths.mean(), ep_rew_mean=returns.mean()).items(): model.logger.record(f"rollout/{k}", float(v))
         if triggered.any(): model.logger.record("rollout/trigger_iou", float(ious[triggered].mean()))
         env.finished = []
-    logged = {k.split("/")[1]: float(v) for k, v in model.logger.name_to_value.items() if k in ("train/q_mean", "train/q_max", "train/td_loss", "train/iou_loss", "train/margin_violations", "train/demo_accuracy")}
     model.logger.dump(model.num_timesteps)
-    if not all(abs(v) < 1e6 for v in logged.values()):   # NaN included
-        raise ConfigError(f"training diverged before step {model.num_timesteps} ({', '.join(f'{k}={v}' for k, v in logged.items())}): lower learning_rate={config.learning_rate}; the checkpoint before it is kept")
     return dict(val_steps=row.pop("steps"), **row, **logged)
 
 # %% ../nbs/18_train.ipynb #7c915c4c
