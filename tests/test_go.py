@@ -1,6 +1,7 @@
 """The script behind the README's two commands: what it runs, what it skips, what it says when something is wrong."""
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
