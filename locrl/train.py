@@ -139,7 +139,7 @@ def load_model_state(model: DoubleDQN, state: dict):
     torch.set_rng_state(state["random"]["torch"])
     if state["random"]["cuda"]: torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
-# %% ../nbs/18_train.ipynb #b2ced3ff
+# %% ../nbs/18_train.ipynb #6ed3293f
 def versions() -> dict[str, str]:
     "Versions of what a result depends on"
     import platform
@@ -153,20 +153,23 @@ def run_folder(
     "Where the run lives"
     return Path(root or cache_root()/"runs")/config.name/f"seed-{seed}"
 
-def _open_folder(folder, config, seed):
-    "Make the folder, or check that what is there is this very run"
+def _holds(folder, config, seed):
+    "Whether the run is in `folder` already. Raises `ConfigError` when another one is."
     file = folder/"config.json"
-    asked = dict(config=config.to_dict(), seed=seed)
-    if file.exists():
-        there = json.loads(file.read_text())
-        changed = difference(Config.from_dict(there["config"]).to_dict() | {"seed": there["seed"]}, asked["config"] | {"seed": seed})
-        if changed: raise ConfigError(f"{folder} holds another run ({'; '.join(changed)}): give this one another name or root, or delete that folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".tmp").write_text(json.dumps(asked | dict(versions=versions()), indent=1))
-        os.replace(file.with_suffix(".tmp"), file)
+    if not file.exists(): return False
+    there = json.loads(file.read_text())
+    changed = difference(Config.from_dict(there["config"]).to_dict() | {"seed": there["seed"]}, config.to_dict() | {"seed": seed})
+    if changed: raise ConfigError(f"{folder} holds another run ({'; '.join(changed)}): give this one another name or root, or delete that folder")
+    return True
 
-# %% ../nbs/18_train.ipynb #672c876e
+def _begin(folder, config, seed):
+    "Make the folder of a new run"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder/"config.json"
+    file.with_suffix(".tmp").write_text(json.dumps(dict(config=config.to_dict(), seed=seed, versions=versions()), indent=1))
+    os.replace(file.with_suffix(".tmp"), file)
+
+# %% ../nbs/18_train.ipynb #6cc05373
 @contextmanager
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
@@ -185,9 +188,10 @@ def train(
     progress: bool = True, # show a progress bar
 ) -> Path:                 # the run's folder
     "Train, or resume, the run of `config` and `seed`. Raises `ConfigError` when the folder holds another run."
-    world = (world or prepare(config, device)).under(config)
     folder = run_folder(config, seed, root)
-    _open_folder(folder, config, seed)
+    there = _holds(folder, config, seed)
+    world = (world or prepare(config, device)).under(config)
+    if not there: _begin(folder, config, seed)
     select = world.bank("select")
     model = make_model(world, seed)
     model._setup_learn(config.steps, callback=None, reset_num_timesteps=True)
