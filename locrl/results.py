@@ -24,7 +24,7 @@ from .report import Episode, table
 from .config import ConfigError, World, difference
 from .train import Agent, pearson, versions
 
-# %% ../nbs/19_results.ipynb #9e449d1e
+# %% ../nbs/19_results.ipynb #62a476bd
 def interval(
     values,  # one number per seed
 ) -> dict:   # mean, low, high; only mean for a single seed
@@ -34,6 +34,10 @@ def interval(
     if len(values) < 2: return dict(mean=float(values.mean()))
     half = stats.t.ppf(.975, len(values) - 1)*values.std(ddof=1)/len(values)**.5
     return dict(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half))
+
+def _spread(x):
+    "What `interval` gave, as a cell of a table"
+    return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
 
 def aggregate(
     metrics: list[dict],  # of the same shape, one per seed; numbers may be nested
@@ -90,7 +94,7 @@ def _rho(evaluation, data, classes):
     value = pearson(s.iou[band], truth[band])
     return {} if value is None else dict(head=value)
 
-# %% ../nbs/19_results.ipynb #5b3c6f3d
+# %% ../nbs/19_results.ipynb #52356d03
 def save_results(
     result: dict,  # what `report` gave
     path,          # JSON file to write
@@ -111,18 +115,16 @@ def results_table(
     def row(name, m, cell):
         return {"method": name, **{title: cell(m["one_shot"][k]) for title, k in shown.items()}, "hit rate": cell(m["hit_rate"]),
                 "mean IoU": cell(m["mean_iou"]), "steps": cell(m["steps"])}
-    def spread(x): return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
     agent = f"agent ({len(result['seeds'])} seed{'s'*(len(result['seeds']) > 1)})"
     rows = [row(name, m, lambda x: x) for name, m in result.get("baselines", {}).items()]
-    return table(rows + [row(agent, result["metrics"]["aggregate"], spread)], emphasise=agent)
+    return table(rows + [row(agent, result["metrics"]["aggregate"], _spread)], emphasise=agent)
 
-# %% ../nbs/19_results.ipynb #b2f14559
+# %% ../nbs/19_results.ipynb #8fbabd4b
 def confidence_table(
     result: dict,  # what `report` gave
 ):                 # `locrl.report.Table`
     "Detection by each confidence source, on the boxes of the same searches"
-    def spread(x): return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
-    rows = [{"confidence": name, "mAP (11 pt)": spread(m["map11"]), "mAP (area)": spread(m["map_area"])} for name, m in result["metrics"]["aggregate"]["confidence"].items()]
+    rows = [{"confidence": name, "mAP (11 pt)": _spread(m["map11"]), "mAP (area)": _spread(m["map_area"])} for name, m in result["metrics"]["aggregate"]["confidence"].items()]
     return table(rows, emphasise=result["metrics"]["seeds"][0]["one_shot"]["confidence"])
 
 # %% ../nbs/19_results.ipynb #6e9b6252

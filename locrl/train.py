@@ -11,7 +11,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'make_model', 'demonstrations',
 # %% ../nbs/18_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses what came out."""
 
-# %% ../nbs/18_train.ipynb #379638f8
+# %% ../nbs/18_train.ipynb #fc75d286
 import hashlib
 import importlib.metadata
 import json
@@ -29,9 +29,9 @@ from stable_baselines3.common.logger import configure
 from tqdm.auto import tqdm
 
 from .agent import DoubleDQN
-from .config import Config, ConfigError, World, difference, prepare
+from .config import Config, ConfigError, World, difference, make_encoder, prepare
 from .data import cache_root
-from .encoders import Prototypes, load_encoder
+from .encoders import Prototypes
 from .env import LocalizationVecEnv, Search, Targets
 from .evaluate import Evaluation, evaluate
 from .features import FeatureBank, Projection
@@ -265,7 +265,7 @@ def _validate(model, world, bank):
     model.logger.dump(model.num_timesteps)
     return dict(val_steps=row.pop("steps"), **row, **logged)
 
-# %% ../nbs/18_train.ipynb #7c915c4c
+# %% ../nbs/18_train.ipynb #31c10e22
 @dataclass(eq=False)
 class Agent:
     "A trained policy and what it needs to look at new data the way it learned to"
@@ -298,9 +298,7 @@ class Agent:
 
     def world(self, device: str = "cpu") -> World:
         "A `World` to look at the run's splits, without its training set"
-        kwargs = dict(input_size=self.config.input_size) if self.config.encoder == "efficientnet_lite0" else {}
-        encoder = load_encoder(self.config.encoder, device=device, **kwargs)
-        return World(self.config, encoder, self.projection, self.prototypes, {}, {}, None, device)
+        return World(self.config, make_encoder(self.config, device), self.projection, self.prototypes, {}, {}, None, device)
 
     def evaluate(self, bank: FeatureBank, data, progress: bool = False) -> Evaluation:
         "Both protocols on `data`"
