@@ -50,7 +50,7 @@ class TrunkPolicy(DQNPolicy):
         "A Q-network of `network_class` on a features extractor of its own"
         return self.network_class(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
 
-# %% ../nbs/12_agent.ipynb #363be990
+# %% ../nbs/12_agent.ipynb #2e17a642
 class DoubleDQN(DQN):
     """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo &
     Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently. Takes all arguments of `DQN`, and:"""
@@ -59,7 +59,7 @@ class DoubleDQN(DQN):
         env,                           # environment or `VecEnv`
         *args,
         double: bool = True,           # select the next action with the online network; False is plain DQN
-        guide: str | None = None,      # name of an environment method that gives the actions worth exploring, (n_envs, n_actions) bool
+        guide: str | None = None,      # name of an environment method that gives what is worth exploring: (n_envs, n_actions) bool, or weights
         terms: tuple[Callable, ...] = (),  # loss terms: `term(model, batch, q, trunk) -> (loss, {name: value})`; a value `priority` (B,) is not logged but adds to the priorities
         **kwargs,                      # for `DQN`
     ):
@@ -120,12 +120,13 @@ class DoubleDQN(DQN):
         return np.where(explore, self._explore(action.shape), action), state
 
     def _explore(self, shape):
-        "Random actions; with a guide, among those it allows (all of them where it allows none)"
+        "Random actions; with a guide, in proportion to the weights it gives (all alike where it gives none)"
         n = int(self.action_space.n)
         if self.guide is None: return np.random.randint(0, n, shape)
-        allowed = self.env.env_method(self.guide, indices=0)[0]
-        allowed = np.where(allowed.any(1, keepdims=True), allowed, True)
-        return (np.random.random(allowed.shape)*allowed).argmax(1).reshape(shape)
+        weights = np.asarray(self.env.env_method(self.guide, indices=0)[0], np.float64)
+        weights = np.where(weights.any(1, keepdims=True), weights, 1)
+        with np.errstate(divide="ignore"):   # u**(1/w) is largest with probability w/sum (Efraimidis & Spirakis 2006)
+            return (np.random.random(weights.shape)**(1/weights)).argmax(1).reshape(shape)
 
     def _sample_action(self, learning_starts, action_noise=None, n_envs=1):
         if self.num_timesteps >= learning_starts: actions, _ = self.predict(self._last_obs)

@@ -213,15 +213,17 @@ def _default_world():
     store = build_store(data, EfficientNetLite0(input_size=224), dim=64)
     return data, FeatureBank(store, data.classes, prototypes=fit_prototypes(store, data, data.classes))
 
-# %% ../nbs/10_env.ipynb #3a63d555
+# %% ../nbs/10_env.ipynb #200bdd79
 class LocalizationVecEnv(VecEnv):
     "Hundreds of searches at once for Stable-Baselines3; observations are state keys (17,)"
     render_mode = None
 
     def __init__(self,
-        search: Search,  # the game, with as many episodes as there are environments
+        search: Search,             # the game, with as many episodes as there are environments
+        trigger_share: float = 0.,  # of guided exploration, goes to TRIGGER wherever that is rewarded; 0 treats it as any other good action
     ):
-        self.search = search
+        if not 0 <= trigger_share < 1: raise ValueError(f"trigger_share={trigger_share}: must lie in [0, 1)")
+        self.search, self.trigger_share = search, trigger_share
         low = np.array([0, 0, 0, 0, 0, 0, 0] + [-1]*HISTORY, np.float32)
         high = np.array([2**24, 2**24, 1, 1, 1, 1, search.max_steps] + [search.moves.n_actions]*HISTORY, np.float32)
         super().__init__(search.n, gym.spaces.Box(low, high, (KEY_SIZE,), np.float32), gym.spaces.Discrete(search.moves.n_actions))
@@ -257,6 +259,13 @@ class LocalizationVecEnv(VecEnv):
     def positive_actions(self) -> np.ndarray:
         "(n, n_actions) bool: the actions with positive reward, for guided exploration (paper, section 3.3)"
         return self.search.try_all()[1] > 0
+
+    def exploration_weights(self) -> np.ndarray:
+        "(n, n_actions): how often guided exploration takes each action. TRIGGER gets `trigger_share` of it wherever it is rewarded"
+        weights = self.positive_actions().astype(np.float64)
+        others = weights.sum(1) - weights[:, TRIGGER]
+        if self.trigger_share: weights[:, TRIGGER] *= np.where(others > 0, others*self.trigger_share/(1 - self.trigger_share), 1)
+        return weights
 
     def state(self) -> dict:
         "Everything needed to go on exactly here"

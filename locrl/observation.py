@@ -23,7 +23,7 @@ HISTORY = 10                 # actions remembered
 KEY_SIZE = 7 + HISTORY       # image, class, x1, y1, x2, y2, step, then the last actions, newest first, -1 where there is none
 MAX_STEPS = 40               # the paper's limit on a search
 
-# %% ../nbs/09_observation.ipynb #1884c5ef
+# %% ../nbs/09_observation.ipynb #82be0b68
 @dataclass(frozen=True)
 class ObservationConfig:
     "The parts of an observation. Raises `ValueError` when nothing is left to see."
@@ -35,6 +35,8 @@ class ObservationConfig:
     local_saliency: int = 0    # k x k map of the class in the frame of the box; 0 for none
     grid: int = 0              # n x n region features round the box; 0 for none
     reach: float = 1.5         # how far the box's own frame extends, as a multiple of the box
+    context: float = 1.0       # the embedding looks at the box grown by so much; 224/192 is the paper's 16 pixels of 224 on each side
+    n_classes: int = 0         # one-hot code of the class, among so many; 0 leaves the class to the saliency
     n_actions: int = 10        # size of the action set, for the one-hot history
     max_steps: int = MAX_STEPS # steps in an episode
 
@@ -42,13 +44,14 @@ class ObservationConfig:
         if not (self.embedding or self.saliency or self.local_saliency or self.grid):
             raise ValueError("an observation needs embedding, saliency, local_saliency or grid: without one the agent is blind")
         if self.reach <= 0: raise ValueError(f"reach={self.reach}: must be positive")
+        if self.context < 1: raise ValueError(f"context={self.context}: the embedding cannot look at less than the box")
 
     def parts(self,
         dim: int,  # channels of a feature vector
     ) -> dict[str, int]:
         "Name and width of each part, in order"
         sizes = dict(embedding=dim*self.embedding, grid=dim*self.grid**2, history=HISTORY*self.n_actions*self.history,
-                     saliency=256*self.saliency, local_saliency=self.local_saliency**2, box=6*self.box, steps=int(self.steps))
+                     saliency=256*self.saliency, local_saliency=self.local_saliency**2, box=6*self.box, steps=int(self.steps), code=self.n_classes)
         return {k: v for k, v in sizes.items() if v}
 
     def size(self,
@@ -79,7 +82,7 @@ def _local(maps, frame, n):
     where = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
     return F.grid_sample(maps[:, None], where, align_corners=False)[:, 0]
 
-# %% ../nbs/09_observation.ipynb #a6d1c7a8
+# %% ../nbs/09_observation.ipynb #54013136
 @torch.no_grad()
 def observe(
     bank: FeatureBank,          # frozen features
@@ -90,7 +93,7 @@ def observe(
     keys = keys.to(bank.device)
     image, label, boxes = keys[:, 0].long(), keys[:, 1].long(), keys[:, 2:6]
     frame, parts, regions = _frame(boxes, config.reach), [], []
-    if config.embedding: regions.append(boxes[:, None])
+    if config.embedding: regions.append((boxes if config.context == 1 else _frame(boxes, config.context))[:, None])
     if config.grid: regions.append(_cells(frame, config.grid))
     if regions: parts.append(bank.pool(image, torch.cat(regions, 1)).flatten(1))
     if config.history:
@@ -102,4 +105,5 @@ def observe(
         if config.local_saliency: parts.append(_local(maps, frame, config.local_saliency).flatten(1))
     if config.box: parts.append(torch.cat([boxes, boxes[:, 2:] - boxes[:, :2]], 1))
     if config.steps: parts.append(1 - keys[:, 6:7]/config.max_steps)
+    if config.n_classes: parts.append(F.one_hot(label, config.n_classes).float())
     return torch.cat(parts, 1)

@@ -53,15 +53,19 @@ class RegionProjection(nn.Module):
         regions, rest = x[:, :self.n*self.dim], x[:, self.n*self.dim:]
         return torch.cat([self.shared(regions.unflatten(1, (self.n, self.dim))).relu().flatten(1), rest], 1)
 
-# %% ../nbs/14_policy.ipynb #bb833aa2
+# %% ../nbs/14_policy.ipynb #d8c0b177
 class RegionQNetwork(TrunkQNetwork):
     "Q-values and predicted IoU of state keys"
-    def __init__(self, *args, region_width: int = 64, **kwargs):
+    def __init__(self, *args, region_width: int = 64, dropout: float = 0., **kwargs):
         super().__init__(*args, **kwargs)
-        look = self.features_extractor
+        look, size, narrow = self.features_extractor, self.features_extractor.features_dim, []
         regions = int(look.config.embedding) + look.config.grid**2
-        narrow = RegionProjection(look.dim, regions, look.features_dim - regions*look.dim, region_width)
-        self.q_net = nn.Sequential(narrow, *create_mlp(narrow.out, int(self.action_space.n), self.net_arch, self.activation_fn))
+        if region_width:
+            narrow = [RegionProjection(look.dim, regions, size - regions*look.dim, region_width)]
+            size = narrow[0].out
+        drop = [partial(nn.Dropout, dropout)] if dropout else []
+        mlp = create_mlp(size, int(self.action_space.n), self.net_arch, self.activation_fn, post_linear_modules=drop)
+        self.q_net = nn.Sequential(*narrow, *mlp)
         self.iou_head = nn.Linear(self.net_arch[-1], 1)
 
     def predict_all(self,
@@ -71,21 +75,23 @@ class RegionQNetwork(TrunkQNetwork):
         trunk = self.trunk(self.look(keys))
         return self.head(trunk), self.iou_head(trunk)[:, 0].sigmoid()
 
-# %% ../nbs/14_policy.ipynb #fcc0c595
+# %% ../nbs/14_policy.ipynb #1c0ae3b0
 class RegionPolicy(TrunkPolicy):
     "Policy of the search, for `DoubleDQN(RegionPolicy, env, policy_kwargs=policy_kwargs(...))`"
-    def __init__(self, *args, region_width: int = 64, **kwargs):
-        self.network_class = partial(RegionQNetwork, region_width=region_width)
+    def __init__(self, *args, region_width: int = 64, dropout: float = 0., **kwargs):
+        self.network_class = partial(RegionQNetwork, region_width=region_width, dropout=dropout)
         super().__init__(*args, **kwargs)
 
 def policy_kwargs(
     dim: int,                     # channels of a feature vector
     config: ObservationConfig,    # what is seen
     net_arch=(512, 512),          # widths of the trunk
-    region_width: int = 64,       # channels a region embedding is narrowed to
+    region_width: int = 64,       # channels a region embedding is narrowed to; 0 leaves it as it is
+    dropout: float = 0.,          # share of the trunk's units left out while learning
 ) -> dict:
     "Arguments of `RegionPolicy` in SB3's `policy_kwargs`"
-    return dict(features_extractor_class=KeyExtractor, features_extractor_kwargs=dict(dim=dim, config=config), net_arch=list(net_arch), region_width=region_width)
+    return dict(features_extractor_class=KeyExtractor, features_extractor_kwargs=dict(dim=dim, config=config), net_arch=list(net_arch),
+                region_width=region_width, dropout=dropout)
 
 def attach(
     policy: RegionPolicy,  # of any state

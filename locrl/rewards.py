@@ -149,7 +149,7 @@ class Reward:
         move = self.move(iou_before, iou_after, distance_before, distance_after)
         return np.where(triggered, self.trigger(iou_after), move).astype(np.float32)
 
-# %% ../nbs/07_rewards.ipynb #d52945f6
+# %% ../nbs/07_rewards.ipynb #593c9ea8
 _REWARDS = {}
 
 def register_reward(
@@ -163,13 +163,14 @@ def register_reward(
     return _REWARDS[name]
 
 def named_reward(
-    name: str,  # "paper", "continuous", "centre", "potential", or registered
+    name: str,  # "paper", "flat", "continuous", "centre", "potential", or registered
 ) -> Reward:
     "The reward called `name`. Raises `ValueError` with the known names for any other"
     if name not in _REWARDS: raise ValueError(f"no reward called {name!r}: known are {', '.join(map(repr, sorted(_REWARDS)))}")
     return _REWARDS[name]
 
 register_reward("paper", Reward(SignReward(), BinaryTrigger()))
+register_reward("flat", Reward(SignReward(), BinaryTrigger(threshold=.5)))
 register_reward("continuous", Reward(SignReward(), ContinuousTrigger()))
 register_reward("centre", Reward(SignReward(ties="centre"), ContinuousTrigger()))
 register_reward("potential", Reward(DeltaReward(scale=5., centre=.5), ContinuousTrigger()));

@@ -11,7 +11,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'make_model', 'demonstrations',
 # %% ../nbs/24_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses what came out."""
 
-# %% ../nbs/24_train.ipynb #fc75d286
+# %% ../nbs/24_train.ipynb #c2cc6ca2
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule
 from tqdm.auto import tqdm
 
 from .agent import DoubleDQN
@@ -77,24 +78,24 @@ def load_checkpoint(
     if found: raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
     return None
 
-# %% ../nbs/24_train.ipynb #971b9526
+# %% ../nbs/24_train.ipynb #da7249ab
 def make_model(
     world: World,
     seed: int,
 ) -> DoubleDQN:
     "The untrained agent in its environment"
     c = world.config
-    env = LocalizationVecEnv(Search(world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed))
+    env = LocalizationVecEnv(Search(world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed), c.trigger_share)
     terms = []
     if c.iou_weight or c.rank_weight: terms.append(IoULoss(world.targets, c.iou_weight, c.rank_weight, gradient=c.iou_gradient, device=world.device))
-    if c.margin_weight: terms.append(LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels))
-    model = DoubleDQN(RegionPolicy, env, double=c.double, guide="positive_actions" if c.guided else None, terms=terms,
+    if c.margin_weight: terms.append(LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels, LinearSchedule(1., c.margin_end, 1.)))
+    model = DoubleDQN(RegionPolicy, env, double=c.double, guide="exploration_weights" if c.guided else None, terms=terms,
                       learning_rate=c.learning_rate, buffer_size=c.buffer_size, learning_starts=c.learning_starts, batch_size=c.batch_size,
                       gamma=c.gamma, train_freq=1, gradient_steps=c.gradient_steps, target_update_interval=c.target_update_interval,
                       exploration_fraction=c.exploration_fraction, exploration_initial_eps=c.exploration_initial_eps,
                       exploration_final_eps=c.exploration_final_eps, seed=seed, device=world.device, replay_buffer_class=DemoReplayBuffer,
                       replay_buffer_kwargs=dict(gamma=c.gamma, n_steps=c.n_steps, alpha=c.alpha, beta=c.beta, demo_ratio=c.demo_ratio),
-                      policy_kwargs=policy_kwargs(world.projection.dim, c.observation, c.net_arch, c.region_width))
+                      policy_kwargs=policy_kwargs(world.projection.dim, c.observation, c.net_arch, c.region_width, c.dropout))
     attach(model.policy, world.banks["train"])
     return model
 
