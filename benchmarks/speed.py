@@ -20,14 +20,16 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from tqdm.auto import tqdm
 
 from locrl.boxes import TRIGGER
 from locrl.env import LocalizationEnv, LocalizationVecEnv, Search, Targets
 from locrl.observation import KEY_SIZE, ObservationConfig, observe
+from locrl.policy import RegionPolicy, attach, policy_kwargs
 from locrl.rewards import named_reward
 from locrl.config import named_config, prepare
-from locrl.train import make_model, versions
+from locrl.train import demonstrations, make_model, versions
 
 SEED = 0
 OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"speed.json"
@@ -130,6 +132,30 @@ def usual(world) -> dict:
     return dict(per_second=rate(lambda: model.learn(32, reset_num_timesteps=False), 32, 10), envs=1, updates=1, batch_size=100, crop_size=world.encoder.crop_size)
 
 
+def update(world, rounds: int = 15) -> dict:
+    "(f) Milliseconds of one update: everything on, and SB3's DQN with the same network, features and batch, measured in turn"
+    config = replace(world.config, n_steps=3, alpha=.6, demo_ratio=.25, margin_weight=1., iou_weight=1., rank_weight=.1, demo_episodes=500)
+    full = make_model(world.under(config), SEED)
+    full.replay_buffer.add_demonstrations(**demonstrations(Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), seed=SEED)))
+    plain = DQN(RegionPolicy, LocalizationVecEnv(Search(world.targets, config.n_envs, config.moves, named_reward(config.reward), seed=SEED)), buffer_size=config.buffer_size,
+                learning_rate=config.learning_rate, gamma=config.gamma, seed=SEED, device="cpu",
+                policy_kwargs=policy_kwargs(world.projection.dim, config.observation, config.net_arch, config.region_width))
+    attach(plain.policy, world.banks["train"])
+    quiet, times = CallbackList([]), {full: [], plain: []}
+    for model in times:
+        model._setup_learn(10_000)
+        quiet.init_callback(model)
+        model.collect_rollouts(model.env, quiet, TrainFreq(40, TrainFrequencyUnit.STEP), model.replay_buffer, learning_starts=10**9)
+        model.train(4, config.batch_size)
+    for _ in range(rounds):
+        for model in times:
+            start = time.perf_counter()
+            model.train(4, config.batch_size)
+            times[model].append((time.perf_counter() - start)*1e3/4)
+    everything, usual = (float(np.median(t)) for t in times.values())
+    return dict(everything=everything, sb3_dqn=usual, ratio=everything/usual, batch_size=config.batch_size, observation=config.observation.size(world.projection.dim))
+
+
 def memory(sizes: dict[str, int], transitions: int = 1_000_000) -> dict:
     "(d) Bytes of a replay buffer of keys, every page touched, and of full observations, measured on a hundredth of it"
     def allocate(size, n):
@@ -165,7 +191,7 @@ def episode(world) -> dict:
 def measure(n_images: int, input_size: int) -> dict:
     "All measurements"
     config = replace(named_config("animals-5"), name="speed", train=f"scenes:train:{n_images}", input_size=input_size, flip=False, learning_starts=1, buffer_size=50_000)
-    with tqdm(total=7, desc="features", unit="part") as bar:
+    with tqdm(total=8, desc="features", unit="part") as bar:
         def part(name, result):
             bar.update()
             bar.set_description(name)
@@ -175,7 +201,8 @@ def measure(n_images: int, input_size: int) -> dict:
         out = dict(geometry=part("observations", geometry(world.targets)))
         out["observations"] = part("training", {"default": observations(bank, keys, default), "training": observations(bank, keys, config.observation)})
         fast = part("training, the usual way", ours(world))
-        slow = part("memory", usual(world))
+        slow = part("an update", usual(world))
+        out["update"] = part("memory", update(world))
         out["training"] = dict(locrl=fast, usual_way=slow, ratio=fast["per_second"]/slow["per_second"])
         out["replay"] = part("an episode's embeddings", memory(dict(default_observation=default.size(bank.dim), training_observation=config.observation.size(bank.dim))))
         out["episode"] = part("done", episode(world))
@@ -184,7 +211,7 @@ def measure(n_images: int, input_size: int) -> dict:
 
 def table(results: dict) -> str:
     "Markdown"
-    g, o, t, r, e = (results[k] for k in ("geometry", "observations", "training", "replay", "episode"))
+    g, o, t, u, r, e = (results[k] for k in ("geometry", "observations", "training", "update", "replay", "episode"))
     pooled, dense, crops = (e[k] for k in ("pool_40", "dense_once", "crops_40"))
     rows = [("environment, steps/s (1,024 searches: boxes, IoU, rewards, restarts)", f"{g['search']:,.0f}", "200,000"),
             ("the same through the SB3 `VecEnv`, steps/s", f"{g['vec_env']:,.0f}", "")]
@@ -194,6 +221,9 @@ def table(results: dict) -> str:
     rows += [("training (collect and learn), transitions/s", f"{t['locrl']['per_second']:,.0f}", ""),
              ("the usual way: every crop encoded at batch 1, one environment, an update a step", f"{t['usual_way']['per_second']:,.1f}", ""),
              ("times as fast per transition", f"{t['ratio']:,.0f}", "20"),
+             (f"an update with everything on (batch {u['batch_size']}), ms", f"{u['everything']:.1f}", ""),
+             ("an update of SB3's DQN, same network and batch, ms", f"{u['sb3_dqn']:.1f}", ""),
+             ("times as costly", f"{u['ratio']:.2f}", "1.5 at most"),
              ("replay of 1,000,000 transitions as keys, GB", f"{r['keys_bytes']/1e9:.2f}", "below 1"),
              ("the same as full observations (training), GB", f"{r['training_observation_bytes']/1e9:.1f}", ""),
              ("embeddings of a 40-step episode by pooling, ms", f"{pooled:.1f} + {dense:.0f} once a picture", ""),

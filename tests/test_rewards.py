@@ -111,7 +111,7 @@ def test_any_batch_shape_and_scalars():
     (lambda: ContinuousTrigger(power=0), "power=0"),
     (lambda: ContinuousTrigger(threshold=True), "threshold=True"),
     (lambda: Reward(move="sign"), "must be callable"),
-    (lambda: named_reward("papr"), "known are 'centre', 'continuous', 'paper'"),
+    (lambda: named_reward("papr"), "known are 'centre', 'continuous', 'flat', 'paper'"),
     (lambda: register_reward("paper", Reward(trigger=ContinuousTrigger())), "taken by"),
     (lambda: register_reward("mine", SignReward()), "not a Reward"),
     (lambda: named_reward("centre")(np.zeros(2), np.zeros(2), np.zeros(2, bool)), "needs distance_before"),
