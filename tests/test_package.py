@@ -111,6 +111,23 @@ def test_requirements_are_what_is_imported():
     assert not missing and not idle
 
 
+def test_address_is_one_setting(tmp_path: Path):
+    "Badges and install cells have the address of pyproject.toml; after a fork, one command moves all of them"
+    subprocess.run([sys.executable, ROOT / ".ci/address.py", "--check"], check=True)
+    for name in (".ci", "nbs"): shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "_quarto.yml"): shutil.copy(ROOT / name, tmp_path)
+    project = tmp_path / "pyproject.toml"
+    project.write_text(project.read_text().replace("github.com/locrl/locrl", "github.com/someone/fork"))
+    assert subprocess.run([sys.executable, tmp_path / ".ci/address.py", "--check"], capture_output=True).returncode
+    subprocess.run([sys.executable, tmp_path / ".ci/address.py"], check=True, capture_output=True)
+    tutorials = sorted((tmp_path / "nbs/tutorials").glob("*.ipynb"))
+    assert tutorials
+    for path in tutorials:
+        text = path.read_text(encoding="utf-8")
+        assert f"https://colab.research.google.com/github/someone/fork/blob/main/nbs/tutorials/{path.name})" in text, "no badge of its own"
+        assert "%pip install -q git+https://github.com/someone/fork.git" in text, "no install cell"
+
+
 def test_readme_is_in_step():
     "README.md is what .ci/readme.py makes of nbs/index.ipynb"
     subprocess.run([sys.executable, ROOT / ".ci/readme.py", "--check"], check=True)
