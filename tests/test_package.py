@@ -18,6 +18,7 @@ HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", 
 UPWARD = {("encoders", "clip")}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
 # Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, open_clip imports torchvision
 INDIRECT = {"tensorboard", "ipywidgets", "torchvision"}
+PROVIDED = {"IPython", "google"}  # ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
 
 
@@ -102,7 +103,7 @@ def test_requirements_are_what_is_imported():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
             used |= {name.split(".")[0] for name in names}
-    used -= sys.stdlib_module_names | {"locrl"}
+    used -= sys.stdlib_module_names | {"locrl"} | PROVIDED
 
     def plain(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
     named = {plain(re.match(r"[\w.-]+", item)[0]) for item in settings()["requirements"].split()}
