@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from locrl.config import CONFIGS, LOOKS, ConfigError, prepare
-from locrl.iterations import ITERATIONS, add_iteration, changes_of, find_config, rises, within
+from locrl.iterations import ITERATIONS, changes_of, find_config, rises, within
 from locrl.train import train
 
 NAMES = list(ITERATIONS)

@@ -1,5 +1,4 @@
 """Oracles against explicit loops and brute force, and their ceilings on VOC2007 test against the project's table."""
-import itertools
 import json
 from types import SimpleNamespace
 
@@ -30,7 +29,7 @@ def slow_greedy(truth, moves, tie, max_steps):
     "One object, one action at a time"
     box, actions = FULL.astype(float), []
     while len(actions) < max_steps:
-        now, here, best, key = iou(box, truth), centre_distance(box, truth), TRIGGER, None
+        now, here, best = iou(box, truth), centre_distance(box, truth), TRIGGER
         options = [(a, moves.apply(box, a)) for a in range(moves.n_actions) if a != TRIGGER]
         top = max(iou(new, truth) for _, new in options)
         equal = [(a, new) for a, new in options if iou(new, truth) >= top - EPS]

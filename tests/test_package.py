@@ -112,6 +112,12 @@ def test_requirements_are_what_is_imported():
     assert not missing and not idle
 
 
+def test_scripts_are_tidy():
+    "Tests and scripts pass ruff, as pyproject.toml sets it"
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", ROOT], capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+
+
 def test_address_is_one_setting(tmp_path: Path):
     "Badges and install cells have the address of pyproject.toml; after a fork, one command moves all of them"
     subprocess.run([sys.executable, ROOT / ".ci/address.py", "--check"], check=True)

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from locrl.agent import DoubleDQN
-from locrl.replay import DemoReplayBuffer, LargeMarginLoss, PrioritizedReplayBuffer, Samples, SumTree, demo_accuracy, imitation_loss, pretrain
+from locrl.replay import DemoReplayBuffer, LargeMarginLoss, Samples, SumTree, demo_accuracy, imitation_loss, pretrain
 
 SPACE, THREE = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(3)
 FIELDS = ("observations", "actions", "next_observations", "dones", "rewards", "discounts")
