@@ -10,7 +10,7 @@ __all__ = ['KeyExtractor', 'RegionProjection', 'RegionQNetwork', 'RegionPolicy',
 # %% ../nbs/14_policy.ipynb #bb1fd3fd
 """`RegionPolicy`: the policy of the search for `DoubleDQN`; `IoULoss`: the auxiliary IoU-prediction task on its trunk."""
 
-# %% ../nbs/14_policy.ipynb #50526f9a
+# %% ../nbs/14_policy.ipynb #766aa4ae
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from torch import nn
 
 from .agent import TrunkPolicy, TrunkQNetwork
-from .boxes import iou
+from .boxes import TRIGGER, iou
 from .env import Targets
 from .features import FeatureBank
 from .observation import ObservationConfig, observe
@@ -53,11 +53,12 @@ class RegionProjection(nn.Module):
         regions, rest = x[:, :self.n*self.dim], x[:, self.n*self.dim:]
         return torch.cat([self.shared(regions.unflatten(1, (self.n, self.dim))).relu().flatten(1), rest], 1)
 
-# %% ../nbs/14_policy.ipynb #d8c0b177
+# %% ../nbs/14_policy.ipynb #7edddc95
 class RegionQNetwork(TrunkQNetwork):
     "Q-values and predicted IoU of state keys"
-    def __init__(self, *args, region_width: int = 64, dropout: float = 0., **kwargs):
+    def __init__(self, *args, region_width: int = 64, dropout: float = 0., judges: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
+        self.judges = judges
         look, size, narrow = self.features_extractor, self.features_extractor.features_dim, []
         regions = int(look.config.embedding) + look.config.grid**2
         if region_width:
@@ -71,15 +72,16 @@ class RegionQNetwork(TrunkQNetwork):
     def predict_all(self,
         keys: torch.Tensor,  # (B, 17)
     ):                       # Q-values (B, n_actions), predicted IoU (B,) in [0, 1]
-        "Both heads"
+        "Both heads. Where the IoU head is not trained (`judges=False`), Q(TRIGGER) through a sigmoid stands in for it"
         trunk = self.trunk(self.look(keys))
-        return self.head(trunk), self.iou_head(trunk)[:, 0].sigmoid()
+        q = self.head(trunk)
+        return q, (self.iou_head(trunk)[:, 0] if self.judges else q[:, TRIGGER]).sigmoid()
 
-# %% ../nbs/14_policy.ipynb #1c0ae3b0
+# %% ../nbs/14_policy.ipynb #36c2c8fa
 class RegionPolicy(TrunkPolicy):
     "Policy of the search, for `DoubleDQN(RegionPolicy, env, policy_kwargs=policy_kwargs(...))`"
-    def __init__(self, *args, region_width: int = 64, dropout: float = 0., **kwargs):
-        self.network_class = partial(RegionQNetwork, region_width=region_width, dropout=dropout)
+    def __init__(self, *args, region_width: int = 64, dropout: float = 0., judges: bool = True, **kwargs):
+        self.network_class = partial(RegionQNetwork, region_width=region_width, dropout=dropout, judges=judges)
         super().__init__(*args, **kwargs)
 
 def policy_kwargs(
@@ -88,10 +90,11 @@ def policy_kwargs(
     net_arch=(512, 512),          # widths of the trunk
     region_width: int = 64,       # channels a region embedding is narrowed to; 0 leaves it as it is
     dropout: float = 0.,          # share of the trunk's units left out while learning
+    judges: bool = True,          # the IoU head is trained; False lets Q(TRIGGER) judge boxes instead
 ) -> dict:
     "Arguments of `RegionPolicy` in SB3's `policy_kwargs`"
     return dict(features_extractor_class=KeyExtractor, features_extractor_kwargs=dict(dim=dim, config=config), net_arch=list(net_arch),
-                region_width=region_width, dropout=dropout)
+                region_width=region_width, dropout=dropout, judges=judges)
 
 def attach(
     policy: RegionPolicy,  # of any state
