@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from tqdm.auto import tqdm
 
 from locrl.boxes import TRIGGER
+from locrl.data import write_atomic
 from locrl.env import LocalizationEnv, LocalizationVecEnv, Search, Targets
 from locrl.observation import KEY_SIZE, ObservationConfig, observe
 from locrl.policy import RegionPolicy, attach, policy_kwargs
@@ -45,6 +45,19 @@ def resident() -> int | None:
     "Bytes of memory this process holds, where the system tells"
     try: return int(Path("/proc/self/statm").read_text().split()[1])*os.sysconf("SC_PAGE_SIZE")
     except OSError: return None
+
+
+def machine(threads: int) -> dict:
+    "What a measurement was made on"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return dict(cpu=cpu_model(), cores=os.cpu_count(), torch_threads=threads, system=f"{platform.system()} {platform.machine()}", load_average_at_start=load)
+
+
+def write(path: Path, command: str, about: dict, start: float, results: dict):
+    "The results file: what was run, where, with what, and what came out"
+    content = dict(command=command, machine=about, versions=versions(), seed=SEED, minutes=round((time.monotonic() - start)/60, 2), results=results)
+    write_atomic(path, json.dumps(content, indent=1) + "\n")
+    print(f"\nwritten to {path.name} after {content['minutes']} minutes", file=sys.stderr)
 
 
 def rate(work, units: int, seconds: float) -> float:
@@ -242,18 +255,10 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     np.random.seed(SEED)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    machine = dict(cpu=cpu_model(), cores=os.cpu_count(), torch_threads=args.threads, system=f"{platform.system()} {platform.machine()}", load_average_at_start=load)
-    start = time.monotonic()
+    about, start = machine(args.threads), time.monotonic()
     results = measure(args.images, args.input_size)
     print("\n" + table(results))
-    content = dict(command=f"python benchmarks/speed.py --images {args.images} --input-size {args.input_size} --threads {args.threads}", machine=machine, versions=versions(), seed=SEED,
-                   minutes=round((time.monotonic() - start)/60, 2), results=results)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=args.out.parent, suffix=".tmp", delete=False) as f: f.write(json.dumps(content, indent=1) + "\n")
-    os.chmod(f.name, 0o644)
-    os.replace(f.name, args.out)
-    print(f"\nwritten to {args.out.name} after {content['minutes']} minutes", file=sys.stderr)
+    write(args.out, f"python benchmarks/speed.py --images {args.images} --input-size {args.input_size} --threads {args.threads}", about, start, results)
 
 
 if __name__ == "__main__": main()

@@ -6,16 +6,15 @@ Docs: https://locrl.github.io/locrl/data.html.md"""
 
 # %% auto #0
 __all__ = ['VOC_CLASSES', 'ANIMALS', 'ARCHIVES', 'data_root', 'cache_root', 'write_atomic', 'DataError', 'check_classes',
-           'Annotation', 'GroundTruth', 'Dataset', 'View', 'read_xml', 'open_image', 'VOC', 'Archive', 'fetch',
+           'Annotation', 'GroundTruth', 'Dataset', 'View', 'read_xml', 'rgb', 'open_image', 'VOC', 'Archive', 'fetch',
            'unpack', 'download']
 
 # %% ../nbs/01_data.ipynb #09badb47
 """A `Dataset` gives pictures, boxes and a fingerprint. `VOC` reads the standard VOCdevkit folders and checks what it reads;
 `download` fetches the official archives. Boxes are `(n, 4)` float32 corners `x1, y1, x2, y2` in [0, 1] of the image."""
 
-# %% ../nbs/01_data.ipynb #48b6287f
+# %% ../nbs/01_data.ipynb #e90a1991
 import difflib, errno, hashlib, io, os, shutil, tarfile, urllib.error, urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -56,16 +55,14 @@ def write_atomic(
         raise
     return path
 
-# %% ../nbs/01_data.ipynb #cdda68a6
+# %% ../nbs/01_data.ipynb #885aed8b
 class DataError(ValueError):
     "Data that is missing, damaged or contradicts itself; the message names the file and the cure"
 
-# %% ../nbs/01_data.ipynb #20b47145
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
                "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 
-# %% ../nbs/01_data.ipynb #a696b70e
 def check_classes(
     classes,            # one class name or several
     known=VOC_CLASSES,  # the names that are allowed
@@ -113,7 +110,7 @@ class GroundTruth:
 
     def __len__(self): return len(self.label)
 
-# %% ../nbs/01_data.ipynb #bc0ac074
+# %% ../nbs/01_data.ipynb #d338daac
 class Dataset:
     "Images with annotated objects. Subclasses supply `image`, `size`, `_annotate` and `_stamp`"
     def __init__(self,
@@ -161,7 +158,6 @@ class Dataset:
                                              join("boxes"), join("difficult"), join("truncated"))
         return self._ground_truth
 
-# %% ../nbs/01_data.ipynb #3a05c507
 def _hash(annotation):
     "Hex digest of an annotation's arrays"
     arrays = annotation.boxes, annotation.labels, annotation.difficult, annotation.truncated
@@ -187,7 +183,7 @@ class View(Dataset):
     def _annotate(self, i): return self._do("annotation", i)
     def _stamp(self, i): return self._do("_stamp", i)
 
-# %% ../nbs/01_data.ipynb #30275bd4
+# %% ../nbs/01_data.ipynb #112c07ff
 @patch
 def subset(self: Dataset,
     indices,  # integers in the wanted order, or one boolean per image
@@ -199,7 +195,6 @@ def subset(self: Dataset,
         indices = np.flatnonzero(indices)
     return View(f"{self.name}[{len(indices)}]", [(self, range(len(self))[int(i)]) for i in indices])
 
-# %% ../nbs/01_data.ipynb #eeaae61f
 @patch
 def having(self: Dataset,
     classes=None,    # class names; all classes of this data set where None
@@ -214,7 +209,6 @@ def having(self: Dataset,
     if not mask.any(): raise DataError(f"no image of {self.name} holds {' or '.join(names)}")
     return self.subset(mask)
 
-# %% ../nbs/01_data.ipynb #80a70c96
 @patch
 def __add__(self: Dataset,
     other: Dataset,  # with the same classes in the same order
@@ -277,7 +271,21 @@ def read_xml(
         objects.append((name, _read_box(node, width, height, path), *flags))
     return (width, height), objects
 
-# %% ../nbs/01_data.ipynb #e1d2cf0f
+# %% ../nbs/01_data.ipynb #ebd22709
+def rgb(
+    image: Image.Image,   # of any mode
+) -> Image.Image:         # upright 8-bit RGB
+    "Turned as its EXIF tag says, transparent parts on white, 16-bit greys scaled; raises `DataError` for a picture without pixels"
+    if not (image.width and image.height): raise DataError(f"a picture of {image.width} x {image.height} pixels shows nothing: give a larger one")
+    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.float32)
+        image = Image.fromarray((grey/257 if ";" in image.mode or grey.max() > 255 else grey).clip(0, 255).round().astype(np.uint8))
+    if "A" in image.mode.upper() or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
+    return image.convert("RGB")
+
+# %% ../nbs/01_data.ipynb #c31b818b
 def open_image(
     path,  # a JPEG file
 ) -> Image.Image:
@@ -287,7 +295,7 @@ def open_image(
     except FileNotFoundError: raise DataError(f"no image {path}: {cure}") from None
     if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
         raise DataError(f"{path} is cut short: its {len(raw):,} bytes have no end marker: {cure}")
-    try: return ImageOps.exif_transpose(Image.open(io.BytesIO(raw))).convert("RGB")
+    try: return rgb(Image.open(io.BytesIO(raw)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"{path} cannot be decoded ({e}): {cure}") from None
 

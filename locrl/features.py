@@ -6,17 +6,21 @@ Docs: https://locrl.github.io/locrl/features.html.md"""
 
 # %% auto #0
 __all__ = ['FeatureError', 'Projection', 'fit_projection', 'build_store', 'FeatureStore', 'integral_image', 'region_pool',
-           'FeatureBank', 'fit_prototypes']
+           'FeatureBank', 'fit_prototypes', 'CropBank']
 
 # %% ../nbs/06_features.ipynb #af34d08e
 """Frozen features of a data set on disk (`build_store`, `FeatureStore`) and in memory (`FeatureBank`, `region_pool`)."""
 
-# %% ../nbs/06_features.ipynb #acc85640
+# %% ../nbs/06_features.ipynb #dfb061a5
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
+import sys
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,9 +33,9 @@ import torch.nn.functional as F
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-from .data import cache_root
-from .encoders import Encoder, Prototypes, UnknownClass
-from .saliency import to_saliency
+from .data import cache_root, write_atomic
+from .encoders import CropCache, Encoder, Prototypes, UnknownClass
+from .saliency import presence_score, to_saliency
 
 # %% ../nbs/06_features.ipynb #95ebe04b
 class FeatureError(ValueError):
@@ -92,20 +96,21 @@ class Projection:
             with np.load(path) as f: return cls(f["mean"], f["matrix"] if "matrix" in f else None, float(f["scale"]))
         except Exception as e: raise FeatureError(f"{path} is missing or damaged ({e}): delete it and build the store again") from e
 
-# %% ../nbs/06_features.ipynb #028722e4
-def _write(path, write):
-    "Write a file atomically: `write(f)` into a temporary beside it, then rename. Full or read-only disks are a `FeatureError`."
+# %% ../nbs/06_features.ipynb #b54cb4c7
+_PASSING = {getattr(errno, name, None) for name in ("EIO", "EAGAIN", "EBUSY", "ESTALE", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT")}
+_WAITS = (1, 4, 15)   # seconds before each new try
+
+def _write(path, content):
+    "`write_atomic` into a folder that is there, tried again where that may help. Raises `FeatureError`."
     path = Path(path)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(tmp, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except OSError as e:
-        tmp.unlink(missing_ok=True)
-        raise FeatureError(f"cannot write {path}: {e.strerror or e}. Free some space, or set LOCRL_CACHE to a folder that can be written") from e
+    for wait in (*_WAITS, None):
+        if not path.parent.is_dir():
+            raise FeatureError(f"{path.parent} is gone: was the disk or Google Drive unmounted? Mount it and run this again: finished shards are kept")
+        try: return write_atomic(path, content)
+        except OSError as e:
+            if e.errno not in _PASSING or wait is None:
+                raise FeatureError(f"cannot write {path}: {e.strerror or e}. Free some space, or set LOCRL_CACHE to a folder that can be written") from e
+        time.sleep(wait)
 
 def _sha256(path):
     h = hashlib.sha256()
@@ -139,7 +144,7 @@ def _known_classes(encoder, classes):
         return True
     return tuple(c for c in classes if known(c))
 
-# %% ../nbs/06_features.ipynb #56886d50
+# %% ../nbs/06_features.ipynb #98cf9463
 def fit_projection(
     data,                # a data set
     encoder: Encoder,    # what sees
@@ -150,12 +155,12 @@ def fit_projection(
     ids = np.unique(np.linspace(0, len(data) - 1, min(n_images, len(data))).astype(int))
     cells = []
     with tqdm(total=len(ids), desc=f"projection from {data.name}", unit="img", leave=False, disable=len(ids) < 50) as bar:
-        for batch in np.array_split(ids, -(-len(ids)//8)):
+        for batch in np.array_split(ids, -(-len(ids)//encoder.batch_size)):
             cells += [dense.flatten(1).T.cpu().numpy() for dense in encoder.encode([data.image(i) for i in batch])]
             bar.update(len(batch))
     return Projection.fit(np.concatenate(cells), dim)
 
-# %% ../nbs/06_features.ipynb #57977ee3
+# %% ../nbs/06_features.ipynb #523f290f
 def build_store(
     data,                        # a data set: `name`, `fingerprint`, `classes`, `image(i)`
     encoder: Encoder,            # what sees
@@ -164,7 +169,7 @@ def build_store(
     flip: bool = False,          # mirror the pictures left to right
     root: Path | None = None,    # where stores live; default `cache_root()/"features"`
     shard_size: int = 256,       # pictures a shard
-    batch_size: int = 8,         # pictures a batch
+    batch_size: int | None = None,  # pictures a batch; default the encoder's own
 ):                               # `FeatureStore`
     """Encode `data` into a store, or open the one that is there. Finished shards are kept, so a killed build resumes.
     Raises `FeatureError` for a disk that is full or read-only, `DataError` for a damaged picture."""
@@ -179,14 +184,21 @@ def build_store(
     if (path/"store.json").exists(): about["shard_size"] = shard_size = _about(path)["shard_size"]; n_shards = -(-len(data)//shard_size)
     todo = [k for k in range(n_shards) if not (path/f"shard-{k:05d}.json").exists()]
     if todo:
-        _make_folder(path, bytes_needed=len(todo)*shard_size*encoder.grid[0]*encoder.grid[1]*2*(projection.dim + len(classes)))
-        _write(path/"store.json", lambda f: f.write(json.dumps(about, indent=1).encode()))
-        _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size)
+        _make_folder(path, len(todo)*shard_size*_picture_bytes(encoder, projection, classes))
+        _write(path/"store.json", json.dumps(about, indent=1))
+        _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size or encoder.batch_size)
     if not (path/"projection.npz").exists(): _write(path/"projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
 
-# %% ../nbs/06_features.ipynb #35c54d11
+# %% ../nbs/06_features.ipynb #822ef13e
+def _picture_bytes(encoder, projection, classes):
+    "What a picture takes in a store: half floats of every cell"
+    return encoder.grid[0]*encoder.grid[1]*2*(projection.dim + len(classes))
+
 def _make_folder(path, bytes_needed):
+    drive = Path("/content/drive")
+    if drive in path.parents and not drive.is_mount():
+        raise FeatureError(f"{path} is on Google Drive, which is not mounted: run `from google.colab import drive; drive.mount('{drive}')` first")
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise FeatureError(f"cannot make {path}: {e.strerror}. Set LOCRL_CACHE to a folder that can be written") from e
     free = shutil.disk_usage(path).free
@@ -206,39 +218,63 @@ def _fitted(root, data, encoder, dim):
         _write(path, projection.save)
     return Projection.load(path)
 
-# %% ../nbs/06_features.ipynb #90d2dcb7
-def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size):
-    "Encode the shards in `todo`; the next batch is read and warped in a thread while the current one is encoded"
-    def load(ids):
-        images = [data.image(i) for i in ids]
-        return encoder.preprocess([ImageOps.mirror(im) for im in images] if flip else images)
+# %% ../nbs/06_features.ipynb #6a28fa30
+def _ahead(pool, work, items, n):
+    "Yields `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for"
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > n: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally:
+        for future in waiting: future.cancel()
 
+def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size):
+    "Encode the shards in `todo`; each is written as soon as it is complete"
     shards = {k: range(k*shard_size, min((k + 1)*shard_size, len(data))) for k in todo}
-    total = sum(map(len, shards.values()))
-    with ThreadPoolExecutor(1) as pool, tqdm(total=total, desc=f"encode {data.name}", unit="img", disable=total < 50) as bar:
-        for k, ids in shards.items():
-            batches = [ids[j:j + batch_size] for j in range(0, len(ids), batch_size)]
-            coming, parts = pool.submit(load, batches[0]), []
-            for j in range(len(batches)):
-                pixels = coming.result()
-                if j + 1 < len(batches): coming = pool.submit(load, batches[j + 1])
-                dense = encoder.dense(pixels)
-                features = projection(dense).half()
-                if not features.isfinite().all(): raise FeatureError(f"{encoder} gave NaN or infinite features for pictures {batches[j]} of {data.name}")
-                evidence = encoder.evidence(dense, classes).half() if classes else dense.new_zeros(len(dense), 0, *encoder.grid).half()
-                presence = encoder.presence(dense, classes) if classes else dense.new_zeros(len(dense), 0)
-                parts.append([x.cpu().numpy() for x in (features, evidence, presence.float())])
-                bar.update(len(pixels))
-            _write_shard(path, k, *map(np.concatenate, zip(*parts)))
+    batches = [(k, ids[j:j + batch_size]) for k, ids in shards.items() for j in range(0, len(ids), batch_size)]
+    total, parts, failed, start = sum(map(len, shards.values())), [], [], time.perf_counter()
+
+    def load(batch):
+        images = [data.image(i) for i in batch[1]]
+        return batch, encoder.preprocess([ImageOps.mirror(im) for im in images] if flip else images)
+
+    def finish(seen):
+        (k, ids), dense = seen
+        if failed: return   # a shard that failed is the last that was tried
+        try:
+            features = projection(dense).half()
+            if not features.isfinite().all(): raise FeatureError(f"{encoder} gave NaN or infinite features for pictures {ids} of {data.name}")
+            evidence = encoder.evidence(dense, classes).half() if classes else dense.new_zeros(len(dense), 0, *encoder.grid).half()
+            presence = encoder.presence(dense, classes) if classes else dense.new_zeros(len(dense), 0)
+            parts.append([x.cpu().numpy() for x in (features, evidence, presence.float())])
+            if ids[-1] == shards[k][-1]:
+                _write_shard(path, k, *map(np.concatenate, zip(*parts)))
+                parts.clear()
+            if not bar.n and not bar.disable: tqdm.write(_estimate(path, total, (time.perf_counter() - start)/len(ids), _picture_bytes(encoder, projection, classes)), file=sys.stderr)
+            bar.update(len(ids))
+        except BaseException: failed.append(k); raise
+
+    def threads(): return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    with threads() as loader, threads() as finisher, tqdm(total=total, desc=f"encode {data.name}", unit="img", disable=total < 50) as bar:
+        seen = ((batch, encoder.dense(pixels)) for batch, pixels in _ahead(loader, load, batches, n=2))
+        for _ in _ahead(finisher, finish, seen, n=max(1, 64//batch_size)): pass
+
+def _estimate(path, n, seconds, size):
+    "What is ahead, in words: `n` pictures at so many `seconds` and bytes each"
+    return (f"{n:,} pictures at {1/seconds:.1f} img/s (measured on the first batch): about {n*seconds/60:.1f} minutes; "
+            f"{n*size/1e9:.2f} GB to write, {shutil.disk_usage(path).free/1e9:.0f} GB are free")
 
 def _write_shard(path, k, features, evidence, presence):
     "Write the arrays of shard `k`, and last of all the file that declares it whole"
     sums = {}
     for name, array in dict(features=features, evidence=evidence, presence=presence).items():
-        file = path/f"{name}-{k:05d}.npy"
-        _write(file, lambda f: np.save(f, array))
-        sums[file.name] = _sha256(file)
-    _write(path/f"shard-{k:05d}.json", lambda f: f.write(json.dumps(dict(images=len(features), sha256=sums)).encode()))
+        np.save(buffer := io.BytesIO(), array)
+        file, content = path/f"{name}-{k:05d}.npy", buffer.getvalue()
+        _write(file, content)
+        sums[file.name] = hashlib.sha256(content).hexdigest()
+    _write(path/f"shard-{k:05d}.json", json.dumps(dict(images=len(features), sha256=sums)))
 
 # %% ../nbs/06_features.ipynb #88c8e278
 class FeatureStore:
@@ -323,7 +359,7 @@ def region_pool(
     flat = F.embedding_bag(rows.view(-1, 16), integral.view(-1, d), per_sample_weights=weight.view(-1, 16), mode="sum")
     return flat.view(*boxes.shape[:-1], d)
 
-# %% ../nbs/06_features.ipynb #70fea008
+# %% ../nbs/06_features.ipynb #78b12e9f
 class FeatureBank:
     "Frozen features of one data set in memory, ready for `region_pool`"
     def __init__(self,
@@ -335,7 +371,7 @@ class FeatureBank:
         stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
         if len({s.projection.digest for s in stores}) > 1: raise FeatureError(f"these stores do not share a projection: {', '.join(str(s.path) for s in stores)}")
         features = [torch.from_numpy(s.array("features")) for s in stores]
-        self.classes, self.dim, self.device = tuple(classes), stores[0].dim, device
+        self.classes, self.projection, self.dim, self.device = tuple(classes), stores[0].projection, stores[0].dim, device
         evidence = [_evidence(s, x, self.classes, prototypes) for s, x in zip(stores, features)]
         self.saliency, self.presence = (torch.cat(x).to(device) for x in zip(*evidence))
         self.integral = integral_image(torch.cat(features).to(device))
@@ -346,12 +382,12 @@ class FeatureBank:
         "`region_pool` on this bank: image (M,), boxes (M, R, 4) -> (M, R, dim)"
         return region_pool(self.integral, image, boxes)
 
-# %% ../nbs/06_features.ipynb #c05d7397
+# %% ../nbs/06_features.ipynb #c85a9cce
 def _evidence(store, features, classes, prototypes):
     "Saliency (N, C, 16, 16) and presence (N, C) of `classes`"
     if prototypes is not None:
         evidence = torch.cat([prototypes.evidence(x.permute(0, 3, 1, 2), classes) for x in features.split(256)])
-        return to_saliency(evidence), evidence.flatten(2).topk(max(1, evidence[0, 0].numel()//20), dim=-1).values.mean(-1)
+        return to_saliency(evidence), presence_score(evidence, top=0.05)
     unknown = [c for c in classes if c not in store.classes]
     if unknown: raise FeatureError(f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. Fit prototypes on boxes of it (fit_prototypes)")
     pick = [store.classes.index(c) for c in classes]
@@ -384,3 +420,22 @@ def fit_prototypes(
         cells.append(store[i].reshape(-1, store.dim)[pick])
         labels.append(label.ravel()[pick])
     return Prototypes.fit(np.concatenate(cells), np.concatenate(labels), classes)
+
+# %% ../nbs/06_features.ipynb #89cd2053
+class CropBank(FeatureBank):
+    "A `FeatureBank` whose regions are cut out and encoded one by one, through the projection of its store"
+    def __init__(self,
+        store: FeatureStore,                   # features on disk: evidence, and the projection
+        classes: Sequence[str],                # the classes the agent may be asked for
+        crops: CropCache,                      # of the same data set
+        prototypes: Prototypes | None = None,  # evidence for the classes, instead of the encoder's own
+        device: str = "cpu",                   # torch device
+    ):
+        if crops.encoder.fingerprint != store.about["encoder_fingerprint"]: raise FeatureError(f"{store.path} is of {store.about['encoder']}, the crops of {crops.encoder}")
+        super().__init__(store, classes, prototypes, device)
+        self.crops = crops
+
+    def pool(self, image, boxes):
+        "Exact embeddings: image (M,), boxes (M, R, 4) -> (M, R, dim)"
+        vectors = self.crops(image.repeat_interleave(boxes.shape[1]), boxes.flatten(0, 1))
+        return self.projection(vectors[..., None, None]).view(*boxes.shape[:2], self.dim).to(self.device)

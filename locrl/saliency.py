@@ -89,15 +89,15 @@ def to_saliency(
     if tuple(evidence.shape[-2:]) == (size, size): return evidence.clamp(0, 1)
     return F.interpolate(evidence, size=(size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
-# %% ../nbs/04_saliency.ipynb #52855a20
+# %% ../nbs/04_saliency.ipynb #37d8caa7
 def presence_score(
     evidence,  # (..., H, W) class evidence in [0, 1]
-    top=0.02,  # fraction of the cells that count, at least one cell
+    top=0.02,  # fraction of the cells that count, rounded down, at least one cell
 ):             # (...) in [0, 1]
     "Mean of the hottest cells of each map: how sure the encoder is that the class is somewhere in the picture"
     if not 0 < top <= 1: raise ValueError(f"top is a fraction of the cells in (0, 1], not {top}")
     cells = torch.as_tensor(evidence).flatten(-2)
-    return cells.topk(max(1, round(top*cells.shape[-1])), dim=-1).values.mean(-1)
+    return cells.topk(max(1, int(top*cells.shape[-1] + 1e-9)), dim=-1).values.mean(-1)
 
 # %% ../nbs/04_saliency.ipynb #691d5eb7
 def saliency_box(

@@ -1,4 +1,5 @@
-"""CLIP through open_clip: agreement with the published formulas, text embeddings, fingerprints and what a user is told on failure."""
+"""CLIP through open_clip: agreement with the published formulas, windows, text embeddings and their cache, fingerprints, memory, and
+what a user is told on failure."""
 import json
 import socket
 import warnings
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from locrl import clip
 from locrl.clip import (BACKGROUND, OpenClipEncoder, WeightsError, dense_unsupported, encode_texts, joint_tokens, last_block, phrases,
-                        resize_position_embedding, rivals)
+                        resize_position_embedding, rivals, sliding_dense)
 from locrl.encoders import ensure_torchvision, load_encoder
 from locrl.saliency import METHODS
 
@@ -37,7 +39,7 @@ def tiny(tmp_path_factory):
 def random_encoder(name="tiny-ViT-8", **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return OpenClipEncoder(name, **(dict(pretrained=None) | kwargs))
+        return OpenClipEncoder(name, **(dict(pretrained=None, precision="fp32") | kwargs))
 
 
 def lively(name, seed=0):
@@ -167,9 +169,9 @@ def test_crops_are_the_models_own_output():
     box = [0.25, 0.5, 0.75, 1.0]
     from open_clip.transform import PreprocessCfg, image_transform_v2
     native = image_transform_v2(PreprocessCfg(size=64, resize_mode="squash"), is_train=False)
-    expected = encoder.model.encode_image(native(image.crop((20, 30, 60, 60)))[None])
+    expected = encoder.model.encode_image(native(image.crop((20, 30, 60, 60)))[None], normalize=True)
     torch.testing.assert_close(encoder.embed_crops([image], [box]), expected, atol=1e-4, rtol=1e-4)
-    assert (encoder.embed_crops([image], [box], context=8) - expected).abs().max() > 1e-3
+    assert (encoder.embed_crops([image], [box], context=8) - expected).abs().max() > 1e-4
     assert encoder.embed_crops([image]*5, [box]*5, context=8).shape == (5, 24)
 
 
@@ -204,7 +206,6 @@ def test_evidence_and_presence():
     torch.testing.assert_close(encoder.evidence(dense, ["sofa"]), evidence[:, 1:2])
     presence = encoder.presence(dense, names)
     assert presence.shape == (2, 3) and ((presence >= 0) & (presence <= 1)).all()
-    torch.testing.assert_close(encoder.evidence(dense.half().float()*3, names), evidence, atol=1e-2, rtol=1e-1)  # as read from a store
 
 
 def test_a_cell_that_is_the_class_is_hot_and_one_of_the_background_is_cold():
@@ -212,6 +213,108 @@ def test_a_cell_that_is_the_class_is_hot_and_one_of_the_background_is_cold():
     texts = encoder.class_embeddings(["horse", "sky"])
     evidence = encoder.evidence(texts.T[None, :, None, :], ["horse"])[0, 0, 0]
     assert evidence[0] > 0.9 and evidence[1] < 0.1
+
+
+def windows_in_pixels(maps, size, window, stride, patch):
+    "mmsegmentation's slide_inference as SCLIP uses it, on pixels: each window's map is blown up, added, and divided by how often it was seen"
+    steps, total, count = max(size - window + stride - 1, 0)//stride + 1, 0, torch.zeros(size, size)
+    for row in range(steps):
+        for col in range(steps):
+            y2, x2 = min(row*stride + window, size), min(col*stride + window, size)
+            y1, x1 = max(y2 - window, 0), max(x2 - window, 0)
+            large = maps(y1, x1).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
+            total = total + F.pad(large, (x1, size - x2, y1, size - y2))
+            count[y1:y2, x1:x2] += 1
+    assert (count > 0).all()
+    return (total/count)[..., ::patch, ::patch]
+
+
+@pytest.mark.parametrize("size,window,stride", [(64, 64, 32), (96, 64, 32), (96, 64, 16), (120, 64, 48), (128, 40, 40), (72, 64, 64)])
+def test_windows_are_sclips(size, window, stride):
+    model, pixels = lively("tiny-ViT-8"), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
+    def cells(x): return F.normalize(joint_tokens(model.visual, x, "sclip")[:, 1:], dim=-1).transpose(1, 2).unflatten(2, (window//8, window//8))
+    expected = windows_in_pixels(lambda y, x: cells(pixels[..., y:y + window, x:x + window]), size, window, stride, 8)
+    got = sliding_dense(cells, pixels, window, stride, 8)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    encoder = random_encoder(input_size=size, window=window, stride=stride, batch_size=3)
+    encoder.model = model
+    torch.testing.assert_close(encoder.dense(pixels), expected, atol=1e-5, rtol=1e-5)
+    texts = F.normalize(torch.randn(4, 24), dim=1)   # the cosines of the mean are the mean of the cosines: SCLIP averages those
+    logits = windows_in_pixels(lambda y, x: torch.einsum("bdhw,cd->bchw", cells(pixels[..., y:y + window, x:x + window]), texts), size, window, stride, 8)
+    torch.testing.assert_close(torch.einsum("bdhw,cd->bchw", got, texts), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_make_another_encoder():
+    whole, one, halves = random_encoder(input_size=96), random_encoder(input_size=96, window=96), random_encoder(input_size=96, window=64)
+    assert halves.stride == 32 and halves.grid == (12, 12) and halves.crop_size == 64
+    pixels = torch.randn(1, 3, 96, 96)
+    torch.testing.assert_close(whole.dense(pixels), one.dense(pixels))
+    assert (halves.dense(pixels) - whole.dense(pixels)).abs().max() > 1e-3
+    assert len({e.fingerprint for e in (whole, one, halves)}) == 3
+
+
+# -- texts that are kept on disk --
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    "An empty cache, and a list that grows with every call of the text tower"
+    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
+    calls, real = [], encode_texts
+    monkeypatch.setattr(clip, "encode_texts", lambda *args: calls.append(len(args[1])) or real(*args))
+    return tmp_path/"texts", calls
+
+
+def test_texts_are_encoded_once(texts):
+    folder, calls = texts
+    names = ["horse", "tvmonitor"]
+    made = random_encoder().class_embeddings(names)
+    assert calls == [80, 160] and len(list(folder.iterdir())) == 2
+    assert torch.equal(random_encoder(method="clearclip", input_size=96).class_embeddings(names), made) and len(calls) == 2   # the same text tower
+    assert torch.equal(random_encoder(precision="bf16" if clip._bf16_cpu() else "fp32").class_embeddings(names), made) and len(calls) == 2
+    for other in (dict(seed=1), dict(prompts="single"), dict(name="tiny-ViT-8-quickgelu")):
+        before = len(calls)
+        assert not torch.equal(random_encoder(**other).class_embeddings(names), made) and len(calls) == before + 2, other
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b[:150] + bytes([b[150] ^ 1]) + b[151:], lambda b: b"no archive"])
+def test_a_damaged_text_is_noticed_and_made_anew(texts, damage):
+    folder, calls = texts
+    made = random_encoder().class_embeddings(["horse"])
+    file, = folder.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged"): again = random_encoder().class_embeddings(["horse"])
+    assert torch.equal(again, made) and len(calls) == 2
+    assert torch.equal(random_encoder().class_embeddings(["horse"]), made) and len(calls) == 2
+
+
+def test_a_text_of_another_size_is_no_text(texts):
+    made = random_encoder().class_embeddings(["horse"])
+    file, = texts[0].iterdir()
+    for wrong in (made[0, :5].numpy(), np.full(24, np.nan, np.float32), np.zeros(24, np.float32)):
+        np.savez(file, embedding=wrong)
+        with pytest.warns(UserWarning, match="is damaged.*unit vector"): assert torch.equal(random_encoder().class_embeddings(["horse"]), made)
+
+
+def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
+    (tmp_path/"file").write_text("")
+    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path/"file"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # the folder cannot even be read
+        assert random_encoder().class_embeddings(["horse"]).shape == (1, 24)
+
+
+def test_the_batch_halves_where_memory_runs_out(monkeypatch):
+    encoder, real, sizes = random_encoder(batch_size=8), clip.joint_tokens, []
+    pixels = torch.randn(11, 3, 64, 64)
+    expected = encoder.dense(pixels)
+    def cramped(visual, x, method):
+        sizes.append(len(x))
+        if len(x) > 3: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return real(visual, x, method)
+    monkeypatch.setattr(clip, "joint_tokens", cramped)
+    torch.testing.assert_close(encoder.dense(pixels), expected)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1] and encoder.batch_size == 2
+    assert random_encoder().batch_size == 8
 
 
 def test_phrases_and_rivals():
@@ -239,7 +342,9 @@ def test_fingerprint_follows_weights_and_settings():
 
 
 @pytest.mark.parametrize("kwargs,says", [(dict(method="dino"), "dino.*sclip"), (dict(input_size=100), "input_size=100.*patch size 8.*96"),
-                                         (dict(prompts="many"), "many.*ensemble"), (dict(precision="fp16"), "GPU"), (dict(precision="fp8"), "fp8")])
+                                         (dict(window=36, input_size=96), "window=36.*patch size 8.*32"), (dict(window=96), "window=96.*stride <= window <= input_size=64"),
+                         (dict(window=32, stride=40), "stride=40"), (dict(window=32, stride=12), "stride=12.*patch size 8"),
+                         (dict(prompts="many"), "many.*ensemble"), (dict(precision="fp16"), "GPU"), (dict(precision="fp8"), "fp8")])
 def test_impossible_settings(kwargs, says):
     with pytest.raises(ValueError, match=says): random_encoder(**kwargs)
 
@@ -250,6 +355,14 @@ def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch):
         if has: assert random_encoder(precision="bf16")._dtype is torch.bfloat16
         else:
             with pytest.raises(ValueError, match="bf16.*fp32"): random_encoder(precision="bf16")
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_precision_is_what_the_device_has(monkeypatch, native):
+    monkeypatch.setattr(clip, "_bf16_cpu", lambda: native)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    assert clip._precision("auto", "cpu") == (torch.bfloat16 if native else None) and clip._precision("auto", "cuda") == torch.float16
+    assert isinstance(clip._bf16_cpu(), bool)
 
 
 def test_bf16_agrees_with_fp32():
@@ -353,6 +466,30 @@ def test_torchscript_archive_as_openai_published(tmp_path):
         archive.save(str(tmp_path/"ViT.pt"))
     encoder = OpenClipEncoder("tiny-openai", pretrained=str(tmp_path/"ViT.pt"))
     pixels = pixels_for(model)
-    torch.testing.assert_close(encoder.embed_images(pixels), model.encode_image(pixels), atol=5e-3, rtol=5e-2)  # stored as float16
+    torch.testing.assert_close(encoder.embed_images(pixels), model.encode_image(pixels, normalize=True), atol=2e-3, rtol=5e-2)  # stored as float16
     assert "QuickGELU" in repr(encoder.model.visual)
     with pytest.raises(WeightsError, match="does not fit tiny-ViT-8"): OpenClipEncoder("tiny-ViT-8", pretrained=str(tmp_path/"ViT.pt"))
+
+
+# -- the whole path --
+
+@pytest.mark.parametrize("evidence", ["encoder", "prototypes"])
+def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
+    "A tiny CLIP with random weights: features are cached, an agent learns a few steps, is evaluated, and comes back from its folder"
+    from locrl.config import Config, prepare
+    from locrl.evaluate import evaluate
+    from locrl.train import Agent, train
+    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
+    config = Config(name="clip", encoder="tiny-ViT-8", pretrained=None, input_size=64, dim=None, evidence=evidence, prompts="single", train="simple-scenes:train:24",
+                    select="simple-scenes:val:6", report="simple-scenes:test:6", flip=True, n_envs=4, batch_size=16, gradient_steps=1, net_arch=(16,), region_width=4,
+                    steps=320, eval_every=160, learning_starts=64, buffer_size=400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        world = prepare(config)
+        folder = train(config, world=world, progress=False)
+        agent = Agent.load(folder)
+        bank = world.bank("select")
+        assert (bank.dim, tuple(bank.saliency.shape)) == (24, (6, 5, 16, 16)) and "random" in repr(world.encoder)
+        result = evaluate(agent.policy, bank, world.data["select"])
+        again = evaluate(agent.policy, agent.world().bank("select"), world.data["select"])   # made anew from the run's folder
+    assert np.array_equal(result.searches.box, again.searches.box) and 0 <= result.detection.map11 <= 1

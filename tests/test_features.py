@@ -17,9 +17,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from conftest import ROOT
-from locrl import features
-from locrl.encoders import EfficientNetLite0, Encoder, UnknownClass
-from locrl.features import FeatureBank, FeatureError, FeatureStore, Projection, build_store, integral_image, region_pool
+from locrl import data as data_module, features
+from locrl.encoders import CropCache, EfficientNetLite0, Encoder, UnknownClass
+from locrl.features import CropBank, FeatureBank, FeatureError, FeatureStore, Projection, build_store, integral_image, region_pool
 from locrl.scenes import Scenes
 
 
@@ -275,7 +275,7 @@ def test_a_read_only_folder(copy, monkeypatch):
     def refuse(path, mode="r", *args, **kwargs):
         if "w" in mode: raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return real(path, mode, *args, **kwargs)
-    monkeypatch.setattr(features, "open", refuse, raising=False)
+    monkeypatch.setattr(data_module, "open", refuse, raising=False)
     with pytest.raises(FeatureError, match="cannot write .*Read-only file system.*LOCRL_CACHE"): build(copy.parent)
     assert contents(copy.parent) == before
 
@@ -301,6 +301,83 @@ def test_a_disk_that_fills_up_midway(original, tmp_path, monkeypatch, after):
     assert len(there) == after and all(whole[k] == v for k, v in there.items())
     build(tmp_path)
     assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("code", ["EIO", "ENOTCONN", "ETIMEDOUT"])
+def test_a_write_that_fails_for_a_while_is_tried_again(original, tmp_path, monkeypatch, code):
+    "As Google Drive does it: every third write fails once"
+    real, count, waited = os.fsync, [], []
+    def shaky(fd):
+        count.append(fd)
+        if len(count) % 3 == 0: raise OSError(getattr(errno, code), "not now")
+        real(fd)
+    monkeypatch.setattr(os, "fsync", shaky)
+    monkeypatch.setattr(features.time, "sleep", waited.append)
+    build(tmp_path)
+    assert contents(tmp_path) == contents(original) and set(waited) - {0.} == {1}
+
+
+def test_a_write_that_keeps_failing_ends_with_its_reason(tmp_path, monkeypatch):
+    def broken(fd): raise OSError(errno.EIO, "Input/output error")
+    waited = []
+    monkeypatch.setattr(os, "fsync", broken)
+    monkeypatch.setattr(features.time, "sleep", waited.append)
+    with pytest.raises(FeatureError, match="cannot write .*Input/output error"): build(tmp_path)
+    assert [w for w in waited if w] == [1, 4, 15]
+
+
+def test_a_destination_that_disappears_midway(original, tmp_path, monkeypatch):
+    "The disk goes after the first shard: said clearly, nothing is made in its place, and when it is back the build goes on"
+    root, away = tmp_path/"drive", tmp_path/"away"
+    real, dense, encoded = features._write_shard, Mosaic.dense, []
+    def gone(path, k, *arrays):
+        if k == 1: root.rename(away)
+        real(path, k, *arrays)
+    monkeypatch.setattr(features, "_write_shard", gone)
+    with pytest.raises(FeatureError, match="is gone: was the disk or Google Drive unmounted.*finished shards are kept"): build(root)
+    assert not root.exists() and next(away.glob("Scenes*/shard-00000.json"))
+    monkeypatch.setattr(features, "_write_shard", real)
+    away.rename(root)
+    monkeypatch.setattr(Mosaic, "dense", lambda self, pixels: encoded.append(len(pixels)) or dense(self, pixels))
+    build(root)
+    assert contents(root) == contents(original) and sum(encoded) == 6
+
+
+def test_a_drive_that_is_not_mounted(monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: pytest.fail("made a folder below an empty mount point"))
+    with pytest.raises(FeatureError, match="not mounted: run .*drive.mount"): build("/content/drive/MyDrive/locrl")
+
+
+def test_what_is_ahead_is_told(tmp_path, capsys):
+    data = Scenes(60, seed=0, size=(40, 60), classes=("cat", "dog", "bird"))
+    build_store(data, Mosaic(), 6, root=tmp_path)
+    told = capsys.readouterr().err
+    assert "60 pictures at" in told and "minutes; 0.00 GB to write" in told and "GB are free" in told
+    assert features._estimate(tmp_path, 5000, .12, 2e5).startswith("5,000 pictures at 8.3 img/s (measured on the first batch): about 10.0 minutes; 1.00 GB to write")
+
+
+def test_a_damaged_picture_stops_the_build_and_the_rest_is_kept(tmp_path):
+    data = pictures()
+    image = data.image
+    def damaged(i):
+        if i == 6: raise data_module.DataError("000006.jpg is cut short")
+        return image(i)
+    data.image = damaged
+    projection = build(tmp_path).projection
+    with pytest.raises(data_module.DataError, match="000006.jpg"): build_store(data, Mosaic(), projection=projection, root=tmp_path/"other", shard_size=4, batch_size=2)
+    assert [p.name for p in (tmp_path/"other").rglob("shard-*.json")] == ["shard-00000.json"]
+
+
+def test_a_batch_that_does_not_fit_is_halved_in_the_middle_of_a_build(original, tmp_path, monkeypatch):
+    from locrl.encoders import Batches
+    batches, dense = Batches(size=2), Mosaic.dense
+    def cramped(self, pixels):
+        def run(x):
+            if len(x) > 1: raise torch.OutOfMemoryError("CUDA out of memory")
+            return dense(self, x)
+        return batches(run, pixels)
+    monkeypatch.setattr(Mosaic, "dense", cramped)
+    assert contents(build(tmp_path).path).keys() == contents(build(original).path).keys() and batches.size == 1
 
 
 LIMITED = """
@@ -406,3 +483,54 @@ def test_pooling_beside_crop_encoding():
     same, others = similarity.diagonal().mean(), similarity[~torch.eye(len(large), dtype=bool)].mean()
     print(f"cosine of pooled and crop embedding: same box {same:.3f}, other boxes {others:.3f}")
     assert same > others + .05 and same > .5
+
+
+# Exact crops
+
+
+class Counted(Mosaic):
+    "Counts the crops it encodes, and how many at a time"
+    def embed_crops(self, images, boxes, context=0):
+        self.seen = [*getattr(self, "seen", []), len(images)]
+        return super().embed_crops(images, boxes, context)
+
+
+def test_crops_are_remembered_by_picture_and_rounded_box():
+    encoder, data, rng = Counted(), pictures(), np.random.default_rng(0)
+    cache = CropCache(encoder, data, context=4, steps=64)
+    image, boxes = torch.from_numpy(rng.integers(0, 10, 50)), torch.from_numpy(np.sort(rng.uniform(0, 1, (50, 2, 2)), 1).reshape(50, 4).astype(np.float32))
+    first = cache(image, boxes)
+    rounded = (boxes*64).round()/64
+    for i, box, vector in zip(image, rounded, first):
+        torch.testing.assert_close(vector, Mosaic().embed_crops([data.image(int(i))], [box], context=4)[0], atol=1e-5, rtol=1e-4)
+    assert (cache.hits, cache.misses, sum(encoder.seen), max(encoder.seen)) == (0, 50, 50, 8)
+    assert torch.equal(cache(image.flip(0), boxes.flip(0) + 1e-4*(rounded > boxes).flip(0)), first.flip(0)) and cache.misses == 50   # the same boxes, nearly
+    again = CropCache(Counted(), data, context=4, steps=64)
+    torch.testing.assert_close(again(image[:1].repeat(3), boxes[:1].repeat(3, 1))[2], first[0])
+    assert (again.hits, again.misses) == (2, 1)
+
+
+def test_the_least_recently_used_crops_are_forgotten():
+    cache = CropCache(Counted(), pictures(), capacity=3)
+    box = torch.tensor([[0., 0, 1, 1]])
+    for i in (0, 1, 2, 0, 3): cache(torch.tensor([i]), box)
+    assert len(cache) == 3 and (cache.hits, cache.misses) == (1, 4)
+    cache(torch.tensor([0, 2, 3]), box.repeat(3, 1))
+    assert cache.misses == 4
+    cache(torch.tensor([1]), box)
+    assert cache.misses == 5
+    assert cache(torch.arange(10), box.repeat(10, 1)).shape == (10, 12) and len(cache) == 3   # more at once than are kept
+
+
+def test_a_bank_of_exact_crops(original):
+    store, data = build(original), pictures()
+    cache = CropCache(Mosaic(), data, steps=1024)
+    bank, pooled = CropBank(store, ("cat",), cache), FeatureBank(store, ("cat",))
+    image, boxes = torch.tensor([2, 7]), torch.tensor([[[0., 0, 1, 1], [.25, .5, .75, 1]], [[.5, .5, 1, 1], [0, 0, .5, .25]]])
+    got = bank.pool(image, boxes)
+    assert got.shape == pooled.pool(image, boxes).shape == (2, 2, 6)
+    expected = store.projection(Mosaic().embed_crops([data.image(7)], [boxes[1, 1]])[..., None, None])[0, 0, 0]
+    torch.testing.assert_close(got[1, 1], expected)
+    torch.testing.assert_close(got[0, 0], pooled.pool(image, boxes)[0, 0], atol=1e-2, rtol=1e-2)   # this encoder's whole picture is the mean of its cells
+    assert torch.equal(bank.saliency, pooled.saliency)
+    with pytest.raises(FeatureError, match="is of .*the crops of"): CropBank(store, ("cat",), CropCache(Mosaic(seed=1), data))

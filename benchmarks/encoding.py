@@ -1,0 +1,147 @@
+"""What seeing costs: embedding the boxes of an episode, and caching the features of a data set, in one run.
+
+Prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/encoding.json. ViT-B/16 has random
+weights: its speed does not depend on them. Everything is measured on composed Scenes, so it runs anywhere. The two sides of a
+comparison take turns, so that what else runs on the machine slows both; torch has one thread unless --threads says otherwise,
+and caching may use a second core for everything that is not the network, as it does in use.
+"""
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from locrl.data import open_image
+from locrl.encoders import load_encoder
+from locrl.env import Search, Targets
+from locrl.features import Projection, build_store, integral_image, region_pool
+from locrl.scenes import Scenes
+from speed import SEED, machine, write
+
+OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"encoding.json"
+ENCODERS = {"EfficientNet-Lite0, 448 px": dict(name="efficientnet_lite0", input_size=448), "ViT-B/16, 224 px": dict(name="ViT-B-16", pretrained=None, precision="fp32")}
+
+
+def make(options: dict):
+    "An encoder; that its weights are random is known"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_encoder(**options)
+
+
+def visited(targets: Targets) -> np.ndarray:
+    "The 40 boxes of a random episode"
+    search, rng, boxes = Search(targets[:1], 1), np.random.default_rng(SEED), []
+    search.start(episode=0)
+    for _ in range(40):
+        boxes.append(search.box.copy())
+        search.step(rng.integers(0, 8, 1))
+    return np.concatenate(boxes)
+
+
+def seconds(work) -> float:
+    "How long `work` takes"
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def took(work) -> tuple[float, float]:
+    "Seconds that `work` takes, by the clock and by the processors"
+    start = time.process_time()
+    return seconds(work), time.process_time() - start
+
+
+def episode(encoder, data) -> dict:
+    "Milliseconds for the 40 boxes of an episode, one after another: pooled from the picture's dense map and, in turn, cut out and encoded"
+    boxes, picture, first = visited(Targets.of(data, data.classes)), data.image(0), torch.zeros(1, dtype=torch.long)
+    integral = integral_image(encoder.encode([picture]).permute(0, 2, 3, 1))
+
+    def pool(box): region_pool(integral, first, torch.from_numpy(box)[None, None])
+    def cut(box): encoder.embed_crops([picture], box[None], context=16)
+    for box in boxes[:2]: pool(box), cut(box)
+    pooled, crops = np.array([(seconds(lambda: pool(box)), seconds(lambda: cut(box))) for box in boxes]).sum(0)*1e3
+    return dict(pool_40=pooled, crops_40=crops, ratio=crops/pooled, dense_once=1e3*statistics.median(seconds(lambda: encoder.encode([picture])) for _ in range(3)),
+                crops_40_at_once=1e3*seconds(lambda: encoder.embed_crops([picture]*40, boxes, context=16)))
+
+
+def caching(encoder, data, rounds: int) -> dict:
+    "Pictures a second of the bare network on ready pixels and of `build_store` from picture files to files, in turns"
+    pixels = torch.cat([encoder.preprocess([data.image(i)]) for i in range(len(data))])
+    encoder.fingerprint, data.fingerprint, encoder.class_embeddings(["cat"])   # both are made once and kept
+    keep = Projection(np.zeros(encoder.dim, np.float32), np.eye(encoder.dim, min(encoder.dim, 256), dtype=np.float32), 1.)
+    times = []
+
+    encoder.dense(pixels[:encoder.batch_size])   # warms up
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as root:
+            times.append([took(lambda: [encoder.dense(x) for x in pixels.split(encoder.batch_size)]), took(lambda: build_store(data, encoder, projection=keep, root=root))])
+    each = np.median(times, 0)/len(data)   # (bare, cached) x (wall, processor)
+    return dict(bare_per_second=1/each[0, 0], cached_per_second=1/each[1, 0], shares=[a[0]/b[0] for a, b in times], share=statistics.median(a[0]/b[0] for a, b in times),
+                bare_processor_ms=1e3*each[0, 1], cached_processor_ms=1e3*each[1, 1], pictures=len(data), batch_size=encoder.batch_size)
+
+
+class Files(Scenes):
+    "Scenes that were saved as JPEG files of a photograph's size, so that reading and decoding is part of the work"
+    def __init__(self, n, folder):
+        super().__init__(n, seed=SEED, size=(375, 500))
+        self.folder = Path(folder)
+        for i in range(n): super().image(i).save(self.folder/f"{i}.jpg", quality=90)
+
+    def image(self, i):
+        return open_image(self.folder/f"{i}.jpg")
+
+
+def measure(n_images: int, rounds: int) -> dict:
+    "All measurements"
+    out = {}
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=2*len(ENCODERS), unit="part") as bar:
+        data = Files(n_images, folder)
+        for title, options in ENCODERS.items():
+            encoder = make(options)
+            bar.set_description(f"{title}: an episode")
+            out[title] = dict(episode=episode(encoder, data))
+            bar.update()
+            bar.set_description(f"{title}: caching")
+            out[title]["caching"] = caching(encoder, data, rounds)
+            bar.update()
+    return out
+
+
+def table(results: dict) -> str:
+    "Markdown"
+    rows = []
+    for title, r in results.items():
+        e, c = r["episode"], r["caching"]
+        rows += [(f"**{title}**: 40 boxes of an episode pooled from the store, ms", f"{e['pool_40']:.1f}", ""), ("the picture's dense map, once, ms", f"{e['dense_once']:.0f}", ""),
+                 ("40 crops encoded one after another, ms", f"{e['crops_40']:,.0f}", ""),
+                 ("40 crops in one batch, ms", f"{e['crops_40_at_once']:,.0f}", ""),
+                 ("pooling is so many times as fast as crops", f"{e['ratio']:,.0f} ({e['crops_40']/(e['pool_40'] + e['dense_once']):.0f} with the dense map)", "30"),
+                 ("bare network, pictures/s", f"{c['bare_per_second']:.2f}", ""), ("feature caching, JPEG files to store, pictures/s", f"{c['cached_per_second']:.2f}", ""),
+                 ("share of the bare network", f"{c['share']:.0%}", "90%"),
+                 ("processor time a picture: network, everything, ms", f"{c['bare_processor_ms']:.0f}, {c['cached_processor_ms']:.0f}", "")]
+    return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def main():
+    "Parse, measure, print, write"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=64, help="pictures to cache (default 64)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of bare network and caching (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--out", type=Path, default=OUT, help="file of the results (default results/benchmarks/encoding.json)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(SEED)
+    about, start = machine(args.threads), time.monotonic()
+    results = measure(args.images, args.rounds)
+    print("\n" + table(results))
+    write(args.out, f"python benchmarks/encoding.py --images {args.images} --rounds {args.rounds} --threads {args.threads}", about, start, results)
+
+
+if __name__ == "__main__": main()

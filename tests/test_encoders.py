@@ -1,0 +1,160 @@
+"""Pictures of every kind through an encoder, and batches that fit into memory."""
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from PIL import Image
+
+from locrl.data import DataError, rgb
+from locrl.encoders import Batches, EfficientNetLite0, crop, free_memory, out_of_memory, warp
+
+
+# Memory
+
+
+def cramped(capacity, error):
+    "A function that doubles, and has room for `capacity` rows"
+    def f(x):
+        f.sizes.append(len(x))
+        if len(x) > capacity: raise error
+        return x*2
+    f.sizes = []
+    return f
+
+
+ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
+          RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12")]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.sampled_from(ERRORS))
+def test_batches_halve_until_they_fit(n, size, capacity, error):
+    f, batches, x = cramped(capacity, error), Batches(size=size), torch.arange(n)
+    assert torch.equal(batches(f, x), x*2)
+    assert batches.size <= max(size, 1) and all(s <= size for s in f.sizes)
+    before = len(f.sizes)
+    batches(f, x)
+    assert max(f.sizes[before:]) <= capacity   # what was learned stays
+
+
+def test_the_memory_error_of_torchs_own_allocator_is_known():
+    with pytest.raises(RuntimeError) as e: torch.empty(1 << 58)
+    assert out_of_memory(e.value) and not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_other_errors_pass_and_one_that_does_not_fit_says_what_to_do():
+    calls = []
+    def wrong(x): calls.append(x); raise RuntimeError("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"): Batches(size=8)(wrong, torch.zeros(8))
+    assert len(calls) == 1
+    with pytest.raises(MemoryError, match="no room for a single picture .*smaller input_size"): Batches(size=8)(cramped(0, ERRORS[0]), torch.zeros(8))
+
+
+def test_the_first_size_follows_the_memory(monkeypatch):
+    assert free_memory() > 1 << 20
+    for free, each, size in ((1 << 30, 1 << 28, 2), (1 << 30, 1 << 40, 1), (1 << 40, 1, 8)):
+        monkeypatch.setattr("locrl.encoders.free_memory", lambda device: free)
+        assert Batches(bytes_each=each).size == size
+    assert Batches("cuda", bytes_each=1 << 20).size == 256 and Batches(size=5).size == 5
+
+
+def test_the_embedded_encoder_halves_too(monkeypatch):
+    encoder = EfficientNetLite0(64, batch_size=8)
+    pixels = torch.randn(5, 3, 64, 64)
+    expected, real = encoder.dense(pixels), EfficientNetLite0._side_by_side
+    def small(self, x):
+        if len(x) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, x)
+    monkeypatch.setattr(EfficientNetLite0, "_side_by_side", small)
+    torch.testing.assert_close(encoder.dense(pixels), expected)
+    assert encoder.batch_size == 2
+
+
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def encoder(): return EfficientNetLite0(64)
+
+
+def scene(width=60, height=40):
+    "A picture whose corners differ"
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([255*x//width, 255*y//height, 0*x + 90], -1).astype(np.uint8))
+
+
+def saved(image, format, **options):
+    "As it comes back from a file"
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (60, 40)])
+def test_any_mode_and_size(encoder, mode, size):
+    image = Image.new(mode, size)
+    assert rgb(image).mode == "RGB" and rgb(image).size == size
+    features = encoder.encode([image])
+    assert features.shape == (1, 1280, 2, 2) and features.isfinite().all()
+    assert encoder.embed_crops([image], [[.2, .2, .21, .21]], context=16).isfinite().all()
+
+
+def test_forms_of_one_picture_agree():
+    image = scene()
+    plain, grey = np.asarray(image).astype(int), np.asarray(image.convert("L"))
+    def close(other, tolerance, to=plain): np.testing.assert_allclose(np.asarray(rgb(other)).astype(int), to, atol=tolerance)
+    close(saved(image, "PNG"), 0)
+    close(saved(image.convert("RGBA"), "PNG"), 0)
+    close(saved(image.convert("CMYK"), "TIFF"), 1)
+    close(saved(image.convert("CMYK"), "JPEG", quality=95), 12)
+    close(saved(image.quantize(256), "PNG"), 20)
+    close(saved(Image.fromarray(grey.astype(np.uint16)*257), "PNG"), 0, np.stack([grey]*3, -1))   # 16 bits: Pillow's convert makes it white
+    close(Image.fromarray(grey.astype(np.int32)*257), 0, np.stack([grey]*3, -1))
+    close(Image.fromarray(grey.astype(np.int32)), 0, np.stack([grey]*3, -1))
+
+
+def test_transparency_shows_white():
+    image = scene().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    for form in (image, saved(image, "PNG"), image.convert("LA")): assert np.asarray(rgb(form)).min() == 255
+    palette = scene().quantize(8)
+    clear = saved(palette, "PNG", transparency=palette.getpixel((0, 0)))
+    assert rgb(clear).getpixel((0, 0)) == (255, 255, 255) and rgb(clear).getpixel((59, 39)) != (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(encoder, orientation):
+    "A camera that lay on its side stores the pixels turned and says so: what comes out is upright, with boxes to match"
+    turn = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]   # Pillow's Transpose that undoes the tag's
+    stored, exif = scene() if turn is None else scene().transpose(Image.Transpose(turn)), Image.Exif()
+    exif[0x0112] = orientation
+    read = saved(stored, "JPEG", quality=100, subsampling=0, exif=exif)
+    assert rgb(read).size == (60, 40)
+    np.testing.assert_allclose(np.asarray(rgb(read)).astype(int), np.asarray(scene()).astype(int), atol=6)
+    assert torch.cosine_similarity(*(encoder.embed_crops([im], [[0, 0, .5, .5]]) for im in (read, scene()))) > .95
+
+
+def test_twenty_megapixels(encoder):
+    image = scene().resize((5000, 4000))
+    torch.testing.assert_close(encoder.encode([image]), encoder.encode([image.reduce(10)]), atol=.3, rtol=.3)
+    assert crop(image, [.5, .5, .5, .5]).size == (1, 1)
+
+
+def test_a_picture_without_pixels():
+    with pytest.raises(DataError, match="0 x 3 pixels"): rgb(Image.new("RGB", (0, 3)))
+
+
+def test_a_truncated_file_is_an_error_not_a_grey_half(encoder):
+    buffer = io.BytesIO()
+    scene(200, 200).save(buffer, "PNG")
+    with pytest.raises(OSError): encoder.encode([Image.open(io.BytesIO(buffer.getvalue()[:len(buffer.getvalue())//2]))])
+
+
+def test_warp_is_the_same_for_all_pictures_of_a_batch():
+    pictures = [scene(), scene(30, 80), Image.new("L", (3, 3), 7)]
+    together = warp(pictures, 32)
+    assert together.shape == (3, 3, 32, 32) and together.dtype == torch.float32
+    for one, picture in zip(together, pictures): assert torch.equal(one, warp([picture], 32)[0])
+    with pytest.raises(KeyError): warp(pictures, 32, "nearest-ish")
