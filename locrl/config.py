@@ -11,7 +11,7 @@ __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'ConfigError', 'Config', 'named_config'
 # %% ../nbs/21_config.ipynb #81f110fc
 """`Config` defines a run, `CONFIGS` holds the named ones, `prepare` gathers the data and features it looks at as a `World`."""
 
-# %% ../nbs/21_config.ipynb #4c88b82d
+# %% ../nbs/21_config.ipynb #3be1758d
 import json
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from .boxes import Moves
 from .data import ANIMALS, VOC, VOC_CLASSES, DataError
-from .encoders import Encoder, Prototypes, load_encoder
+from .encoders import ENCODERS, Encoder, Prototypes, load_encoder
 from .env import Targets
 from .evaluate import CONFIDENCE
 from .features import FeatureBank, Projection, build_store, fit_prototypes
@@ -160,7 +160,7 @@ def load_data(
         if isinstance(e, DataError): raise
     raise DataError(f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or voc2007+voc2012:SPLIT")
 
-# %% ../nbs/21_config.ipynb #ab996e10
+# %% ../nbs/21_config.ipynb #7c5b438d
 LOOKS = ("train", "select", "report", "classes", "encoder", "pretrained", "method", "prompts", "input_size", "dim", "evidence", "flip")  # fields that say what is looked at
 
 @dataclass(eq=False)
@@ -195,7 +195,7 @@ def make_encoder(
     device: str = "cpu",   # torch device
 ) -> Encoder:
     "The encoder that `config` names. Raises `locrl.clip.WeightsError` where an open_clip one has no weights to be had."
-    options = {} if config.encoder == "efficientnet_lite0" else dict(pretrained=config.pretrained, method=config.method, prompts=config.prompts)
+    options = {} if config.encoder in ENCODERS else dict(pretrained=config.pretrained, method=config.method, prompts=config.prompts)
     if config.input_size is not None: options["input_size"] = config.input_size
     return load_encoder(config.encoder, device=device, **options)
 
