@@ -1,0 +1,200 @@
+"""A user's pictures and phrases: whatever they come as, the answers are those of the evaluation, and what cannot be used is refused in words."""
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from locrl.boxes import TRIGGER
+from locrl.config import Config, ConfigError, prepare
+from locrl.data import DataError
+from locrl.encoders import UnknownClass
+from locrl.evaluate import CONFIDENCE, questions, search_all
+from locrl.localizer import Localizer, PictureBank, forms, listening, picture
+from locrl.observation import ObservationConfig
+from locrl.train import train
+
+TINY = Config(name="tiny", train="scenes:train:24", select="scenes:val:12", report="scenes:test:12", classes=("cat", "dog"), dim=8, input_size=64,
+              n_envs=8, batch_size=16, gradient_steps=1, net_arch=(16,), region_width=4, steps=200, eval_every=200, learning_starts=50)
+
+
+@pytest.fixture(scope="module")
+def world(): return prepare(TINY)
+
+
+@pytest.fixture(scope="module")
+def localizer(world, tmp_path_factory):
+    return Localizer.from_run(train(TINY, root=tmp_path_factory.mktemp("runs"), world=world, progress=False))
+
+
+@pytest.fixture(scope="module")
+def scenes(world):
+    world.bank("report")
+    return [world.data["report"].image(i) for i in range(12)]
+
+
+def same(a, b):
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-6)
+    np.testing.assert_allclose(a.q_values, b.q_values, atol=1e-4)
+    np.testing.assert_allclose(a.box, b.box, atol=1e-6)
+    assert a.confidence == pytest.approx(b.confidence, abs=1e-5) and a.class_name == b.class_name
+
+
+def test_features_are_those_of_the_store(world, scenes):
+    "A bank made in memory holds what one read from disk holds"
+    disk = world.banks["report"]
+    here = PictureBank(scenes, world.encoder, world.projection, TINY.classes, world.prototypes)
+    torch.testing.assert_close(here.integral, disk.integral, atol=.01, rtol=1e-3)
+    torch.testing.assert_close(here.saliency, disk.saliency, atol=5e-3, rtol=0)
+    torch.testing.assert_close(here.presence, disk.presence, atol=5e-3, rtol=0)
+    mixed = PictureBank(scenes[:2], world.encoder, world.projection, ("bus", "dog", "cat"), world.prototypes)
+    assert mixed.classes == ("dog", "cat", "bus")
+    torch.testing.assert_close(mixed.saliency[:, 0], here.saliency[:2, 1], atol=1e-5, rtol=0)
+
+
+def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
+    "Every picture x class: box, trigger and confidence as `search_all` has them, the way as the actions lead it"
+    policy, bank = localizer.agent.policy, world.banks["report"]
+    scored = search_all(policy, bank, *questions(12, 2))
+    for name in TINY.classes:
+        for i, found in enumerate(localizer.locate(scenes, name)):
+            row = 2*i + TINY.classes.index(name)
+            np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
+            assert found.triggered == scored.triggered[row] and len(found.actions) == scored.steps[row]
+            assert found.confidence == pytest.approx(scored.presence[row]*scored.iou[row], abs=1e-2)
+            for before, action, after in zip(found.boxes, found.actions, found.boxes[1:]):
+                np.testing.assert_allclose(TINY.moves.apply(before, action), after, atol=1e-6)
+            assert (found.actions[:-1] != TRIGGER).all() and (found.actions[-1] == TRIGGER) == found.triggered
+            np.testing.assert_allclose(found.episode.boxes[-1], found.box, atol=1e-6)
+    assert "predict_all" not in vars(policy.q_net)
+
+
+def test_a_search_without_trigger_answers_with_what_it_believed_in_most(localizer, scenes, monkeypatch):
+    network = type(localizer.agent.policy.q_net)
+    predict = network.predict_all
+
+    def never_triggers(net, keys):
+        q, believed = predict(net, keys)
+        q[:, TRIGGER] = -100
+        return q, believed
+
+    monkeypatch.setattr(network, "predict_all", never_triggers)
+    found = localizer.locate(scenes[0], "cat")
+    assert not found.triggered and len(found.actions) == 40
+    np.testing.assert_allclose(found.box, found.boxes[found.believed.argmax()])
+    assert found.episode.steps == found.believed.argmax() and "never triggered" in repr(found)
+
+
+@pytest.mark.parametrize("confidence", CONFIDENCE)
+def test_confidence(localizer, scenes, confidence):
+    if "region" in confidence: pytest.skip("needs a region classifier")
+    found = Localizer(localizer.agent, localizer.encoder, confidence).locate(scenes[0], "cat")
+    assert np.isfinite(found.confidence) and (confidence == "q_trigger" or 0 <= found.confidence <= 1)
+
+
+def test_whatever_a_picture_comes_as(localizer, scenes, tmp_path):
+    image = scenes[0]
+    array = np.asarray(image)
+    image.save(tmp_path/"scene.png")
+    expected = localizer.locate(image, "a cat")
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for given in (tmp_path/"scene.png", str(tmp_path/"scene.png"), array, array/255, array.astype(np.float32)/255, tensor, tensor/255, image.convert("RGBA"),
+                  np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])):
+        same(localizer.locate(given, "a cat"), expected)
+    for batch in ([image, array], (image, image), np.stack([array, array]), torch.stack([tensor, tensor])):
+        first, second = localizer.locate(batch, "a cat")
+        same(first, expected)
+        same(second, expected)
+    assert localizer.locate([], "cat") == [] and localizer.locate(image, []) == []
+
+
+def test_odd_pictures(localizer):
+    "One pixel, greys, CMYK, a long strip, twenty megapixels, and a photograph taken with the camera turned"
+    for image in (Image.new("RGB", (1, 1)), Image.new("L", (30, 40), 100), Image.new("CMYK", (30, 40)), Image.new("1", (9, 9)), Image.new("RGB", (500, 2)),
+                  Image.new("RGB", (5000, 4000)), np.zeros((5, 7)), np.zeros((5, 7, 1), np.uint8), torch.zeros(1, 5, 7)):
+        found = localizer.locate(image, "dog")
+        x1, y1, x2, y2 = found.pixels
+        assert 0 <= x1 <= x2 <= found.image.width and 0 <= y1 <= y2 <= found.image.height
+    turned = Image.new("RGB", (40, 20))
+    turned.getexif()[0x0112] = 6
+    assert localizer.locate(turned, "dog").image.size == (20, 40)
+
+
+@pytest.mark.parametrize("given, words", [
+    (np.full((4, 4, 3), np.nan), "NaN"), (np.full((4, 4, 3), 7.), "7 to 7"), (np.zeros((4, 4, 3), int), "int64"), (np.zeros((3, 4, 4, 2)), "shape"),
+    (np.zeros((3, 8, 8)), r"\(3, 8, 8\)"), (np.zeros((0, 4, 3), np.uint8), "shows nothing"), (torch.zeros(8, 8, 3), r"\(8, 8, 3\)"), (7, "int is no picture"),
+    ("no/such.jpg", "no/such.jpg")])
+def test_refused_pictures(localizer, given, words):
+    with pytest.raises(DataError, match=words): localizer.locate(given, "dog")
+
+
+def test_a_truncated_file(localizer, scenes, tmp_path):
+    scenes[0].save(tmp_path/"cut.jpg")
+    (tmp_path/"cut.jpg").write_bytes((tmp_path/"cut.jpg").read_bytes()[:900])
+    with pytest.raises(DataError, match="cut.jpg"): localizer.locate(tmp_path/"cut.jpg", "dog")
+    with pytest.raises(DataError, match="cannot be decoded"): picture(Image.open(tmp_path/"cut.jpg"))
+    with pytest.raises(DataError, match="picture 1: .*cut.jpg"): localizer.locate([scenes[0], tmp_path/"cut.jpg"], "dog")
+
+
+@pytest.mark.parametrize("phrase, name", [("a sheep", "sheep"), ("The  Cat", "cat"), ("dogs", "dog"), ("buses", "bus"), ("potted plants", "pottedplant"),
+                                          ("an airplane", "aeroplane"), ("couch", "sofa"), ("a television", "tvmonitor"), ("bus", "bus"), ("motorcycles", "motorbike")])
+def test_words(localizer, phrase, name): assert localizer.class_of(phrase) == name
+
+
+def test_people_are_persons(): assert {"person"} <= set(forms("people")) & set(forms("men")) & set(forms("children"))
+
+
+def test_unknown_words(localizer, scenes):
+    with pytest.raises(UnknownClass, match="'doge'; nearest known: dog"): localizer.locate(scenes[0], "a doge")
+    with pytest.raises(UnknownClass, match="no text tower"): localizer.locate(scenes[0], "person")
+    with pytest.raises(UnknownClass): localizer.locate(scenes[0], "the black dog")
+    for nothing in ("", "  ", None, 3):
+        with pytest.raises((ValueError, TypeError)): localizer.locate(scenes[0], nothing)
+    with pytest.raises(UnknownClass): localizer.locate_stream(iter(()), "unicorn")
+
+
+def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes):
+    config = replace(TINY, observation=ObservationConfig(n_classes=2))
+    coded = Localizer(replace(localizer.agent, config=config), localizer.encoder)
+    assert coded.class_of("the dogs") == "dog"
+    with pytest.raises(UnknownClass, match="sees a code"): coded.class_of("bus")
+
+
+def test_several_phrases(localizer, scenes):
+    several = localizer.locate(scenes[0], ["a cat", "bus", "the dog", "cat"])
+    assert [f.class_name for f in several] == ["cat", "bus", "dog", "cat"]
+    same(several[0], localizer.locate(scenes[0], "cat"))
+    for found, alone in zip(localizer.locate(scenes[:2], ["dog", "cat"]), ((scenes[0], "dog"), (scenes[1], "cat"))): same(found, localizer.locate(*alone))
+    with pytest.raises(ValueError, match="2 pictures and 3 phrases"): localizer.locate(scenes[:2], ["dog"]*3)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_stream(localizer, scenes, batch):
+    "Nothing is read ahead of what is asked for, and the last frames are not lost"
+    read = []
+    def camera():
+        for i in count(): read.append(i); yield scenes[i % 12]
+    stream = localizer.locate_stream(camera(), "cat", batch=batch)
+    assert not read
+    for i, found in zip(range(4), stream): same(found, localizer.locate(scenes[i], "cat"))
+    assert len(read) <= 5 + batch
+    assert len(list(localizer.locate_stream(iter(scenes[:5]), "cat", batch=batch))) == 5
+    with pytest.raises(ValueError, match="batch=0"): localizer.locate_stream([], "cat", batch=0)
+
+
+def test_it_draws_itself(localizer, scenes):
+    found = localizer.locate(scenes[0], "cat")
+    assert found._repr_png_()[:4] == b"\x89PNG" and len(found.figure().axes) == 1
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="is no run"): Localizer.from_run(tmp_path)
+
+
+def test_listening_ends_with_its_block(localizer):
+    net = localizer.agent.policy.q_net
+    with pytest.raises(KeyError):
+        with listening(net): raise KeyError
+    assert "predict_all" not in vars(net)
