@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from locrl.boxes import TRIGGER
+from locrl.confidence import ConfidenceError, RegionClassifier, region_inputs
 from locrl.config import Config, ConfigError, prepare
 from locrl.data import DataError
 from locrl.encoders import UnknownClass
@@ -87,9 +88,30 @@ def test_a_search_without_trigger_answers_with_what_it_believed_in_most(localize
     assert found.episode.steps == found.believed.argmax() and "never triggered" in repr(found)
 
 
+@pytest.fixture
+def classifier(localizer, world, scenes):
+    "A region classifier in the run's folder that gives cats 0.25 and dogs 0.75"
+    size = region_inputs(world.banks["report"], np.zeros(1, int), np.float32([[0, 0, 1, 1]])).shape[1]
+    zero, odds = np.zeros((size, 1), np.float32), np.log(np.float32([1/3, 3]))
+    file = localizer.agent.folder/"region_classifier.npz"
+    RegionClassifier(TINY.classes, world.projection.digest, zero, zero[0], np.zeros((1, 2), np.float32), odds).save(file)
+    yield file
+    file.unlink()
+
+
+def test_region_classifier_of_the_run(localizer, scenes, classifier):
+    judged = Localizer.from_run(localizer.agent.folder, confidence="region")
+    assert [f.confidence for f in judged.locate(scenes[0], ["dog", "cat"])] == pytest.approx([.75, .25])
+    with pytest.raises(UnknownClass, match="none for others"): judged.locate(scenes[0], "bus")
+
+
+def test_no_region_classifier(localizer):
+    with pytest.raises(ConfidenceError, match="no region classifier"): Localizer.from_run(localizer.agent.folder, confidence="region")
+
+
 @pytest.mark.parametrize("confidence", CONFIDENCE)
-def test_confidence(localizer, scenes, confidence):
-    if "region" in confidence: pytest.skip("needs a region classifier")
+def test_confidence(localizer, scenes, confidence, request):
+    if "region" in confidence: request.getfixturevalue("classifier")
     found = Localizer(localizer.agent, localizer.encoder, confidence).locate(scenes[0], "cat")
     assert np.isfinite(found.confidence) and (confidence == "q_trigger" or 0 <= found.confidence <= 1)
 
@@ -159,7 +181,7 @@ def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes
     config = replace(TINY, observation=ObservationConfig(n_classes=2))
     coded = Localizer(replace(localizer.agent, config=config), localizer.encoder)
     assert coded.class_of("the dogs") == "dog"
-    with pytest.raises(UnknownClass, match="sees a code"): coded.class_of("bus")
+    with pytest.raises(UnknownClass, match="none for others"): coded.class_of("bus")
 
 
 def test_several_phrases(localizer, scenes):
