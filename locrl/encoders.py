@@ -365,7 +365,7 @@ def ensure_torchvision():
         ensure_torchvision.library = lib = torch.library.Library("torchvision", "FRAGMENT")
         for op in ("nms", "qnms"): lib.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-# %% ../nbs/03_encoders.ipynb #1daa743e
+# %% ../nbs/03_encoders.ipynb #877ac65a
 ENCODERS: dict[str, Callable[..., Encoder]] = {EfficientNetLite0.name: EfficientNetLite0}   # made by `name(input_size=..., device=...)`
 
 def register_encoder(
@@ -379,7 +379,7 @@ def register_encoder(
 def load_encoder(
     name: str = "efficientnet_lite0",  # a key of `ENCODERS`, or an open_clip model such as "ViT-L-14" or "hf-hub:..."
     device: str = "cpu",               # torch device
-    **kwargs,                          # for the encoder: `input_size`; for open_clip also `pretrained`, `method`, ...
+    **kwargs,                          # for the encoder: `input_size`, `batch_size`; for open_clip also `pretrained`, `method`, `window`, ...
 ) -> Encoder:
     "Make the encoder called `name`"
     if name in ENCODERS: return ENCODERS[name](device=device, **kwargs)
