@@ -1,4 +1,6 @@
 """A user's pictures and phrases: whatever they come as, the answers are those of the evaluation, and what cannot be used is refused in words."""
+import json
+import warnings
 from dataclasses import replace
 from itertools import count
 
@@ -15,7 +17,9 @@ from locrl.encoders import UnknownClass
 from locrl.evaluate import CONFIDENCE, questions, search_all
 from locrl.localizer import Localizer, PictureBank, forms, listening, picture
 from locrl.observation import ObservationConfig
+from locrl.scenes import Scenes
 from locrl.train import train
+from test_clip import TINY as TINY_CLIP
 
 TINY = Config(name="tiny", train="scenes:train:24", select="scenes:val:12", report="scenes:test:12", classes=("cat", "dog"), dim=8, input_size=64,
               n_envs=8, batch_size=16, gradient_steps=1, net_arch=(16,), region_width=4, steps=200, eval_every=200, learning_starts=50)
@@ -220,3 +224,20 @@ def test_listening_ends_with_its_block(localizer):
     with pytest.raises(KeyError):
         with listening(net): raise KeyError
     assert "predict_all" not in vars(net)
+
+
+def test_any_phrase_with_a_text_tower(tmp_path, monkeypatch):
+    "A run on a tiny CLIP of random weights: a phrase it never learned has an embedding, a map and a search of its own"
+    open_clip = pytest.importorskip("open_clip")
+    (tmp_path/"tiny-ViT-phrases.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path)
+    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
+    config = replace(TINY, name="clip", encoder="tiny-ViT-phrases", pretrained=None, dim=None, evidence="encoder", prompts="single")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        localizer = Localizer.from_run(train(config, root=tmp_path, progress=False))
+    image = Scenes(1).image(0)
+    elephant, dog, cats = localizer.locate(image, ["a purple elephant", "the black dog", "Cats"])
+    assert [f.class_name for f in (elephant, dog, cats)] == ["purple elephant", "black dog", "cat"]
+    assert np.abs(elephant.saliency - dog.saliency).max() > 0 and elephant.saliency.shape == (16, 16)
+    with pytest.raises(ValueError, match="name what to look for"): localizer.locate(image, " ")
