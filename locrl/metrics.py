@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['MetricError', 'Detections', 'Match', 'match', 'precision_recall', 'average_precision', 'ClassResult',
-           'DetectionResult', 'evaluate_detections', 'nms', 'Localisation', 'localisation']
+           'DetectionResult', 'evaluate_detections', 'Coverage', 'coverage', 'nms', 'Localisation', 'localisation']
 
 # %% ../nbs/11_metrics.ipynb #cc979c65
 """Detections are parallel arrays (`Detections`), so are the objects they are compared with (`locrl.data.GroundTruth`, or anything with
@@ -275,6 +275,53 @@ def evaluate_detections(
         ap11, ap_area = (average_precision(recall, precision, kind) if m.npos else None for kind in ("11point", "area"))
         results.append(ClassResult(name, m.npos, len(m.index), ap11, ap_area, m.recall_ceiling, recall, precision))
     return DetectionResult(tuple(results), iou_threshold)
+
+# %% ../nbs/11_metrics.ipynb #bc10cd50
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    "Best IoU of each object that counts, for growing numbers of regions"
+    regions: np.ndarray   # (K,) int64, regions an image and class, ascending
+    best: np.ndarray      # (m, K) float64, IoU of the best of the first k; 0 without any
+    objects: np.ndarray   # (m,) int64, rows of the ground truth
+
+    def recall(self, iou_threshold=0.5):
+        "(K,) share of the objects with IoU >= `iou_threshold`, in [0, 1]. Raises `MetricError` without objects."
+        return self._some(self.best >= iou_threshold)
+
+    def average_recall(self):
+        "(K,) twice the area under recall over IoU thresholds 0.5 to 1, in [0, 1]. Raises `MetricError` without objects."
+        return self._some(2*(self.best - .5).clip(0))
+
+    def _some(self, values):
+        if not len(self.objects): raise MetricError("recall is undefined: there is no object that counts")
+        return values.mean(0)
+
+    def __getitem__(self, mask):
+        "`Coverage` of the objects that `mask` (of rows of `best`: by class, size, number of instances) selects"
+        return Coverage(self.regions, self.best[mask], self.objects[mask])
+
+def coverage(
+    det,                            # `Detections`
+    gt,                             # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
+    regions=(1, 2, 5, 10, 20, 50, 100, 200),  # numbers of regions an image and class
+):                                  # `Coverage`
+    "Best IoU of every object with the first regions of its image and class. Raises `MetricError` for numbers below 1."
+    regions = np.unique(_integers("regions", regions))
+    if not len(regions) or regions[0] < 1: raise MetricError(f"regions={regions.tolist()}: expected numbers of 1 or more")
+    gt_image, gt_label = np.asarray(gt.image), np.asarray(gt.label)
+    objects = np.flatnonzero(~np.asarray(gt.difficult, dtype=bool))
+    n_labels = int(max(det.label.max(initial=0), gt_label.max(initial=0))) + 1
+    key = det.image*n_labels + det.label
+    order = np.lexsort((-det.scores, key))
+    wanted = (gt_image*n_labels + gt_label)[objects]
+    first = np.searchsorted(key[order], wanted, "left")
+    count = np.minimum(np.searchsorted(key[order], wanted, "right") - first, regions[-1])
+    starts = np.cumsum(count) - count
+    rank = np.arange(count.sum()) - np.repeat(starts, count)
+    pairs, best = order[rank + np.repeat(first, count)], np.zeros((len(objects), len(regions)))
+    overlap = iou(det.boxes[pairs].astype(np.float64), np.asarray(gt.boxes, dtype=np.float64)[np.repeat(objects, count)])
+    np.maximum.at(best, (np.repeat(np.arange(len(objects)), count), np.searchsorted(regions, rank + 1)), overlap)
+    return Coverage(regions, np.maximum.accumulate(best, 1), objects)
 
 # %% ../nbs/11_metrics.ipynb #03840e20
 def nms(

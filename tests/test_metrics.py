@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from locrl.metrics import (Detections, MetricError, average_precision, evaluate_detections, localisation, match, nms,
+from locrl.metrics import (Detections, MetricError, average_precision, coverage, evaluate_detections, localisation, match, nms,
                            precision_recall)
 
 LEFT, RIGHT, TOP, WHOLE, CORNER = [0, 0, .5, 1], [.5, 0, 1, 1], [0, 0, 1, .5], [0, 0, 1, 1], [0, 0, .1, .1]
@@ -219,20 +219,44 @@ def test_agrees_with_a_literal_devkit_loop(difficult, grid):
 
 
 def test_agrees_with_mean_average_precision():
-    "300 random sets without difficult objects against the PyPI package (continuous area AP, greedy VOC matching)"
+    "1,000 random sets without difficult objects against the PyPI package (continuous area AP, greedy VOC matching)"
     package = pytest.importorskip("mean_average_precision.mean_average_precision_2d", reason="pip install mean-average-precision to compare")
-    for seed in range(300):
-        det, gt = random_set(seed, n_images=4, n_objects=8 + seed%9, n_detections=5 + seed%30)
+    for seed in range(1000):
+        det, gt = random_set(seed, n_images=2, n_objects=3 + seed%6, n_detections=3 + seed%16)
         theirs = package.MeanAveragePrecision2d(num_classes=3)
         # It counts pixels, with corners inclusive: side = x2 - x1 + 1. Scaling and taking one off gives the same IoU.
         pixels = lambda b: b.astype(np.float64)*10_000 - [0, 0, 1, 1]
-        for i in range(4):
+        for i in range(2):
             d, g = det.image == i, gt.image == i
             theirs.add(np.column_stack([pixels(det.boxes[d]), det.label[d], det.scores[d]]),
                        np.column_stack([pixels(gt.boxes[g]), gt.label[g], np.zeros((g.sum(), 2))]))
         for label, c in enumerate(evaluate_detections(det, gt, ["a", "b", "c"]).per_class):
             # The public value() rounds to float32; this is the float64 before that.
             if c.npos: assert c.ap_area == pytest.approx(theirs._evaluate_class(label, .5, None)[0], abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, .5))
+def test_coverage_against_a_plain_loop(seed, difficult):
+    from locrl.boxes import iou
+    det, gt = random_set(seed, difficult=difficult)
+    c = coverage(det, gt, (3, 1, 50))
+    assert c.regions.tolist() == [1, 3, 50] and c.objects.tolist() == np.flatnonzero(~gt.difficult).tolist()
+    for row, o in zip(c.best, c.objects):
+        mine = [d for d in np.argsort(-det.scores) if det.image[d] == gt.image[o] and det.label[d] == gt.label[o]]
+        for k, best in zip(c.regions, row):
+            assert best == pytest.approx(max((float(iou(det.boxes[d].astype(float), gt.boxes[o].astype(float))) for d in mine[:k]), default=0), abs=1e-12)
+    if len(c.objects):
+        assert (np.diff(c.recall(.6)) >= 0).all() and (c.recall(.5) >= c.recall(.7)).all()
+        fine = np.linspace(.5, 1, 2001)
+        assert c.average_recall() == pytest.approx(2*np.trapezoid([c.recall(t) for t in fine], fine, axis=0), abs=2e-3)
+
+
+def test_coverage_without_objects_or_regions():
+    with pytest.raises(MetricError, match="no object that counts"): coverage(found((0, 0, WHOLE, 1.)), truth((0, 0, WHOLE, True))).recall()
+    c = coverage(Detections([], [], [], []), truth((0, 0, WHOLE)), [1, 5])
+    assert c.recall().tolist() == c.average_recall().tolist() == [0, 0]
+    with pytest.raises(MetricError, match="1 or more"): coverage(found((0, 0, WHOLE, 1.)), truth(), [0, 1])
 
 
 def test_bad_detections_name_the_row():
