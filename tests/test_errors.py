@@ -1,5 +1,4 @@
 "Kinds of mistakes: each worked by hand, and what must hold for any detections"
-from types import SimpleNamespace
 
 import numpy as np
 import pytest

@@ -218,10 +218,11 @@ def test_agrees_with_a_literal_devkit_loop(difficult, grid):
             if expected is not None: assert (c.ap_area, c.ap11) == pytest.approx(expected, abs=1e-9)
 
 
-def test_agrees_with_mean_average_precision():
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 1000), marks=pytest.mark.slow)], ids=["200", "800 more"])
+def test_agrees_with_mean_average_precision(seeds):
     "1,000 random sets without difficult objects against the PyPI package (continuous area AP, greedy VOC matching)"
     package = pytest.importorskip("mean_average_precision.mean_average_precision_2d", reason="pip install mean-average-precision to compare")
-    for seed in range(1000):
+    for seed in seeds:
         det, gt = random_set(seed, n_images=2, n_objects=3 + seed%6, n_detections=3 + seed%16)
         theirs = package.MeanAveragePrecision2d(num_classes=3)
         # It counts pixels, with corners inclusive: side = x2 - x1 + 1. Scaling and taking one off gives the same IoU.
