@@ -241,6 +241,21 @@ print(kills)
 """
 
 
+class Slow(Mosaic):
+    "Everything takes a while: reading a batch 20 ms, the network 50, scoring 20. What sleeps needs no processor, so a busy machine matters little"
+    def preprocess(self, images, size=None): time.sleep(.02); return super().preprocess(images, size)
+    def evidence(self, dense, names): time.sleep(.02); return super().evidence(dense, names)
+
+
+def test_nothing_holds_the_network_up(tmp_path):
+    projection, encoder = build(tmp_path).projection, Slow(pause=.05)
+    start = time.perf_counter()
+    build_store(pictures(80), encoder, projection=projection, root=tmp_path/"slow", shard_size=20, batch_size=2)
+    took, network = time.perf_counter() - start, 40*.05
+    print(f"{network/took:.0%} of the bare network; one after another it would be {50/90:.0%}")
+    assert took < network/.75
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_build_killed_at_random_moments_resumes_to_the_same_bits(original, tmp_path):
     seed = np.random.SeedSequence().entropy % 2**32
