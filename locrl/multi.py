@@ -13,7 +13,7 @@ __all__ = ['CROSS_AREA', 'BAR', 'REACH', 'CORNERS', 'TOTAL_STEPS', 'cross', 'dra
 """The paper's search for several objects: `search_multi` attends to regions, `evaluate_multi` scores the terminal ones and all
 of them, `recall_curve` says how many regions it takes."""
 
-# %% ../nbs/17_multi.ipynb #da658017
+# %% ../nbs/17_multi.ipynb #6cff6569
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,6 +27,7 @@ from .features import FeatureBank, integral_image
 from .metrics import DetectionResult, Detections, evaluate_detections
 from .observation import HISTORY, MAX_STEPS
 from .policy import RegionPolicy, attach
+from .saliency import presence_score
 
 # %% ../nbs/17_multi.ipynb #cfc1121a
 CROSS_AREA = 1/3                   # of the box, covered by both bars together
@@ -72,7 +73,7 @@ def coverage(
     both = cells(np.maximum(ul, ll), np.maximum(ut, lt), np.minimum(ur, lr), np.minimum(ub, lb))
     return (cells(*upright.T) + cells(*lying.T) - both).astype(np.float32)
 
-# %% ../nbs/17_multi.ipynb #d7c72c34
+# %% ../nbs/17_multi.ipynb #450976d8
 class MarkedBank(FeatureBank):
     "Copies of some pictures of a bank, which may be marked. Raises `ValueError` for a bank that does not pool from maps."
     def __init__(self,
@@ -95,9 +96,11 @@ class MarkedBank(FeatureBank):
         def kept(h, w): return 1 - torch.as_tensor(coverage(boxes, h, w, self.reach), device=self.device)
         cells = self.integral[which].diff(dim=1).diff(dim=2)
         self.integral[which] = integral_image(cells*kept(*cells.shape[1:3])[..., None])
-        self.saliency[which] *= kept(*self.saliency.shape[-2:])[:, None]
+        before, after = self.saliency[which], self.saliency[which]*kept(*self.saliency.shape[-2:])[:, None]
+        self.saliency[which] = after
+        self.presence[which] *= presence_score(after, top=0.05)/presence_score(before, top=0.05).clamp(min=1e-6)
 
-# %% ../nbs/17_multi.ipynb #5bc58320
+# %% ../nbs/17_multi.ipynb #bbfd71fd
 CORNERS = np.array([[0, 0, .75, .75], [.25, 0, 1, .75], [0, .25, .75, 1], [.25, .25, 1, 1]], dtype=np.float32)
 TOTAL_STEPS = 200   # a question is closed after so many actions
 
@@ -112,7 +115,7 @@ class Regions:
     step: np.ndarray       # (N,) int64, actions taken before, in all episodes of the question
     q_trigger: np.ndarray  # (N,) Q-value of TRIGGER
     iou: np.ndarray        # (N,) IoU the network believes the region to have, in [0, 1]
-    presence: np.ndarray   # (N,) how sure the encoder is that the class is in the picture, in [0, 1]
+    presence: np.ndarray   # (N,) how sure the encoder is that the class is in the picture, with the marks that were there, in [0, 1]
     evidence: np.ndarray   # (N,) mean saliency of the class inside, with the marks that were there, in [0, 1]
     region: np.ndarray | None = None  # (N,) probability by a region classifier, where one was asked
 
@@ -128,7 +131,7 @@ def terminal_regions(
     "Those where the agent triggered"
     return regions[regions.terminal]
 
-# %% ../nbs/17_multi.ipynb #043525c5
+# %% ../nbs/17_multi.ipynb #c95994c3
 @torch.no_grad()
 def search_multi(
     policy: RegionPolicy,       # the agent's policy
@@ -150,23 +153,22 @@ def search_multi(
     attach(policy, bank)
     rows = {k: np.concatenate([p[k].reshape(-1, *p[k].shape[2:]) for p in parts]) for k in parts[0]}
     image, label = (np.repeat(x, total_steps) for x in (image, label))
-    return Regions(image, label, step=np.tile(np.arange(total_steps), len(image)//total_steps),
-                   presence=bank.presence[image, label].cpu().numpy(), **rows)
+    return Regions(image, label, step=np.tile(np.arange(total_steps), len(image)//total_steps), **rows)
 
-# %% ../nbs/17_multi.ipynb #757a3a83
+# %% ../nbs/17_multi.ipynb #1624d037
 def _attend(policy, bank, label, moves, max_steps, total_steps):
     "What the questions of one batch attend to: arrays (n, total_steps, ...)"
     net, n = attach(policy, bank).q_net, len(label)
     box, history, t, episode = np.tile(FULL, (n, 1)), np.full((n, HISTORY), -1), np.zeros(n, np.int64), np.zeros(n, np.int64)
     question = np.arange(n)
     seen = dict(box=np.empty((n, total_steps, 4), np.float32), terminal=np.empty((n, total_steps), bool), episode=np.empty((n, total_steps), np.int64),
-                **{k: np.empty((n, total_steps), np.float32) for k in ("q_trigger", "iou", "evidence")})
+                **{k: np.empty((n, total_steps), np.float32) for k in ("q_trigger", "iou", "presence", "evidence")})
     for k in range(total_steps):
         keys = np.concatenate([question[:, None], label[:, None], box, t[:, None], history], 1, dtype=np.float32)
         q, believed = (x.cpu().numpy() for x in net.predict_all(torch.from_numpy(keys)))
         action = q.argmax(1)
         stop = action == TRIGGER
-        for name, value in dict(box=box, terminal=stop, episode=episode, q_trigger=q[:, TRIGGER], iou=believed,
+        for name, value in dict(box=box, terminal=stop, episode=episode, q_trigger=q[:, TRIGGER], iou=believed, presence=bank.presence[question, label].cpu().numpy(),
                                 evidence=_evidence_inside(bank, question, label, box)).items(): seen[name][:, k] = value
         bank.mark(question[stop], box[stop])
         box = moves.apply(box, action)
