@@ -27,7 +27,7 @@ from .observation import ObservationConfig
 from .rewards import named_reward
 from .scenes import Scenes
 
-# %% ../nbs/21_config.ipynb #fdb61f9b
+# %% ../nbs/21_config.ipynb #b5ece890
 class ConfigError(ValueError):
     "A configuration that cannot be, or does not fit what is on disk; the message names the field and the cure"
 
@@ -83,7 +83,8 @@ class Config:
     margin_labels: str = "set"                 # "set": all of the oracle's equally good actions are right; "single": the one taken
     steps: int = 40_000                        # transitions in all
     eval_every: int = 10_000                   # transitions between validations, each with a checkpoint
-    confidence: str = "presence*iou"           # ranks the answers
+    confidence: str = "presence*iou"           # ranks the answers, in validation and in the end
+    report_confidence: str | None = None       # ranks them in the end, where that is to be another one
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -103,7 +104,8 @@ class Config:
         for name in ("learning_rate", "margin"): demand(getattr(self, name) > 0, name, "must be positive")
         for name in ("iou_weight", "rank_weight", "margin_weight", "warmup", "region_width"): demand(getattr(self, name) >= 0, name, "must not be negative")
         demand(self.margin_labels in ("set", "single"), "margin_labels", "use 'set' or 'single'")
-        demand(self.confidence in CONFIDENCE, "confidence", f"known are {', '.join(CONFIDENCE)}")
+        for name in ("confidence", "report_confidence"): demand(getattr(self, name) in (*CONFIDENCE, *[None]*(name != "confidence")), name, f"known are {', '.join(CONFIDENCE)}")
+        demand("region" not in self.confidence.split("*"), "confidence", "the region classifier is fitted when training is over: name it as report_confidence")
         demand(self.demo_ties in ("none", "centre"), "demo_ties", "use 'none' or 'centre'")
         for name in ("warmup", "margin_weight"): demand(not getattr(self, name) or self.demo_ratio, name, "needs demonstrations: give demo_ratio above 0")
         for name in ("n_steps", "demo_episodes", "n_envs", "gradient_steps", "batch_size", "buffer_size", "steps", "eval_every", "target_update_interval"):

@@ -12,8 +12,7 @@ __all__ = ['ANSWERS', 'SURE', 'NOISE', 'Walks', 'walk', 'planned', 'demonstrated
 """`diagnose` says where the mAP of a run is lost, component by component, with intervals, evidence and a verdict (`Diagnosis`).
 `walk` records every box of a greedy search."""
 
-# %% ../nbs/26_diagnose.ipynb #b3fbef64
-import json
+# %% ../nbs/26_diagnose.ipynb #3e51291d
 from dataclasses import dataclass
 from html import escape
 
@@ -21,18 +20,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .boxes import FULL, TRIGGER, Moves, iou
+from .boxes import ACTIONS, FULL, TRIGGER, Moves, iou
 from .config import ConfigError, World
 from .diagnostics import Probe
 from .env import Targets
 from .evaluate import Searches, _relabelled, confidence_of
 from .features import FeatureBank
-from .metrics import Detections, average_precision, match, precision_recall
+from .metrics import Detections
 from .observation import HISTORY, MAX_STEPS
 from .oracle import greedy, plan
 from .policy import RegionPolicy, attach
 from .report import COLOURS, style, table
-from .results import kept, opened, searches_of
+from .results import answers_of, history, kept, opened
+from .statistics import Ranked
 from .train import Agent
 
 # %% ../nbs/26_diagnose.ipynb #12051b00
@@ -108,36 +108,6 @@ def demonstrated(
     "For each question the box the greedy oracle ends with"
     return greedy(targets.boxes, moves, ties, max_steps - 1, mask=targets.boxes[..., 2] > targets.boxes[..., 0]).final_boxes
 
-# %% ../nbs/26_diagnose.ipynb #2be1092e
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    "The detections of one class that count, from the highest score down, and the pictures of the objects to be found"
-    image: np.ndarray    # (n,) int64
-    tp: np.ndarray       # (n,) bool
-    objects: np.ndarray  # (npos,) int64
-
-    @classmethod
-    def of(cls, det, gt, label):
-        m = match(det, gt, label)
-        index, counts = m.index[~m.ignored], (gt.label == label) & ~gt.difficult
-        return cls(det.image[index], m.tp[~m.ignored], gt.image[counts])
-
-    def ap(self,
-        weights: np.ndarray,  # (B, pictures) how often each picture was drawn
-        metric: str,          # "map11" or "map_area"
-    ) -> np.ndarray:          # (B,); NaN where no object was drawn
-        drawn = weights[:, self.image].astype(np.float64)
-        everything, found = drawn.cumsum(1)[:, self.tp], (drawn*self.tp).cumsum(1)[:, self.tp]
-        npos = weights[:, self.objects].sum(1).astype(np.float64)
-        recall = np.divide(found, npos[:, None], out=np.zeros_like(found), where=npos[:, None] > 0)
-        precision = found/np.maximum(everything, 1)
-        envelope = np.pad(np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1], ((0, 0), (0, 1)))
-        if metric == "map_area": ap = (np.diff(recall, prepend=0)*envelope[:, :-1]).sum(1)
-        else:
-            first = np.stack([(recall < r).sum(1) for r in np.arange(11)/10], 1)
-            ap = np.take_along_axis(envelope, first, 1).mean(1)
-        return np.where(npos > 0, ap, np.nan)
-
 # %% ../nbs/26_diagnose.ipynb #94c326a0
 def _held(gt, n_images, n_classes):
     "(pictures, classes) bool: the picture holds an object of the class, be it a difficult one"
@@ -165,7 +135,7 @@ def levels(
     held = _held(gt, searches.image.max() + 1, n_classes)[searches.image, searches.label]
     return out | {"ranking": measured[held], "presence": measured}
 
-# %% ../nbs/26_diagnose.ipynb #78b06838
+# %% ../nbs/26_diagnose.ipynb #8082f8cb
 def auc(
     high: np.ndarray,  # (n,) scores that should be higher
     low: np.ndarray,   # (m,) scores that should be lower
@@ -194,7 +164,6 @@ def evidence(
     triggered, taken = searches.triggered[row], walks.actions[asked < stop[:, None]]
     sure, held = confidence_of(searches, confidence), _held(gt, searches.image.max() + 1, n_classes)[searches.image, searches.label]
     share = lambda x: float(np.mean(x)) if len(x) else None
-    n_actions = int(walks.actions.max()) + 1
     return dict(
         questions=len(targets), objects=int((targets.boxes[..., 2] > targets.boxes[..., 0]).sum()), negatives=int((~held).sum()),
         planned_hit=share(_true_iou(planned, targets) >= .5), planned_iou=share(_true_iou(planned, targets)),
@@ -204,7 +173,7 @@ def evidence(
         lost=int(lost.sum()), lost_early=share((after & triggered)[lost]), lost_late=share((~after & triggered)[lost]), lost_never=share(~triggered[lost]),
         auc_miss=auc(sure[row][hit], sure[row][~hit]), auc_negative=auc(sure[row][hit], sure[~held]),
         trigger_rate_negatives=share(searches.triggered[~held]),
-        trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(), actions=np.bincount(taken, minlength=n_actions).tolist())
+        trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(), actions=np.bincount(taken, minlength=len(ACTIONS)).tolist())
 
 # %% ../nbs/26_diagnose.ipynb #d20db95e
 def _say(component, e, config):
@@ -319,7 +288,7 @@ def _img(figure):
     figure.savefig(png, format="png", dpi=90)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"/>'
 
-# %% ../nbs/26_diagnose.ipynb #8c1406c8
+# %% ../nbs/26_diagnose.ipynb #467c88fd
 def _drop(ax, names, levels, losses, title):
     "One waterfall, from 1 at the top down to the last level"
     y, before = np.arange(len(names)), np.array([1., *(l["mean"] for l in levels)])
@@ -364,7 +333,6 @@ def signs_figure(
 ):                   # matplotlib Figure
     "IoU of triggered answers, actions taken, and the Q-values and margin violations over training"
     import matplotlib.pyplot as plt
-    from locrl.boxes import ACTIONS
     curves = [k for k in ("q_mean", "q_trigger", "margin_violations", "trigger_rate_negatives", "rho_head", "rho_probe") if any(k in r for rows in training for r in rows)]
     with style():
         figure, axes = plt.subplots(1, 2 + len(curves), figsize=(2.7*(2 + len(curves)), 2.5))
@@ -384,7 +352,7 @@ def signs_figure(
         if len(training) > 1 and curves: axes[2].legend()
     return figure
 
-# %% ../nbs/26_diagnose.ipynb #c5f5d779
+# %% ../nbs/26_diagnose.ipynb #c281478a
 def diagnose(
     runs,                      # a run folder, or several of one configuration
     split: str = "select",     # "select" or "report"
@@ -393,24 +361,25 @@ def diagnose(
     resamples: int = 1000,     # of pictures and seeds, for the intervals
     seed: int = 0,             # of the resampling
     progress: bool = False,    # show progress bars
+    confidence: str | None = None, # source of the ranking; default the configuration's
 ) -> Diagnosis:
     "Where the mAP of finished runs is lost. Raises `ConfigError` when the runs are not of one configuration."
     if metric not in ("map11", "map_area"): raise ConfigError(f"metric={metric!r}: use 'map11' or 'map_area'")
     agents, world, bank, data = opened(runs, split, world)
     config, moves, limit, classes = agents[0].config, agents[0].config.moves, agents[0].config.observation.max_steps, bank.classes
+    confidence = confidence or config.report_confidence or config.confidence
     gt, targets = _relabelled(data, classes), Targets.of(data, classes)
     best = planned(targets, moves, limit)
     taught = demonstrated(targets, moves, limit, config.demo_ties) if config.demo_ratio else best
     probe, found, told = Probe(bank, targets, moves, limit), [], []
     for a in agents:
         walks = kept(a, bank, "walks", Walks, lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit), asked=len(targets))
-        parts = searches_of(a, bank, progress), walks, targets, gt, len(classes), config.confidence, best, taught
+        parts = answers_of(a, bank, confidence, progress), walks, targets, gt, len(classes), confidence, best, taught
         found.append(levels(*parts))
         told.append(evidence(*parts) | {f"rho_{k}": v for k, v in probe(a.policy).items()})
     steps = _steps(found, gt, classes, len(data), metric, resamples, np.random.default_rng(seed), progress)
     mean = {k: _mean([t[k] for t in told]) for k in told[0]}
-    rows = [[json.loads(line) for line in (a.folder/"metrics.jsonl").read_text().splitlines()] for a in agents]
-    return Diagnosis(config.name, data.name, tuple(a.seed for a in agents), metric, steps, mean, rows, verdict(steps, mean, config))
+    return Diagnosis(config.name, data.name, tuple(a.seed for a in agents), metric, steps, mean, [history(a.folder) for a in agents], verdict(steps, mean, config))
 
 def _mean(values):
     "Mean over seeds, element by element; None where it is undefined for one of them"
@@ -425,8 +394,8 @@ def _steps(found, gt, classes, n_images, metric, resamples, rng, progress):
     scores = np.empty((len(ANSWERS), len(classes), len(draws)))
     for i, name in enumerate(tqdm(ANSWERS, desc="resample", disable=not progress)):
         for k in range(len(classes)):
-            ranked = [_Ranked.of(f[name], gt, k) for f in found]
-            ap = np.stack([np.concatenate([r.ap(w, metric) for w in np.array_split(draws, -(-len(draws)//256))]) for r in ranked], 1)
+            ranked = [Ranked.of(f[name], gt, k) for f in found]
+            ap = np.stack([r.ap(draws)[metric == "map_area"] for r in ranked], 1)
             scores[i, k] = np.take_along_axis(ap, who, 1).mean(1)
     defined = np.isfinite(scores[0, :, 0])
     every = dict(total=np.nanmean(scores[:, defined], 1)) | {c: scores[:, k] for k, c in enumerate(classes) if defined[k]}
