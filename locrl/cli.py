@@ -1,4 +1,4 @@
-"""`locrl demo`, `download`, `cache`, `train`, `evaluate`, `show`
+"""`locrl demo`, `download`, `cache`, `train`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`
 
 Docs: https://locrl.github.io/locrl/cli.html.md"""
 

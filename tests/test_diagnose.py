@@ -1,0 +1,85 @@
+"""The ladder of oracles: it adds up, a perfect agent loses only what one box must lose, each oracle costs what it should."""
+import json
+
+import numpy as np
+import pytest
+
+from locrl.boxes import FULL
+from locrl.config import Config, ConfigError, prepare
+from locrl.data import GroundTruth
+from locrl.diagnose import ANSWERS, Walks, auc, demonstrated, diagnose, levels, planned
+from locrl.env import Targets
+from locrl.evaluate import Searches, questions
+from locrl.metrics import evaluate_detections
+from locrl.train import train
+
+TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:40", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
+              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "World and two seeds of a tiny run"
+    root, world = tmp_path_factory.mktemp("runs"), prepare(TINY)
+    return world, [train(TINY, seed, root, world, progress=False) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("metric", ["map11", "map_area"])
+def test_losses_add_up_in_total_and_for_each_class(made, metric):
+    world, runs = made
+    d = diagnose(runs, world=world, metric=metric, resamples=50)
+    assert tuple(s.component for s in d.steps) == tuple(ANSWERS)
+    for of in ("total", "cat", "dog"):
+        assert sum(s.loss[of]["mean"] for s in d.steps) == pytest.approx(1 - d.steps[-1].level[of]["mean"])
+        for s in d.steps: assert s.level[of]["low"] <= s.level[of]["high"]
+    assert sum(s.largest for s in d.steps) == pytest.approx(1)
+    assert d.binding in d.verdict[0] and json.loads(json.dumps(d.to_dict()))["binding"] == d.binding
+    assert "<table>" in d._repr_html_()
+    again = diagnose(runs, world=world, metric=metric, resamples=50)
+    assert again.to_dict() == d.to_dict()
+
+
+def test_unknown_metric(made):
+    with pytest.raises(ConfigError, match="map_area"): diagnose(made[1], world=made[0], metric="map")
+
+
+def scene():
+    "Three pictures, one class: two objects, one object, none"
+    boxes = np.float32([[.1, .1, .5, .6], [.6, .2, .9, .9], [.2, .3, .8, .8]])
+    gt = GroundTruth(np.array([0, 0, 1]), np.zeros(3, np.int64), boxes, np.zeros(3, bool), np.zeros(3, bool))
+    targets = Targets(np.array([0, 1]), np.zeros(2, np.int64), np.stack([boxes[:2], np.stack([boxes[2], np.zeros(4, np.float32)])]))
+    return gt, targets
+
+
+def climb(answer, presence):
+    "Scores after each step for an agent that walks from the full picture to `answer` and has these confidences"
+    gt, targets = scene()
+    image, label = questions(3, 1)
+    box, zero = np.concatenate([answer, FULL[None]]).astype(np.float32), np.zeros(3, np.float32)
+    s = Searches(image, label, box, np.ones(3, bool), np.full(3, 2), zero, zero, np.asarray(presence), zero)
+    walks = Walks(np.stack([np.tile(FULL, (2, 1)), answer], 1).astype(np.float32), np.zeros((2, 2), np.int64), np.ones(2, np.int64))
+    out = levels(s, walks, targets, gt, 1, "presence", planned(targets), demonstrated(targets))
+    return {k: evaluate_detections(d, gt, ("cat",)).map_area for k, d in out.items()}
+
+
+def test_a_perfect_agent_loses_only_the_further_objects():
+    found = climb(scene()[1].boxes[:, 0], [.9, .8, .1])
+    assert list(found.values()) == pytest.approx([2/3]*7)
+
+
+def test_each_fault_costs_at_its_own_step():
+    perfect = scene()[1].boxes[:, 0]
+    found = climb(perfect, [.9, .2, .5])                      # the picture without the class outranks one with it
+    assert found["ranking"] == pytest.approx(2/3) and found["presence"] == pytest.approx(1/3 + 1/3*2/3)
+    lost = perfect.copy()
+    lost[0] = .9, .9, 1, 1                                     # never near the first object
+    found = climb(lost, [.9, .8, .1])
+    assert found["demonstrations"] == pytest.approx(2/3) and found["movement"] == pytest.approx(1/3)
+    assert found["trigger"] == pytest.approx(1/3) and found["ranking"] == pytest.approx(1/6)   # its miss outranks its hit
+
+
+def test_auc_by_hand():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, 30), rng.integers(0, 5, 40)
+    assert auc(a, b) == pytest.approx(np.mean((a[:, None] > b) + (a[:, None] == b)/2))
+    assert auc(a, b[:0]) is None

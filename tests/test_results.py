@@ -1,0 +1,102 @@
+"""Searches kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
+import numpy as np
+import pytest
+import torch
+
+from locrl import results
+from locrl.config import Config, ConfigError, prepare
+from locrl.evaluate import evaluate
+from locrl.pages import class_records, write_folder
+from locrl.results import opened, report, results_table, searches_of
+from locrl.train import train
+from locrl.transfer import compare, transfer
+
+TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:30", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
+              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Two seeds of a tiny run"
+    root, world = tmp_path_factory.mktemp("runs"), prepare(TINY)
+    return [train(TINY, seed, root, world, progress=False) for seed in (0, 1)]
+
+
+@pytest.fixture
+def first(runs):
+    "Agent, features and data of the first seed, and no kept searches"
+    (agent,), _, bank, data = opened(runs[0], "report")
+    for file in (agent.folder / "searches").glob("*"): file.unlink()
+    return agent, bank, data
+
+
+def never(*args, **kwargs): raise AssertionError("searched again")
+
+
+def test_second_time_is_read_and_equal(first, monkeypatch):
+    agent, bank, data = first
+    made = searches_of(agent, bank)
+    monkeypatch.setattr(results, "search_all", never)
+    again = searches_of(agent, bank)
+    for name in ("image", "label", "box", "triggered", "steps", "q_trigger", "iou", "presence", "evidence"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
+        assert getattr(made, name).dtype == getattr(again, name).dtype
+    fresh = evaluate(agent.policy, bank, data, confidence=TINY.confidence)
+    np.testing.assert_array_equal(fresh.searches.box, again.box)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b[:200] + bytes([b[200] ^ 255]) + b[201:], lambda b: b"not an archive"])
+def test_damage_is_told_and_mended(first, damage):
+    agent, bank, _ = first
+    made = searches_of(agent, bank)
+    file, = (agent.folder / "searches").glob("*.npz")
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match="made anew"): again = searches_of(agent, bank)
+    np.testing.assert_array_equal(made.box, again.box)
+    searches_of(agent, bank)        # whole again: no warning
+
+
+def test_answers_of_others_are_not_taken(first):
+    agent, bank, _ = first
+    searches_of(agent, bank)
+    own, = (agent.folder / "searches").glob("*.npz")
+    bank.presence[0, 0] += .25      # other evidence, other key
+    searches_of(agent, bank)
+    other = next(f for f in (agent.folder / "searches").glob("*.npz") if f != own)
+    other.write_bytes(own.read_bytes())
+    with pytest.warns(UserWarning, match="of other searches"): searches_of(agent, bank)
+
+
+def test_a_changed_policy_has_another_key(first):
+    agent, bank, _ = first
+    searches_of(agent, bank)
+    with torch.no_grad(): agent.policy.q_net.iou_head.bias += 1
+    searches_of(agent, bank)
+    assert len(list((agent.folder / "searches").glob("*.npz"))) == 2
+
+
+def test_where_nothing_can_be_written_the_answers_still_come(first, monkeypatch):
+    agent, bank, _ = first
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(results, "write_atomic", full)
+    with pytest.warns(UserWarning, match="not kept"): assert len(searches_of(agent, bank)) == 60
+
+
+def test_compare_with_itself_is_no_difference(runs):
+    same = compare(runs, runs, split="report", resamples=50)
+    for d in same.metrics.values(): assert (d.difference, d.low, d.high, d.improvement) == (0, 0, 0, .5)
+
+
+def test_transfer_says_what_was_new(runs, tmp_path):
+    result = transfer(runs[0], ["horse"], "scenes:test:30", fit_on="scenes:train:40")
+    assert result["transfer"] == dict(trained_on=["cat", "dog"], new_classes=["horse"], evidence="prototypes", evidence_from="scenes:train:40")
+    assert set(result["baselines"]) >= {"random policy", "saliency box", "planning oracle"}
+    page = write_folder(tmp_path, "transfer", {"Results": results_table(result)}, result, class_records(result))
+    assert "planning oracle" in page.read_text() and (tmp_path / "results.csv").read_text().count("\n") == 3
+    with pytest.raises(ConfigError, match="the run's own"): transfer(runs[0], ["cat"])
+    with pytest.raises(ConfigError, match="use 'prototypes' or 'encoder'"): transfer(runs[0], ["horse"], "scenes:test:30", evidence="none")
+
+
+def test_report_has_both_kinds_of_search(runs):
+    m = report(runs, multi=True)["metrics"]["aggregate"]
+    for mode in ("one_shot", "tr", "aar"): assert 0 <= m[mode]["map11"]["mean"] <= m[mode]["recall_ceiling"]["mean"] + 1/11
