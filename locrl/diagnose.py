@@ -352,7 +352,7 @@ def signs_figure(
         if len(training) > 1 and curves: axes[2].legend()
     return figure
 
-# %% ../nbs/26_diagnose.ipynb #c281478a
+# %% ../nbs/26_diagnose.ipynb #dbd155bd
 def diagnose(
     runs,                      # a run folder, or several of one configuration
     split: str = "select",     # "select" or "report"
@@ -401,6 +401,6 @@ def _steps(found, gt, classes, n_images, metric, resamples, rng, progress):
     every = dict(total=np.nanmean(scores[:, defined], 1)) | {c: scores[:, k] for k, c in enumerate(classes) if defined[k]}
     falls = {name: -np.diff(s, axis=0, prepend=1) for name, s in every.items()}
     largest = np.bincount(falls["total"][:, 1:].argmax(0), minlength=len(ANSWERS))/max(resamples, 1)
-    def spread(x): return dict(mean=float(x[0]), **(dict(zip(("low", "high"), map(float, np.nanpercentile(x[1:], [2.5, 97.5])))) if resamples else {}))
+    def spread(x): return dict(mean=round(float(x[0]), 12) + 0., **(dict(zip(("low", "high"), (round(float(p), 12) + 0. for p in np.nanpercentile(x[1:], [2.5, 97.5])))) if resamples else {}))
     return tuple(Step(name, ANSWERS[name], {c: spread(s[i]) for c, s in every.items()}, {c: spread(f[i]) for c, f in falls.items()}, float(largest[i]))
                  for i, name in enumerate(ANSWERS))
