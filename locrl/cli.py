@@ -1,4 +1,4 @@
-"""`locrl demo`, `download`, `cache`, `train`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`
+"""`locrl demo`, `download`, `cache`, `train`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`, `locate`
 
 Docs: https://locrl.github.io/locrl/cli.html.md"""
 
@@ -7,13 +7,12 @@ Docs: https://locrl.github.io/locrl/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Runs', 'Split', 'Confidence', 'Folder', 'Baselines', 'main', 'configs',
            'iterations', 'download', 'cache', 'train', 'evaluate', 'diagnose', 'compare', 'transfer', 'show', 'draw',
-           'demo']
+           'locate', 'demo']
 
-# %% ../nbs/40_cli.ipynb #94ca9b3c
-"""The command `locrl`: `demo`, `download`, `cache`, `train`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`, `configs`."""
+# %% ../nbs/40_cli.ipynb #c9e1ca91
+"""The command `locrl`: `demo`, `download`, `cache`, `train`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`, `locate`, `configs`, `iterations`."""
 
-# %% ../nbs/40_cli.ipynb #92293e52
-import json
+# %% ../nbs/40_cli.ipynb #1512651f
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -95,18 +94,19 @@ def cache(
     for split in ("select", "report"): world.bank(split)
     for split, data in world.data.items(): print(f"{split}: {data.name}, {len(data):,} pictures")
 
-# %% ../nbs/40_cli.ipynb #9c79950e
+# %% ../nbs/40_cli.ipynb #b32920a8
 @app.command()
 def train(
     config: ConfigName = "demo",
     seed: Seed = 0,
     steps: Annotated[Optional[int], typer.Option(help="Transitions, instead of the configuration's; the run gets a name of its own.")] = None,
+    minutes: Annotated[Optional[float], typer.Option(help="Stop at the first checkpoint after so many minutes; the same command goes on from there.")] = None,
     root: Root = None,
     device: Device = "cpu",
 ):
     "Train an agent, or go on where its run stopped. Prints the run's folder."
     from locrl.train import train as run
-    print(run(_config(config, steps), seed, root, device=device))
+    print(run(_config(config, steps), seed, root, device=device, minutes=minutes))
 
 # %% ../nbs/40_cli.ipynb #ad2ac1de
 Runs = Annotated[list[Path], typer.Argument(help="Run folders of one configuration, one per seed.")]
@@ -241,7 +241,24 @@ def draw(
     out.parent.mkdir(parents=True, exist_ok=True)
     animate(episode, out) if out.suffix == ".gif" else filmstrip(episode).savefig(out, dpi=110)
 
-# %% ../nbs/40_cli.ipynb #97f6cbf0
+# %% ../nbs/40_cli.ipynb #69c6e679
+@app.command()
+def locate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    image: Annotated[Path, typer.Argument(help="A picture of your own.")],
+    phrase: Annotated[str, typer.Argument(help='What to look for, e.g. "a sheep".')],
+    out: Annotated[Optional[Path], typer.Option(help="File to write: .gif (animation) or .png (film strip).")] = None,
+    device: Device = "cpu",
+):
+    "Look for something in a picture of your own. Prints class, box in pixels (x1 y1 x2 y2), confidence."
+    from locrl.config import ConfigError
+    from locrl.localizer import Localizer
+    if out is not None and out.suffix not in (".gif", ".png"): raise ConfigError(f"{out}: use a name that ends in .gif or .png")
+    found = Localizer.from_run(run, device=device).locate(image, phrase)
+    if out is not None: draw(found.episode, out)
+    print(f"{found.class_name}: {' '.join(map(str, found.pixels))}, confidence {found.confidence:.2f}, {len(found.actions)} actions{'' if found.triggered else ', never triggered'}")
+
+# %% ../nbs/40_cli.ipynb #35168496
 @app.command()
 def demo(
     seed: Seed = 0,
@@ -253,7 +270,7 @@ def demo(
     import time
     start = time.monotonic()
     from locrl.report import training_curves
-    from locrl.results import good_example, report, results_table, save_results
+    from locrl.results import good_example, history, report, results_table, save_results
     from locrl.config import prepare
     from locrl.train import Agent, train as run
     config = _config("demo", steps)
@@ -264,8 +281,7 @@ def demo(
     save_results(result, out/"results.json")
     episode = good_example(Agent.load(folder), world.bank("report"), world.data["report"])
     for name in ("episode.gif", "episode.png"): draw(episode, out/name)
-    rows = [json.loads(line) for line in (folder/"metrics.jsonl").read_text().splitlines()]
-    training_curves(rows, keys=["hit_rate", "map11", "q_mean", "iou_loss"]).savefig(out/"training.png", dpi=110)
+    training_curves(history(folder), keys=["hit_rate", "map11", "q_mean", "iou_loss"]).savefig(out/"training.png", dpi=110)
     m, chance = result["metrics"]["seeds"][0], result["baselines"]["random policy"]
     print(f"hit rate {m['hit_rate']:.2f} (random policy {chance['hit_rate']:.2f}), mAP {m['one_shot']['map11']:.2f} (11 points), {m['one_shot']['map_area']:.2f} (area)")
     print(f"a search for a {episode.class_name}: {out/'episode.gif'}; table: {out/'results.json'}; run: {folder}")

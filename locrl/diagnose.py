@@ -175,7 +175,7 @@ def evidence(
         trigger_rate_negatives=share(searches.triggered[~held]),
         trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(), actions=np.bincount(taken, minlength=len(ACTIONS)).tolist())
 
-# %% ../nbs/26_diagnose.ipynb #d20db95e
+# %% ../nbs/26_diagnose.ipynb #c4da72d7
 def _say(component, e, config):
     "What the evidence `e` says of a component, in a sentence"
     p = lambda x: "none" if x is None else f"{100*x:.0f} %"
@@ -212,19 +212,20 @@ def verdict(
     "The binding constraint, its evidence, and what else the numbers say; a sentence or two each"
     order = sorted(steps, key=lambda s: -s.loss["total"]["mean"])
     first, second, measured = order[0], order[1], steps[-1].level["total"]
-    sure = f"the largest fall in {100*first.largest:.0f} % of the resamples" if first.largest >= SURE else \
-           f"but {second.component} ({_interval(second.loss['total'])}) is close: {first.component} is the largest fall in only {100*first.largest:.0f} % of the resamples"
-    out = [f"Of {1 - measured['mean']:.3f} lost below 1, {first.component} costs most: {_interval(first.loss['total'])}, {sure}. In numbers: {_say(first.component, e, config)}."]
+    def how_sure(top, next_, share):
+        if share >= SURE: return f"the largest fall in {100*share:.0f} % of the resamples"
+        return f"but {next_.component} ({_interval(next_.loss['total'])}) is close: {top.component} is the largest fall in only {100*share:.0f} % of the resamples"
+    out = [f"Of {1 - measured['mean']:.3f} lost below 1, {first.component} costs most: {_interval(first.loss['total'])}, {how_sure(first, second, first.largest)}. In numbers: {_say(first.component, e, config)}."]
     rest = [s for s in order[1:] if s.loss["total"]["mean"] > NOISE]
     if first.component == "multiple instances" and rest:
-        out.append(f"That is the protocol's one box for each picture and class. Within it, {rest[0].component} costs most: {_interval(rest[0].loss['total'])}. In numbers: {_say(rest[0].component, e, config)}.")
+        out.append(f"That is the protocol's one box for each picture and class. Within it, {rest[0].component} costs most: {_interval(rest[0].loss['total'])}, {how_sure(rest[0], order[2], rest[0].largest_within)}. In numbers: {_say(rest[0].component, e, config)}.")
         rest = rest[1:]
     out += [f"Next, {s.component}: {_interval(s.loss['total'])}. In numbers: {_say(s.component, e, config)}." for s in rest[:2]]
     if small := [s.component for s in order if abs(s.loss["total"]["mean"]) <= NOISE]: out.append(f"Hardly anything is lost to {', '.join(small)}.")
     out += [f"{s.component.capitalize()} gives something back, {_interval(s.loss['total'])}: {_say(s.component, e, config)}." for s in order if s.loss["total"]["mean"] < -NOISE]
     return out
 
-# %% ../nbs/26_diagnose.ipynb #c81435fa
+# %% ../nbs/26_diagnose.ipynb #d6742d81
 @dataclass(frozen=True, eq=False)
 class Step:
     "One step of the ladder; numbers are dictionaries with mean, low and high, for the \"total\" and by class"
@@ -233,6 +234,7 @@ class Step:
     level: dict      # the score after it
     loss: dict       # what the score falls by
     largest: float   # share of the resamples in which no other step of the total falls more
+    largest_within: float  # the same among the steps after the first, which is of the protocol and not of the agent
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
@@ -264,7 +266,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict:
         "Plain numbers, for JSON"
-        steps = [dict(component=s.component, answers=s.answers, level=s.level, loss=s.loss, largest=s.largest) for s in self.steps]
+        steps = [dict(component=s.component, answers=s.answers, level=s.level, loss=s.loss, largest=s.largest, largest_within=s.largest_within) for s in self.steps]
         return dict(name=self.name, data=self.data, seeds=list(self.seeds), metric=self.metric, measured=self.measured, binding=self.binding,
                     steps=steps, evidence=self.evidence, training=self.training, verdict=self.verdict)
 
@@ -352,7 +354,7 @@ def signs_figure(
         if len(training) > 1 and curves: axes[2].legend()
     return figure
 
-# %% ../nbs/26_diagnose.ipynb #dbd155bd
+# %% ../nbs/26_diagnose.ipynb #16b34168
 def diagnose(
     runs,                      # a run folder, or several of one configuration
     split: str = "select",     # "select" or "report"
@@ -400,7 +402,8 @@ def _steps(found, gt, classes, n_images, metric, resamples, rng, progress):
     defined = np.isfinite(scores[0, :, 0])
     every = dict(total=np.nanmean(scores[:, defined], 1)) | {c: scores[:, k] for k, c in enumerate(classes) if defined[k]}
     falls = {name: -np.diff(s, axis=0, prepend=1) for name, s in every.items()}
-    largest = np.bincount(falls["total"][:, 1:].argmax(0), minlength=len(ANSWERS))/max(resamples, 1)
+    def share_largest(fall): return np.bincount(fall.argmax(0), minlength=len(fall))/max(resamples, 1)
+    largest, within = share_largest(falls["total"][:, 1:]), np.append(0., share_largest(falls["total"][1:, 1:]))
     def spread(x): return dict(mean=round(float(x[0]), 12) + 0., **(dict(zip(("low", "high"), (round(float(p), 12) + 0. for p in np.nanpercentile(x[1:], [2.5, 97.5])))) if resamples else {}))
-    return tuple(Step(name, ANSWERS[name], {c: spread(s[i]) for c, s in every.items()}, {c: spread(f[i]) for c, f in falls.items()}, float(largest[i]))
+    return tuple(Step(name, ANSWERS[name], {c: spread(s[i]) for c, s in every.items()}, {c: spread(f[i]) for c, f in falls.items()}, float(largest[i]), float(within[i]))
                  for i, name in enumerate(ANSWERS))
