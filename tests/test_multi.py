@@ -100,6 +100,9 @@ def test_marks_are_a_questions_own():
     want = bank.cells[1]*(1 - torch.from_numpy(coverage(box, 6, 6, reach=0)))[0][..., None]
     np.testing.assert_allclose(marked.integral[1].diff(dim=0).diff(dim=1), want, atol=1e-5)
     np.testing.assert_allclose(marked.saliency[1], bank.saliency[1]*(1 - torch.from_numpy(coverage(box, 16, 16, reach=0))), atol=1e-6)
+    top = lambda maps: maps.flatten(1).sort(dim=1, descending=True).values[:, :12].mean(1)   # 5 % of 256 cells
+    np.testing.assert_allclose(marked.presence[1], bank.presence[1]*top(marked.saliency[1])/top(bank.saliency[1]), rtol=1e-5)
+    assert torch.equal(marked.presence[[0, 2]], bank.presence[[1, 2]])
     for copy, original in ((0, 1), (2, 2)): assert torch.equal(marked.integral[copy], bank.integral[original]) and torch.equal(marked.saliency[copy], bank.saliency[original])
     assert torch.equal(bank.integral, integral_image(bank.cells))
 
