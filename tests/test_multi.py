@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from locrl.boxes import ACTIONS, FULL, TRIGGER, Moves, iou
+from locrl.boxes import ACTIONS, FULL, TRIGGER, Moves
 from locrl.data import GroundTruth
 from locrl.evaluate import CONFIDENCE, confidence_of, search_all
 from locrl.features import FeatureBank, integral_image, region_pool
