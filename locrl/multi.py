@@ -13,7 +13,7 @@ __all__ = ['CROSS_AREA', 'BAR', 'REACH', 'CORNERS', 'TOTAL_STEPS', 'cross', 'dra
 """The paper's search for several objects: `search_multi` attends to regions, `evaluate_multi` scores the terminal ones and all
 of them, `recall_curve` says how many regions it takes."""
 
-# %% ../nbs/17_multi.ipynb #6cff6569
+# %% ../nbs/17_multi.ipynb #266a4dec
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from .boxes import FULL, TRIGGER, Moves, area, iou
+from .boxes import FULL, TRIGGER, Moves, iou
 from .evaluate import _evidence_inside, _relabelled, confidence_of, questions
 from .features import FeatureBank, integral_image
 from .metrics import DetectionResult, Detections, evaluate_detections
