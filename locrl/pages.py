@@ -11,7 +11,7 @@ __all__ = ['write_folder', 'class_records', 'class_table', 'scrutiny', 'evaluati
 """`write_folder` writes results, figures and a self-contained HTML page. `evaluation_parts` and `diagnosis_parts` say what stands on
 it; `class_records` and `diagnosis_records` give the rows of the CSV file."""
 
-# %% ../nbs/31_pages.ipynb #5d4d6598
+# %% ../nbs/31_pages.ipynb #e73863db
 import base64
 import csv
 import json
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .boxes import ACTIONS
+from .boxes import ACTIONS, TRIGGER
 from .confidence import best_iou, reliability, reliability_figure
 from .data import cache_root, data_root, write_atomic
 from .diagnose import Diagnosis
@@ -33,14 +33,14 @@ from .report import Table, pr_curves, table
 from .results import _spread, answers_of, confidence_table, opened, results_table
 from .train import versions
 
-# %% ../nbs/31_pages.ipynb #6092c356
+# %% ../nbs/31_pages.ipynb #b00599d7
 _PATH = re.compile(r"(?<![\w.:/<~…}-])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
 def _private(text):
     "`text` without the folders of this machine"
     for root, name in ((Path.cwd(), ""), (cache_root(), "$LOCRL_CACHE/"), (data_root(), "$LOCRL_DATA/"), (Path.home(), "~/")):
         if len(root.parts) > 1: text = re.sub(rf"(?<![\w.:/-]){re.escape(str(root.absolute()))}(?:/+|(?![\w.-]))", lambda _: name, text)
-    return _PATH.sub(lambda m: "…/" + "/".join(m[0].rstrip("/").split("/")[1:][-3:]), text)
+    return _PATH.sub(lambda m: "…/" + "/".join(m[0].rstrip("/").split("/")[2:][-3:]), text)
 
 def _plain(x):
     "`x` as JSON and CSV hold it, without the folders of this machine"
@@ -50,21 +50,20 @@ def _plain(x):
     if isinstance(x, float): return x if np.isfinite(x) else None
     return x if x is None or isinstance(x, (bool, int)) else _private(str(x))
 
-# %% ../nbs/31_pages.ipynb #03306b70
+# %% ../nbs/31_pages.ipynb #4ea519bb
 def _csv(rows, columns=None):
     "Text of a CSV file; (mean, low, high) takes three columns"
     rows = _plain(list(rows))
-    columns = [str(c) for c in columns] if columns else list(dict.fromkeys(k for row in rows for k in row))
-    names = {c: [c, f"{c} low", f"{c} high"] if any(isinstance(row.get(c), list) for row in rows) else [c] for c in columns}
+    columns = columns or list(dict.fromkeys(k for row in rows for k in row))
+    spread = {c for c in columns if any(isinstance(row.get(c), list) and len(row[c]) == 3 for row in rows)}
     text = StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow([n for c in columns for n in names[c]])
-    for row in rows:
-        cells = [(row.get(c) if isinstance(row.get(c), list) else [row.get(c)]) for c in columns]
-        out.writerow([v for c, cell in zip(columns, cells) for v in (*cell, None, None)[:len(names[c])]])
+    out.writerow([n for c in columns for n in ([c, f"{c} low", f"{c} high"] if c in spread else [c])])
+    three = lambda v: v if isinstance(v, list) else [v, None, None]
+    for row in rows: out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])
     return text.getvalue()
 
-# %% ../nbs/31_pages.ipynb #2c41e0ac
+# %% ../nbs/31_pages.ipynb #cf4779ba
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -79,7 +78,7 @@ h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem } h2 { font-size: 1.
 p { max-width: 46rem; margin: .5rem 0 } a { color: var(--link) } nav a { margin-right: 1rem; white-space: nowrap }
 .wide { overflow-x: auto; margin: .8rem 0 } .wide:focus-visible { outline: 2px solid var(--link) }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top } thead th { color: var(--soft); white-space: nowrap } tbody tr:nth-child(odd) { background: var(--row) }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); white-space: nowrap } thead th { color: var(--soft) } tbody tr:nth-child(odd) { background: var(--row) }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 code { font-size: .88em; overflow-wrap: anywhere } footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--line); color: var(--soft); font-size: .85rem }
 </style>
@@ -102,7 +101,7 @@ code { font-size: .88em; overflow-wrap: anywhere } footer { margin-top: 3rem; pa
 </html>
 """
 
-# %% ../nbs/31_pages.ipynb #506fc09a
+# %% ../nbs/31_pages.ipynb #d7a9a9d3
 def _png(figure):
     data = BytesIO()
     figure.savefig(data, format="png", dpi=110)
@@ -110,14 +109,24 @@ def _png(figure):
 
 def _slug(heading): return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "part"
 
+def _free(name, taken, kind=""):
+    "`name`, with the first number that makes it a new one"
+    return next(n for i in range(1, len(taken) + 2) if (n := f"{name}{f'-{i}' if i > 1 else ''}{kind}") not in taken)
+
 def _part(part, heading, name):
     "HTML of a part of a page, and the {file name: content} that stand beside the page for it"
     wide = lambda html: f'<div class="wide" tabindex="0" role="region" aria-label="{escape(heading)}">{html}</div>'
     if isinstance(part, str): return f"<p>{escape(_private(part))}</p>", {}
     if isinstance(part, (list, tuple)):
-        both = [_part(p, heading, f"{name}-{i}" if i else name) for i, p in enumerate(part)]
-        return "\n".join(html for html, _ in both), {k: v for _, files in both for k, v in files.items()}
-    if isinstance(part, Table): return wide(Table(tuple(_plain(part.rows)), part.columns, part.emphasise)._repr_html_()), {f"{name}.csv": _csv(part.rows, part.columns)}
+        html, files = [], {}
+        for p in part:
+            text, made = _part(p, heading, name)
+            html.append(text)
+            for file, content in made.items(): files[_free(Path(file).stem, files, Path(file).suffix)] = content
+        return "\n".join(html), files
+    if isinstance(part, Table):
+        columns, bold = ([_private(str(x)) for x in names] for names in (part.columns, part.emphasise))
+        return wide(table(_plain(part.rows), columns, bold)._repr_html_()), {f"{name}.csv": _csv(part.rows, columns)}
     if not hasattr(part, "savefig"): return wide(part._repr_html_()), {}
     png, (width, height) = _png(part), (96*part.get_size_inches()).round().astype(int)
     image = f'<img alt="Figure: {escape(heading)}" width="{width}" height="{height}" style="min-width: {round(.7*width)}px" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
@@ -136,8 +145,8 @@ def write_folder(
     folder, numbers, command, shown, files = Path(folder), _plain(numbers), _private(command), [], {}
     numbers = dict(command=command, versions=versions()) | numbers
     for heading, part in parts.items():
-        taken = {"results", "index", *(name for _, name, _ in shown)}
-        name = next(n for n in (_slug(heading) + "-"*bool(i) + str(i or "") for i in range(len(parts) + 3)) if n not in taken)
+        heading, taken = _private(heading), {"results", *(name for _, name, _ in shown)}
+        name = _free(_slug(heading), taken)
         html, made = _part(part, heading, name)
         shown.append((heading, name, html))
         files |= made
@@ -207,7 +216,7 @@ def evaluation_parts(
     if "confidence" in mean: out["Confidence"] = ["Detection by each confidence source, on the boxes of the same searches.", confidence_table(result)]
     return out | details
 
-# %% ../nbs/31_pages.ipynb #803962a4
+# %% ../nbs/31_pages.ipynb #a08dcbaa
 def diagnosis_parts(
     d: Diagnosis,
 ) -> dict:         # heading -> part, for `write_folder`
@@ -215,9 +224,13 @@ def diagnosis_parts(
     cell = lambda x: (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
     by_class = table([{"component": s.component, **{c: cell(x) for c, x in s.loss.items() if c != "total"}} for s in d.steps], emphasise=d.binding)
     evidence = table([{"what": k, "value": v} for k, v in d.evidence.items() if not isinstance(v, list)])
-    moves = table([{"move": a.replace("_", " "), "times, mean over seeds": float(v)} for a, v in zip(ACTIONS, d.evidence["actions"])])
-    return {"Verdict": d.verdict, "Where the mAP is lost": [f"Each step puts an oracle in place of one component less. Measured: {d.measured:.3f}. Brackets hold 95 % intervals over pictures and seeds.", d.table()],
-            "Ladder": d.figure(), "By class": by_class, "Signs": d.signs_figure(), "Evidence": [evidence, moves]}
+    moves = table([{"move": a.replace("_", " "), "times (mean over seeds)": round(v)} for a, v in zip(ACTIONS, d.evidence["actions"]) if a != ACTIONS[TRIGGER]])
+    ladder = d.table()
+    return {"Verdict": d.verdict,
+            "Where the mAP is lost": [f"From 1 down to the measured {d.measured:.3f}: each step takes an oracle away from one more component. Brackets hold 95 % intervals over pictures and seeds.",
+                                      Table(ladder.rows, tuple(c for c in ladder.columns if c != "answers"), ladder.emphasise), d.figure()],
+            "What each step scores": [f"{s.component[0].upper()}{s.component[1:]}: {s.answers}." for s in d.steps],
+            "By class": by_class, "Signs": d.signs_figure(), "Evidence": [evidence, moves]}
 
 def diagnosis_records(
     d: Diagnosis,
