@@ -63,7 +63,7 @@ def _csv(rows, columns=None):
     for row in rows: out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])
     return text.getvalue()
 
-# %% ../nbs/31_pages.ipynb #cf4779ba
+# %% ../nbs/31_pages.ipynb #52193b76
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -73,12 +73,12 @@ _PAGE = """<!doctype html>
 <style>
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --paper: #fff; --line: #d8dee4; --row: #f6f8fa; --link: #0060a8 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a3abb5; --paper: #16181b; --line: #3a3f46; --row: #1f2226; --link: #7cb8f0 } }
-body { color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; overflow-wrap: break-word }
+body { color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; overflow-wrap: break-word }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line) }
 p { max-width: 46rem; margin: .5rem 0 } a { color: var(--link) } nav a { margin-right: 1rem; white-space: nowrap }
 .wide { overflow-x: auto; margin: .8rem 0 } .wide:focus-visible { outline: 2px solid var(--link) }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); white-space: nowrap } thead th { color: var(--soft) } tbody tr:nth-child(odd) { background: var(--row) }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap } thead th { color: var(--soft) } tbody tr:nth-child(odd) { background: var(--row) }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 code { font-size: .88em; overflow-wrap: anywhere } footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--line); color: var(--soft); font-size: .85rem }
 </style>

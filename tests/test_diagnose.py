@@ -1,13 +1,15 @@
 """The ladder of oracles: it adds up, a perfect agent loses only what one box must lose, each oracle costs what it should."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from locrl import results
 from locrl.boxes import FULL
 from locrl.config import Config, ConfigError, prepare
 from locrl.data import GroundTruth
-from locrl.diagnose import ANSWERS, Walks, auc, demonstrated, diagnose, levels, planned
+from locrl.diagnose import ANSWERS, Step, Walks, auc, demonstrated, diagnose, levels, planned, verdict
 from locrl.env import Targets
 from locrl.evaluate import Searches, questions
 from locrl.metrics import evaluate_detections
@@ -41,6 +43,50 @@ def test_losses_add_up_in_total_and_for_each_class(made, metric):
 
 def test_unknown_metric(made):
     with pytest.raises(ConfigError, match="map_area"): diagnose(made[1], world=made[0], metric="map")
+
+
+def never(*args, **kwargs): raise AssertionError("searched again")
+
+
+def test_searches_and_walks_are_made_once(made, monkeypatch):
+    world, runs = made
+    first = diagnose(runs, world=world, resamples=20)
+    monkeypatch.setattr(results, "search_all", never)
+    monkeypatch.setitem(diagnose.__globals__, "walk", never)
+    assert diagnose(runs, world=world, resamples=20).to_dict() == first.to_dict()
+    with pytest.raises(AssertionError, match="searched again"): diagnose(runs, "report", world=world, resamples=20)
+
+
+@pytest.mark.parametrize("kind", ["one-shot", "walks"])
+def test_damaged_searches_are_made_again_and_nothing_changes(made, kind):
+    world, runs = made
+    first = diagnose(runs, world=world, resamples=20)
+    for file in (runs[0] / "searches").glob(f"{kind}-*.npz"): file.write_bytes(file.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match=f"{kind}-.*made anew"): again = diagnose(runs, world=world, resamples=20)
+    assert again.to_dict() == first.to_dict()
+
+
+def test_two_configurations_are_refused(made, tmp_path):
+    world, runs = made
+    other = train(replace(TINY, name="other", gamma=.5, steps=200, eval_every=200), 0, tmp_path, world, progress=False)
+    with pytest.raises(ConfigError, match="gamma: 0.9 -> 0.5"): diagnose([*runs, other], world=world)
+    with pytest.raises(ConfigError, match="no run given"): diagnose([])
+
+
+@pytest.mark.parametrize("worst, share", [(c, s) for c in ANSWERS for s in (1., .6)])
+def test_the_verdict_names_the_largest_fall_and_what_comes_close(worst, share):
+    losses = dict.fromkeys(ANSWERS, .04) | {"ranking": .05, worst: .3}
+    left, steps = 1., []
+    for name, loss in losses.items():
+        left -= loss
+        steps.append(Step(name, ANSWERS[name], {"total": dict(mean=left)}, {"total": dict(mean=loss, low=loss - .01, high=loss + .01)}, share if name == worst else 0., share if name == worst else 0.))
+    e = dict.fromkeys(["planned_hit", "planned_iou", "demonstrated_hit", "passed_hit", "passed_iou", "hit", "lost_early", "lost_late", "lost_never", "auc_miss", "auc_negative",
+                       "trigger_rate_negatives"], .5) | dict(questions=40, objects=60, negatives=90)
+    first, *rest = verdict(steps, e, TINY)
+    assert f"{worst} costs most: 0.300 [0.290, 0.310]" in first and first.startswith(f"Of {1 - left:.3f} lost below 1")
+    second = max((c for c in ANSWERS if c != worst), key=losses.get)
+    assert ("100 % of the resamples" in first) == (share == 1) and (f"but {second} (0.05" in first or f"but {second} (0.04" in first) == (share < 1)
+    if worst == "multiple instances": assert "ranking costs most" in rest[0]
 
 
 def scene():
