@@ -63,7 +63,7 @@ def _csv(rows, columns=None):
     for row in rows: out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])
     return text.getvalue()
 
-# %% ../nbs/31_pages.ipynb #52193b76
+# %% ../nbs/31_pages.ipynb #e1902924
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -77,8 +77,8 @@ body { color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, s
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line) }
 p { max-width: 46rem; margin: .5rem 0 } a { color: var(--link) } nav a { margin-right: 1rem; white-space: nowrap }
 .wide { overflow-x: auto; margin: .8rem 0 } .wide:focus-visible { outline: 2px solid var(--link) }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap } thead th { color: var(--soft) } tbody tr:nth-child(odd) { background: var(--row) }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .55rem; border-bottom: 1px solid var(--line); white-space: nowrap } thead th { color: var(--soft) } tbody tr:nth-child(odd) { background: var(--row) }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 code { font-size: .88em; overflow-wrap: anywhere } footer { margin-top: 3rem; padding-top: .9rem; border-top: 1px solid var(--line); color: var(--soft); font-size: .85rem }
 </style>
