@@ -108,7 +108,7 @@ def train(
     from locrl.train import train as run
     print(run(_config(config, steps), seed, root, device=device, minutes=minutes))
 
-# %% ../nbs/40_cli.ipynb #ad2ac1de
+# %% ../nbs/40_cli.ipynb #a8166a2f
 Runs = Annotated[list[Path], typer.Argument(help="Run folders of one configuration, one per seed.")]
 Split = Annotated[str, typer.Option(help="report or select.")]
 Confidence = Annotated[Optional[str], typer.Option(help="Source of the ranking, e.g. presence*iou. Default: the configuration's.")]
@@ -129,14 +129,16 @@ def evaluate(
     with_baselines: Baselines = True,
 ):
     "Score finished runs by both protocols, beside the baselines. Searches are kept in the run folders: a table is made again in seconds."
-    from locrl.pages import class_records
-    from locrl.results import confidence_table, report, results_table, save_results
-    result = report(runs, split, _command(), with_baselines=with_baselines, progress=True, confidence=confidence, multi=multi)
+    from locrl.pages import class_records, evaluation_parts, scrutiny
+    from locrl.results import report, results_table, save_results
+    from locrl.train import Agent
+    world = Agent.load(runs[0]).world()
+    result = report(runs, split, _command(), world, with_baselines, progress=True, confidence=confidence, multi=multi)
     print(results_table(result))
     if out is not None and out.suffix == ".json": print(f"written: {save_results(result, out)}")
-    else: _written(out, f"{result['iteration']} on {result['data']['report']}", {"Results": results_table(result), "Confidence": confidence_table(result)}, result, class_records(result))
+    elif out is not None: _written(out, f"{result['iteration']} on {result['data']['report']}", evaluation_parts(result, scrutiny(runs, split, confidence, world)), result, class_records(result))
 
-# %% ../nbs/40_cli.ipynb #0d5f03a0
+# %% ../nbs/40_cli.ipynb #e8b236e1
 @app.command()
 def diagnose(
     runs: Runs,
@@ -147,12 +149,11 @@ def diagnose(
 ):
     "Where the mAP of finished runs is lost: component by component, with intervals and a verdict."
     from locrl.diagnose import diagnose as run
+    from locrl.pages import diagnosis_parts, diagnosis_records
     found = run(runs, split, metric, progress=True, confidence=confidence)
     print(found.table())
     for sentence in found.verdict: print(f"\n{sentence}")
-    parts = {"Verdict": found.verdict, "Where the mAP is lost": found.table(), "Ladder": found.figure(), "Signs": found.signs_figure()}
-    rows = [dict(component=s.component, of=c, loss=x["mean"], low=x.get("low"), high=x.get("high"), left=s.level[c]["mean"]) for s in found.steps for c, x in s.loss.items()]
-    _written(out, f"{found.name} on {found.data}", parts, found.to_dict(), rows)
+    _written(out, f"{found.name} on {found.data}", diagnosis_parts(found), found.to_dict(), diagnosis_records(found))
 
 # %% ../nbs/40_cli.ipynb #ca01a7f6
 @app.command()
@@ -169,7 +170,7 @@ def compare(
     name = lambda paths: ", ".join(map(str, paths))
     _written(out, f"a: {name(a)}; b: {name(b)}", {"Differences": found.table()}, found.to_dict(), [dict(metric=k, **vars(d)) for k, d in found.metrics.items()])
 
-# %% ../nbs/40_cli.ipynb #b2dcb919
+# %% ../nbs/40_cli.ipynb #fc8d9811
 @app.command()
 def transfer(
     runs: Runs,
@@ -182,12 +183,12 @@ def transfer(
     with_baselines: Baselines = True,
 ):
     "Score finished runs, their weights untouched, on classes or data they were not trained on."
-    from locrl.pages import class_records
+    from locrl.pages import class_records, evaluation_parts
     from locrl.results import results_table
     from locrl.transfer import transfer as run
     result = run(runs, classes and [c.strip() for c in classes.split(",")], data, split, evidence, fit_on, command=_command(), with_baselines=with_baselines, progress=True)
     print(results_table(result))
-    _written(out, f"{result['iteration']}, transferred to {', '.join(result['data']['classes'])} on {result['data']['report']}", {"Results": results_table(result)}, result, class_records(result))
+    _written(out, f"{result['iteration']}, transferred to {', '.join(result['data']['classes'])} on {result['data']['report']}", evaluation_parts(result), result, class_records(result))
 
 # %% ../nbs/40_cli.ipynb #4e56ef0d
 @app.command()
