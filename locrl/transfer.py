@@ -10,7 +10,7 @@ __all__ = ['elsewhere', 'transfer', 'compare']
 # %% ../nbs/30_transfer.ipynb #15f27977
 """`transfer` scores runs on classes or data they were not trained on, beside the baselines. `compare` puts two configurations side by side on the same pictures."""
 
-# %% ../nbs/30_transfer.ipynb #2052ae2b
+# %% ../nbs/30_transfer.ipynb #351d405e
 from pathlib import Path
 
 from .config import ConfigError, World, load_data
@@ -18,7 +18,7 @@ from .data import VOC_CLASSES
 from .evaluate import _relabelled, baselines, confidence_of, score
 from .features import FeatureBank, build_store, fit_prototypes
 from .metrics import Detections
-from .results import aggregate, opened, searches_of
+from .results import aggregate, answers_of, opened, searches_of
 from .statistics import Paired, paired
 from .train import Agent, versions
 
@@ -76,7 +76,7 @@ def transfer(
     if with_baselines: out["baselines"] = {name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()}
     return out
 
-# %% ../nbs/30_transfer.ipynb #428b5221
+# %% ../nbs/30_transfer.ipynb #b6e01ca9
 def compare(
     a,                           # run folder, or several seeds of one configuration
     b,                           # of another; the same classes on the same pictures
@@ -88,8 +88,9 @@ def compare(
     sides, seen = [], []
     for runs in (a, b):
         agents, _, bank, data = opened(runs, split)
-        found = [searches_of(x, bank, progress) for x in agents]
-        sides.append([Detections(s.image, s.label, s.box, confidence_of(s, agents[0].config.confidence)) for s in found])
+        sure = agents[0].config.report_confidence or agents[0].config.confidence
+        found = [answers_of(x, bank, sure, progress) for x in agents]
+        sides.append([Detections(s.image, s.label, s.box, confidence_of(s, sure)) for s in found])
         seen.append((data.name, data.fingerprint, bank.classes))
     if seen[0] != seen[1]: raise ConfigError(f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and {seen[1][0]} ({', '.join(seen[1][2])})")
     return paired(*sides, _relabelled(data, bank.classes), bank.classes, len(data), **options)
