@@ -27,7 +27,7 @@ from .observation import ObservationConfig
 from .rewards import named_reward
 from .scenes import Scenes
 
-# %% ../nbs/21_config.ipynb #b5ece890
+# %% ../nbs/21_config.ipynb #466b82ec
 class ConfigError(ValueError):
     "A configuration that cannot be, or does not fit what is on disk; the message names the field and the cure"
 
@@ -73,10 +73,11 @@ class Config:
     n_steps: int = 1                           # transitions in one return
     alpha: float = 0.0                         # prioritised replay: 0 draws uniformly, 1 in proportion to the TD error
     beta: float = 0.4                          # strength of its importance weights at the start; 1 at the end
-    demo_ratio: float = 0.0                    # share of each batch that are demonstrations of the greedy oracle
+    demo_ratio: float = 0.0                    # share of each batch that are demonstrations of an oracle
     demo_episodes: int = 2_000                 # demonstrations kept for good
-    demo_ties: str = "centre"                  # how that oracle breaks ties of the IoU: "none" or "centre"
-    warmup: int = 0                            # updates of behaviour cloning before the first step
+    demo_oracle: str = "centre"                # which one: "greedy" in the IoU, the same with ties broken by the "centre", or "planning"
+    warmup: int = 0                            # updates on demonstrations alone before the first step
+    warmup_loss: str = "cross_entropy"         # of these: "cross_entropy" (behaviour cloning) or "dqfd" (temporal differences and margin)
     margin: float = 0.8                        # by which the oracle's actions are to be ahead of the others
     margin_weight: float = 0.0                 # of the persistent large-margin loss on demonstrations
     margin_end: float = 1.0                    # share of that weight left at the end of the run, reached on a straight line; 1 never fades
@@ -106,7 +107,9 @@ class Config:
         demand(self.margin_labels in ("set", "single"), "margin_labels", "use 'set' or 'single'")
         for name in ("confidence", "report_confidence"): demand(getattr(self, name) in (*CONFIDENCE, *[None]*(name != "confidence")), name, f"known are {', '.join(CONFIDENCE)}")
         demand("region" not in self.confidence.split("*"), "confidence", "the region classifier is fitted when training is over: name it as report_confidence")
-        demand(self.demo_ties in ("none", "centre"), "demo_ties", "use 'none' or 'centre'")
+        demand(self.demo_oracle in ("greedy", "centre", "planning"), "demo_oracle", "use 'greedy', 'centre' or 'planning'")
+        demand(self.warmup_loss in ("cross_entropy", "dqfd"), "warmup_loss", "use 'cross_entropy' or 'dqfd'")
+        demand(self.warmup_loss != "dqfd" or self.margin_weight, "warmup_loss", "DQfD's is the margin loss: give margin_weight above 0")
         for name in ("warmup", "margin_weight"): demand(not getattr(self, name) or self.demo_ratio, name, "needs demonstrations: give demo_ratio above 0")
         for name in ("n_steps", "demo_episodes", "n_envs", "gradient_steps", "batch_size", "buffer_size", "steps", "eval_every", "target_update_interval"):
             demand(getattr(self, name) > 0, name, "must be positive")
@@ -121,6 +124,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict):
         "What `to_dict` gave. Raises `ConfigError` for an unknown field."
+        values = dict(values)
+        if (ties := values.pop("demo_ties", None)) is not None: values["demo_oracle"] = "greedy" if ties == "none" else ties   # its name before there were plans
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown: raise ConfigError(f"unknown field {', '.join(sorted(unknown))}: this run was made by another version of locrl")
         made = dict(values, observation=ObservationConfig(**values["observation"]), moves=Moves(**values["moves"]))

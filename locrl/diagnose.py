@@ -354,7 +354,7 @@ def signs_figure(
         if len(training) > 1 and curves: axes[2].legend()
     return figure
 
-# %% ../nbs/26_diagnose.ipynb #16b34168
+# %% ../nbs/26_diagnose.ipynb #ba9f876a
 def diagnose(
     runs,                      # a run folder, or several of one configuration
     split: str = "select",     # "select" or "report"
@@ -372,7 +372,8 @@ def diagnose(
     confidence = confidence or config.report_confidence or config.confidence
     gt, targets = _relabelled(data, classes), Targets.of(data, classes)
     best = planned(targets, moves, limit)
-    taught = demonstrated(targets, moves, limit, config.demo_ties) if config.demo_ratio else best
+    greedily = config.demo_ratio and config.demo_oracle != "planning"
+    taught = demonstrated(targets, moves, limit, "centre" if config.demo_oracle == "centre" else "none") if greedily else best
     probe, found, told = Probe(bank, targets, moves, limit), [], []
     for a in agents:
         walks = kept(a, bank, "walks", Walks, lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit), asked=len(targets))

@@ -11,7 +11,7 @@ __all__ = ['CLOCK', 'TRIES', 'WAIT', 'persistent', 'save_checkpoint', 'load_chec
 # %% ../nbs/24_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses what came out."""
 
-# %% ../nbs/24_train.ipynb #6be7f739
+# %% ../nbs/24_train.ipynb #97cbcb3a
 import errno
 import hashlib
 import importlib.metadata
@@ -33,6 +33,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from tqdm.auto import tqdm
 
 from .agent import DoubleDQN
+from .boxes import FULL, TRIGGER, iou
 from .config import Config, ConfigError, World, difference, make_encoder, prepare
 from .data import cache_root, write_atomic
 from .diagnostics import ActionValues, Diagnostics, Events
@@ -40,7 +41,7 @@ from .encoders import Prototypes
 from .env import LocalizationVecEnv, Search, Targets
 from .evaluate import Evaluation, evaluate
 from .features import FeatureBank, Projection
-from .oracle import best_actions
+from .oracle import best_actions, plan
 from .policy import IoULoss, RegionPolicy, attach, policy_kwargs
 from .replay import DemoReplayBuffer, LargeMarginLoss, pretrain
 from .rewards import named_reward
@@ -129,17 +130,25 @@ def make_model(
     attach(model.policy, world.banks["train"])
     return model
 
-# %% ../nbs/24_train.ipynb #6571b934
+# %% ../nbs/24_train.ipynb #2932a9c9
 def demonstrations(
     search: Search,        # the game, one episode each
-    ties: str = "centre",  # how the oracle breaks ties of the IoU: "none" or "centre"
+    oracle: str = "centre",  # "greedy" in the IoU, the same with ties broken by the "centre", or "planning" the whole way
 ) -> dict:                 # flat arrays, episode after episode
-    "Episodes of the greedy oracle, for `DemoReplayBuffer.add_demonstrations`"
+    "Episodes of an oracle, for `DemoReplayBuffer.add_demonstrations`"
     search.start()
     truth, going, steps = search.truth, np.ones(search.n, bool), []
     mask = truth[..., 2] > truth[..., 0]
-    while going.any():
-        keys, right = search.keys, best_actions(search.box, truth, search.moves, ties, mask=mask)
+    if oracle == "planning":   # towards the object the whole picture overlaps most, as the reward sees it
+        way = plan(truth[np.arange(search.n), iou(FULL, truth).argmax(1)], search.moves, max_steps=search.max_steps - 1).actions
+        way = np.pad(np.where(way < 0, TRIGGER, way), ((0, 0), (0, 1)), constant_values=TRIGGER)
+        def right_ones(t): return np.arange(search.moves.n_actions) == way[:, t, None]
+    else:
+        ties = {"greedy": "none", "centre": "centre"}[oracle]
+        def right_ones(t): return best_actions(search.box, truth, search.moves, ties, mask=mask)
+    for t in range(search.max_steps):
+        if not going.any(): break
+        keys, right = search.keys, right_ones(t)
         actions = (right*search.rng.uniform(.5, 1, right.shape)).argmax(1)
         _, reward, terminated, truncated = search.step(actions)
         steps.append((going.copy(), keys, actions, reward, search.keys, terminated | truncated, truncated, right))
@@ -221,7 +230,7 @@ def _rows(file, step):
         except ValueError: continue
     return [row for row in rows if row["step"] <= step]
 
-# %% ../nbs/24_train.ipynb #893c5b72
+# %% ../nbs/24_train.ipynb #cedcb017
 @contextmanager
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
@@ -265,8 +274,8 @@ def train(
         if not there: _write(folder/"config.json", json.dumps(about, indent=1))
         _write(folder/"projection.npz", world.projection.save)
         if world.prototypes is not None: _write(folder/"prototypes.pt", lambda f: torch.save(world.prototypes, f))
-        if config.demo_ratio: model.replay_buffer.add_demonstrations(**demonstrations(Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), config.observation.max_steps, seed), config.demo_ties))
-        if config.warmup: pretrain(model, config.warmup, config.batch_size, temperature=0.1, progress=progress)
+        if config.demo_ratio: model.replay_buffer.add_demonstrations(**demonstrations(Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), config.observation.max_steps, seed), config.demo_oracle))
+        if config.warmup: pretrain(model, config.warmup, config.batch_size, config.warmup_loss, temperature=0.1, progress=progress)
     rows = _rows(folder/"metrics.jsonl", model.num_timesteps)
     start, clock, quiet = model.num_timesteps, time.monotonic() - 60*spent, CallbackList([])
     quiet.init_callback(model)

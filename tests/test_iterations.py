@@ -44,7 +44,7 @@ def test_one_agent_per_class_as_in_the_paper():
 
 
 @pytest.mark.parametrize("field, value", [("trigger_share", 1.), ("dropout", -.1), ("margin_end", 2.), ("confidence", "luck"), ("reward", "candy"), ("margin_labels", "many"),
-                                          ("learning_rate", float("nan")), ("alpha", -1.), ("iou_weight", -1.), ("n_steps", 0), ("gamma", 1.)])
+                                          ("learning_rate", float("nan")), ("demo_oracle", "none"), ("warmup_loss", "hinge"), ("alpha", -1.), ("iou_weight", -1.), ("n_steps", 0), ("gamma", 1.)])
 def test_impossible_settings_name_the_field(field, value):
     "Refused when the configuration is made"
     with pytest.raises(ConfigError, match=field): replace(CONFIGS["demo"], **{field: value})
@@ -53,6 +53,7 @@ def test_impossible_settings_name_the_field(field, value):
 def test_settings_that_need_each_other():
     "A margin needs demonstrations, a trigger share needs guidance"
     with pytest.raises(ConfigError, match="margin_weight.*demo_ratio"): replace(CONFIGS["demo"], margin_weight=1.)
+    with pytest.raises(ConfigError, match="warmup_loss.*margin_weight"): replace(CONFIGS["demo"], demo_ratio=.1, warmup=10, warmup_loss="dqfd")
     with pytest.raises(ConfigError, match="trigger_share.*guided"): replace(CONFIGS["demo"], trigger_share=.5, guided=False)
 
 
@@ -111,3 +112,10 @@ def test_every_iteration_trains(name, world, tmp_path):
     events = EventAccumulator(str(folder)).Reload()
     assert max(e.value for e in events.Scalars("rollout/trigger_rate")) > .05
     assert (rows[-1]["trigger_rate"] > .3) == (name in ("v7", "v9.2", "v10"))
+
+
+def test_a_plan_to_learn_from_and_the_losses_of_dqfd(world, tmp_path):
+    "Demonstrations of the planning oracle, the warm-up by temporal differences and margin, a margin that fades, a share for TRIGGER: all at once"
+    config = replace(small("v10"), name="all", demo_oracle="planning", warmup=60, warmup_loss="dqfd", margin_end=.1, trigger_share=.3, steps=2048, eval_every=2048)
+    row = json.loads((train(config, 0, tmp_path, world=world.under(config), progress=False)/"metrics.jsonl").read_text())
+    assert row["pretrain_accuracy"] > .1 and abs(row["q_mean"]) < 10 and row["rollout_trigger_rate"] > .1
