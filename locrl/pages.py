@@ -50,14 +50,14 @@ def _plain(x):
     if isinstance(x, float): return x if np.isfinite(x) else None
     return x if x is None or isinstance(x, (bool, int)) else _private(str(x))
 
-# %% ../nbs/31_pages.ipynb #4ea519bb
+# %% ../nbs/31_pages.ipynb #86452985
 def _csv(rows, columns=None):
     "Text of a CSV file; (mean, low, high) takes three columns"
     rows = _plain(list(rows))
     columns = columns or list(dict.fromkeys(k for row in rows for k in row))
     spread = {c for c in columns if any(isinstance(row.get(c), list) and len(row[c]) == 3 for row in rows)}
     text = StringIO()
-    out = csv.writer(text, lineterminator="\n")
+    out = csv.writer(text, lineterminator="\r\n")
     out.writerow([n for c in columns for n in ([c, f"{c} low", f"{c} high"] if c in spread else [c])])
     three = lambda v: v if isinstance(v, list) else [v, None, None]
     for row in rows: out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])

@@ -11,7 +11,7 @@ __all__ = ['CLOCK', 'TRIES', 'WAIT', 'persistent', 'save_checkpoint', 'load_chec
 # %% ../nbs/24_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses what came out."""
 
-# %% ../nbs/24_train.ipynb #97cbcb3a
+# %% ../nbs/24_train.ipynb #37cf3408
 import errno
 import hashlib
 import importlib.metadata
@@ -40,7 +40,7 @@ from .diagnostics import ActionValues, Diagnostics, Events
 from .encoders import Prototypes
 from .env import LocalizationVecEnv, Search, Targets
 from .evaluate import Evaluation, evaluate
-from .features import FeatureBank, Projection
+from .features import FeatureBank, Projection, demand_mounted
 from .oracle import best_actions, plan
 from .policy import IoULoss, RegionPolicy, attach, policy_kwargs
 from .replay import DemoReplayBuffer, LargeMarginLoss, pretrain
@@ -62,7 +62,7 @@ def persistent(
             if attempt < TRIES and e.errno not in _LASTING: time.sleep(WAIT*2**(attempt - 1))
             else: raise OSError(f"cannot {what}: {e}. What was saved before is untouched; mend the disk (free space, mounted, writable) and run the same command again") from e
 
-# %% ../nbs/24_train.ipynb #de066957
+# %% ../nbs/24_train.ipynb #253165aa
 def _beside(path, suffix): return path.with_name(path.name + suffix)
 
 def _whole(path):
@@ -79,6 +79,7 @@ def save_checkpoint(
 ):
     "Write atomically, with a checksum; the checkpoint before stays as `*.previous`. Raises `OSError` naming the file."
     path, buffer = Path(path), io.BytesIO()
+    demand_mounted(path)
     torch.save(content, buffer)
     blob, new = buffer.getvalue(), _beside(path, ".new")
     def write():
@@ -230,7 +231,7 @@ def _rows(file, step):
         except ValueError: continue
     return [row for row in rows if row["step"] <= step]
 
-# %% ../nbs/24_train.ipynb #cedcb017
+# %% ../nbs/24_train.ipynb #b3a8802f
 @contextmanager
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
@@ -252,6 +253,7 @@ def train(
     """Train, or resume, the run of `config` and `seed`. Raises `ConfigError` when the folder holds a run of another configuration,
     encoder or version of locrl, `OSError` when it cannot be written."""
     folder, begun = run_folder(config, seed, root), time.monotonic()
+    demand_mounted(folder)
     there = _config_of(folder)
     if there:
         _demand_config(folder, there, config, seed)

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import time
 import random
 from dataclasses import replace
 
@@ -118,6 +119,7 @@ def test_events_are_dropped_after_the_checkpoint_that_is_resumed(tmp_path):
         log = Events(tmp_path, first)
         for step in steps: log.write({"a": float(step + first), "h": Histogram(np.array([.1, .9]), np.linspace(0, 1, 3))}, {"a": None, "h": None}, step)
         log.close()
+        time.sleep(1.1)    # TensorBoard reads files in the order of the second in their names
     events = EventAccumulator(str(tmp_path), size_guidance=dict(histograms=0)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("a")] == [(10, 10.), (20, 20.), (30, 50.), (40, 60.)]
     assert len(events.Histograms("h")) == 4

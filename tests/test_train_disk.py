@@ -6,6 +6,8 @@ import warnings
 import pytest
 
 from locrl import train as training
+from locrl.config import Config
+from locrl.features import FeatureError
 from locrl.train import load_checkpoint, save_checkpoint
 
 
@@ -102,3 +104,8 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, monk
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert load_checkpoint(file)["step"] in (0, 2)
+
+
+def test_a_run_on_a_drive_that_is_not_mounted_is_refused():
+    "Before anything is encoded or trained: it would land on the machine's own disk"
+    with pytest.raises(FeatureError, match="not mounted"): training.train(Config(), root="/content/drive/MyDrive/locrl", progress=False)
