@@ -15,6 +15,7 @@ sources of confidence, `reliability` says whether a probability can be taken at 
 # %% ../nbs/18_confidence.ipynb #1bf1a12d
 from dataclasses import dataclass, replace
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ class RegionClassifier:
         try:
             with np.load(path) as f: return cls(tuple(f["classes"]), str(f["features"]), *(f[k] for k in ("hidden", "hidden_bias", "out", "out_bias")))
         except FileNotFoundError: raise ConfidenceError(f"there is no region classifier at {path}: fit one (fit_region_classifier) and save it there") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as e:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ZlibError) as e:
             raise ConfidenceError(f"{path} is damaged or no region classifier ({e}): delete it and fit another (fit_region_classifier)") from e
 
 # %% ../nbs/18_confidence.ipynb #a7bcf8ca

@@ -224,9 +224,9 @@ def _fitted(root, data, encoder, dim):
         _write(path, projection.save)
     return Projection.load(path)
 
-# %% ../nbs/06_features.ipynb #6a28fa30
-def _ahead(pool, work, items, n):
-    "Yields `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for"
+# %% ../nbs/06_features.ipynb #d94758b2
+def _ahead(pool, work, items, n, keep=False):
+    "Yields `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for. With `keep`, those are done even where `items` fails"
     waiting = deque()
     try:
         for item in items:
@@ -234,7 +234,8 @@ def _ahead(pool, work, items, n):
             if len(waiting) > n: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally:
-        for future in waiting: future.cancel()
+        if not keep:
+            for future in waiting: future.cancel()
 
 def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size):
     "Encode the shards in `todo`; each is written as soon as it is complete"
@@ -265,7 +266,7 @@ def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_s
     def threads(): return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
     with threads() as loader, threads() as finisher, tqdm(total=total, desc=f"encode {data.name}", unit="img", disable=total < 50) as bar:
         seen = ((batch, encoder.dense(pixels)) for batch, pixels in _ahead(loader, load, batches, n=2))
-        for _ in _ahead(finisher, finish, seen, n=max(1, 64//batch_size)): pass
+        for _ in _ahead(finisher, finish, seen, max(1, 64//batch_size), keep=True): pass
 
 def _estimate(path, n, seconds, size):
     "What is ahead, in words: `n` pictures at so many `seconds` and bytes each"

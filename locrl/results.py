@@ -12,12 +12,13 @@ __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_of', 'answers_of', 
 """`report` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps what it took long to
 find, `classifier_of` what ranks it, `episode_of` draws one search."""
 
-# %% ../nbs/25_results.ipynb #e3ad45c2
+# %% ../nbs/25_results.ipynb #8b3760c3
 import hashlib
 import importlib.util
 import json
 import warnings
 import zipfile
+import zlib
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from .report import Episode, table
 from .statistics import interval
 from .train import Agent, versions
 
-# %% ../nbs/25_results.ipynb #0dc1ceb2
+# %% ../nbs/25_results.ipynb #eb091716
 def _code(*modules):
     "SHA-256 over the source of modules of this package"
     return hashlib.sha256(b"".join(Path(importlib.util.find_spec(f"locrl.{m}").origin).read_bytes() for m in modules)).hexdigest()
@@ -79,7 +80,7 @@ def _read(file, key, made):
         with np.load(file) as z:
             if str(z["key"]) != key: raise ValueError("it is of other searches")
             return made(**{name: z[name] for name in z.files if name != "key"})
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         warnings.warn(f"{file} is damaged or foreign ({e}): it is made anew")
 
 def searches_of(
