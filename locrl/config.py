@@ -27,7 +27,7 @@ from .observation import ObservationConfig
 from .rewards import named_reward
 from .scenes import Scenes
 
-# %% ../nbs/21_config.ipynb #466b82ec
+# %% ../nbs/21_config.ipynb #6c35f045
 class ConfigError(ValueError):
     "A configuration that cannot be, or does not fit what is on disk; the message names the field and the cure"
 
@@ -62,6 +62,7 @@ class Config:
     exploration_fraction: float = 0.6          # share of the run over which epsilon falls
     exploration_initial_eps: float = 1.0       # epsilon at the start
     exploration_final_eps: float = 0.1         # and from then on
+    random_starts: float = 0.0                 # share of the training episodes that begin in a random window, not in the whole picture
     guided: bool = True                        # explore among actions with positive reward (paper, section 3.3)
     trigger_share: float = 0.0                 # of guided exploration, goes to TRIGGER wherever that is rewarded; 0: as to any other good action
     net_arch: tuple[int, ...] = (256, 256)     # the trunk
@@ -86,6 +87,7 @@ class Config:
     eval_every: int = 10_000                   # transitions between validations, each with a checkpoint
     confidence: str = "presence*iou"           # ranks the answers, in validation and in the end
     report_confidence: str | None = None       # ranks them in the end, where that is to be another one
+    restarts: str = "corners"                  # where the search for several objects starts anew: the paper's "corners", with marks, or all "windows"
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -100,7 +102,7 @@ class Config:
         demand(self.observation.n_classes in (0, len(self.classes)), "observation", f"its class code is for {self.observation.n_classes} classes, the run has {len(self.classes)}")
         for name in ("trigger_share", "dropout"): demand(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
         demand(self.guided or not self.trigger_share, "trigger_share", "is a share of guided exploration: set guided=True")
-        for name in ("demo_ratio", "alpha", "beta", "margin_end", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps"):
+        for name in ("demo_ratio", "alpha", "beta", "margin_end", "random_starts", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps"):
             demand(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
         for name in ("learning_rate", "margin"): demand(getattr(self, name) > 0, name, "must be positive")
         for name in ("iou_weight", "rank_weight", "margin_weight", "warmup", "region_width"): demand(getattr(self, name) >= 0, name, "must not be negative")
@@ -108,6 +110,7 @@ class Config:
         for name in ("confidence", "report_confidence"): demand(getattr(self, name) in (*CONFIDENCE, *[None]*(name != "confidence")), name, f"known are {', '.join(CONFIDENCE)}")
         demand("region" not in self.confidence.split("*"), "confidence", "the region classifier is fitted when training is over: name it as report_confidence")
         demand(self.demo_oracle in ("greedy", "centre", "planning"), "demo_oracle", "use 'greedy', 'centre' or 'planning'")
+        demand(self.restarts in ("corners", "windows"), "restarts", "use 'corners' or 'windows'")
         demand(self.warmup_loss in ("cross_entropy", "dqfd"), "warmup_loss", "use 'cross_entropy' or 'dqfd'")
         demand(self.warmup_loss != "dqfd" or self.margin_weight, "warmup_loss", "DQfD's is the margin loss: give margin_weight above 0")
         for name in ("warmup", "margin_weight"): demand(not getattr(self, name) or self.demo_ratio, name, "needs demonstrations: give demo_ratio above 0")

@@ -12,7 +12,7 @@ __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_of', 'answers_of', 
 """`report` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps what it took long to
 find, `classifier_of` what ranks it, `episode_of` draws one search."""
 
-# %% ../nbs/25_results.ipynb #8b3760c3
+# %% ../nbs/25_results.ipynb #c6507040
 import hashlib
 import importlib.util
 import json
@@ -33,7 +33,7 @@ from .encoders import weights_digest
 from .env import Targets
 from .evaluate import CONFIDENCE, Searches, baselines, questions, score, search_all, sources_of
 from .features import FeatureBank
-from .multi import score_multi, search_multi
+from .multi import score_multi, search_several
 from .report import Episode, table
 from .statistics import interval
 from .train import Agent, versions
@@ -153,7 +153,7 @@ def opened(
     world = world or agents[0].world()
     return agents, world, world.bank(split), world.data[split]
 
-# %% ../nbs/25_results.ipynb #827c71dd
+# %% ../nbs/25_results.ipynb #dfb72151
 def report(
     folders,                 # run folders of one configuration, one per seed
     split: str = "report",   # "report" or "select"
@@ -187,7 +187,7 @@ def report(
 def _several(agent, bank, data, confidence, progress):
     "Both detectors of the search for several objects"
     c = agent.config
-    regions = search_multi(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, progress=progress)
+    regions = search_several(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, restarts=c.restarts, progress=progress)
     if asks_regions(confidence): regions = with_region(regions, classifier_of(agent, progress), bank, progress)
     return score_multi(regions, data, bank.classes, confidence).to_dict()
 

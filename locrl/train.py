@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/train.html.md"""
 
 # %% auto #0
 __all__ = ['CLOCK', 'TRIES', 'WAIT', 'persistent', 'save_checkpoint', 'load_checkpoint', 'make_model', 'demonstrations',
-           'model_state', 'load_model_state', 'versions', 'run_folder', 'train', 'Agent']
+           'model_state', 'load_model_state', 'versions', 'run_folder', 'train', 'untrained', 'Agent']
 
 # %% ../nbs/24_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses what came out."""
@@ -110,14 +110,18 @@ def load_checkpoint(
     if blob is not None: return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=False)
     if damaged: raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
 
-# %% ../nbs/24_train.ipynb #7354b1cd
+# %% ../nbs/24_train.ipynb #2a7b70ea
+def _network(config, dim):
+    "What defines the networks of a run, for whoever builds them: training, and `Agent.load`"
+    return policy_kwargs(dim, config.observation, config.net_arch, config.region_width, config.dropout, bool(config.iou_weight or config.rank_weight))
+
 def make_model(
     world: World,
     seed: int,
 ) -> DoubleDQN:
     "The untrained agent in its environment"
     c = world.config
-    env = LocalizationVecEnv(Search(world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed), c.trigger_share)
+    env = LocalizationVecEnv(Search(world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed, c.random_starts), c.trigger_share)
     terms = [ActionValues()]
     if c.iou_weight or c.rank_weight: terms.append(IoULoss(world.targets, c.iou_weight, c.rank_weight, gradient=c.iou_gradient, device=world.device))
     if c.margin_weight: terms.append(LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels, LinearSchedule(1., c.margin_end, 1.)))
@@ -127,7 +131,7 @@ def make_model(
                       exploration_fraction=c.exploration_fraction, exploration_initial_eps=c.exploration_initial_eps,
                       exploration_final_eps=c.exploration_final_eps, seed=seed, device=world.device, replay_buffer_class=DemoReplayBuffer,
                       replay_buffer_kwargs=dict(gamma=c.gamma, n_steps=c.n_steps, alpha=c.alpha, beta=c.beta, demo_ratio=c.demo_ratio),
-                      policy_kwargs=policy_kwargs(world.projection.dim, c.observation, c.net_arch, c.region_width, c.dropout, bool(c.iou_weight or c.rank_weight)))
+                      policy_kwargs=_network(c, world.projection.dim))
     attach(model.policy, world.banks["train"])
     return model
 
@@ -305,7 +309,17 @@ def train(
     model.logger.close()
     return folder
 
-# %% ../nbs/24_train.ipynb #13d13af6
+# %% ../nbs/24_train.ipynb #a55c3126
+def untrained(
+    config: Config,
+    dim: int,            # channels of a feature vector
+    device: str = "cpu", # torch device
+) -> RegionPolicy:
+    "The policy of a run, with weights that are yet to be loaded"
+    targets = Targets(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 1, 4), np.float32))
+    env = LocalizationVecEnv(Search(targets, 1, config.moves))
+    return RegionPolicy(env.observation_space, env.action_space, lambda _: 0., **_network(config, dim)).to(device)
+
 @dataclass(eq=False)
 class Agent:
     "A trained policy and what it needs to look at new data the way it learned to"
@@ -330,9 +344,7 @@ class Agent:
         state = load_checkpoint(folder/"best.pt")
         if state is None: raise ConfigError(f"{folder} has no checkpoint yet: let `locrl train` go on until its first validation")
         config, projection = Config.from_dict(about["config"]), Projection.load(folder/"projection.npz")
-        targets = Targets(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 1, 4), np.float32))
-        env = LocalizationVecEnv(Search(targets, 1, config.moves))
-        policy = RegionPolicy(env.observation_space, env.action_space, lambda _: 0., **policy_kwargs(projection.dim, config.observation, config.net_arch, config.region_width)).to(device)
+        policy = untrained(config, projection.dim, device)
         policy.load_state_dict(state["policy"])
         prototypes = torch.load(folder/"prototypes.pt", weights_only=False) if (folder/"prototypes.pt").exists() else None
         return cls(config, about["seed"], policy, projection, prototypes, state["step"], folder, about.get("encoder", {}).get("fingerprint"))

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import locrl
-from locrl.boxes import FULL, TRIGGER, Moves, iou
+from locrl.boxes import ACTIONS, FULL, TRIGGER, Moves, iou
 from locrl.data import DataError
 from locrl.encoders import EfficientNetLite0
 from locrl.env import LocalizationEnv, LocalizationVecEnv, Search, Targets
@@ -256,6 +256,25 @@ def test_the_best_overlap_counts():
     for towards in range(2):
         search.box = boxes[:, towards].copy()
         assert search.iou[0] == pytest.approx(1) and search.step(np.array([TRIGGER]))[1][0] == 3
+
+
+def test_random_starts_are_a_share_and_head_for_the_nearest_object():
+    boxes = np.array([[[0, 0, .2, .2], [.7, .7, 1, 1], [0, 0, 0, 0]]], np.float32)
+    targets = Targets(np.zeros(1, int), np.zeros(1, int), boxes)
+    search = Search(targets, 4000, reward=named_reward("potential"), seed=0, random_starts=.3)
+    search.start()
+    inside = ~(search.box == FULL).all(1)
+    assert abs(inside.mean() - .3) < .03 and (search.box >= 0).all() and (search.box <= 1 + 1e-6).all()
+    search.box[:2] = [[.3, .3, .5, .5], [.45, .45, .65, .65]]   # they overlap nothing; one is nearer to the first object, the other to the second
+    rewards = search.try_all()[1][:2]
+    left, right = ACTIONS.index("left"), ACTIONS.index("right")
+    assert rewards[0, left] > 0 > rewards[0, right] and rewards[1, right] > 0 > rewards[1, left]
+
+
+def test_without_random_starts_nothing_is_drawn():
+    searches = [Search(invented(7), 4, seed=3, **kwargs) for kwargs in ({}, dict(random_starts=0.))]
+    for s in searches: s.start(); s.start()
+    assert searches[0].rng.bit_generator.state == searches[1].rng.bit_generator.state and (searches[1].box == FULL).all()
 
 
 # States

@@ -14,7 +14,7 @@ from locrl.data import GroundTruth
 from locrl.evaluate import CONFIDENCE, confidence_of, search_all
 from locrl.features import FeatureBank, integral_image, region_pool
 from locrl.multi import (BAR, CORNERS, MarkedBank, Regions, coverage, cross, draw_crosses, first_cover, recall_curve, score_multi,
-                         search_multi, show_search, suppress, terminal_regions)
+                         search_multi, search_several, search_windows, show_search, suppress, terminal_regions, windows)
 
 SMALLER = ACTIONS.index("smaller")
 
@@ -177,6 +177,44 @@ def test_order_and_batches_do_not_matter():
     for f in fields(Regions):
         if f.name != "region": np.testing.assert_allclose(getattr(back, f.name), getattr(plain, f.name), atol=1e-6, err_msg=f.name)
     assert plain.terminal.any() and plain.episode.max() > 4
+
+
+# begun everywhere
+
+def test_the_windows_cover_the_picture():
+    boxes = windows()
+    assert len(boxes) == 14 and boxes[0].tolist() == FULL.tolist() and boxes.min() == 0 and boxes.max() == 1
+    np.testing.assert_allclose(np.bincount(np.round((boxes[:, 2] - boxes[:, 0])*4).astype(int))[2:], [9, 4, 1])
+    np.testing.assert_allclose(boxes[1:5], CORNERS[[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("total", [14, 60, 200])
+def test_every_window_is_an_episode_played_step_by_step(total):
+    "Against one question and one window at a time, by an explicit loop"
+    bank, image, label = Maps(5, seed=5), np.repeat(np.arange(5), 2), np.tile([0, 1], 5)
+    r, policy, row = search_windows(Scripted(looking), bank, image, label, total_steps=total, batch=3), Scripted(looking), 0
+    policy.q_net.features_extractor.bank = bank
+    for i, c in zip(image, label):
+        taken = 0
+        for k, start in enumerate(windows()):
+            box, history = start.copy(), [-1]*10
+            for t in range(total//14):
+                q, believed = policy.predict_all(torch.tensor([[i, c, *box, t, *history]], dtype=torch.float32))
+                action = int(q.argmax())
+                assert (r.image[row], r.label[row], r.episode[row], r.step[row], r.terminal[row]) == (i, c, k, taken, action == TRIGGER)
+                np.testing.assert_allclose(r.box[row], box, atol=1e-6)
+                assert r.iou[row] == pytest.approx(float(believed), abs=1e-6) and r.presence[row] == pytest.approx(float(bank.presence[i, c]))
+                box, history, row, taken = Moves().apply(box, action), [action, *history[:-1]], row + 1, taken + 1
+                if action == TRIGGER: break
+    assert row == len(r) and r.terminal.any() and r.episode.max() == 13
+
+
+def test_the_kind_of_restarts_is_named():
+    bank, asked = Maps(), (np.array([0]), np.array([1]))
+    assert search_several(Scripted(looking), bank, *asked, restarts="windows").episode.max() == 13
+    assert len(search_several(Scripted(looking), bank, *asked, restarts="corners")) == 200
+    with pytest.raises(ValueError, match="'corners' or 'windows'"): search_several(Scripted(looking), bank, *asked, restarts="elsewhere")
+    with pytest.raises(ValueError, match="not enough for 14 windows"): search_windows(Scripted(looking), bank, *asked, total_steps=13)
 
 
 # scoring
