@@ -12,14 +12,14 @@ __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_of', 'answers_of', 
 """`report` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps what it took long to
 find, `classifier_of` what ranks it, `episode_of` draws one search."""
 
-# %% ../nbs/25_results.ipynb #c6507040
+# %% ../nbs/25_results.ipynb #40f4c965
 import hashlib
 import importlib.util
 import json
 import warnings
 import zipfile
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +153,7 @@ def opened(
     world = world or agents[0].world()
     return agents, world, world.bank(split), world.data[split]
 
-# %% ../nbs/25_results.ipynb #dfb72151
+# %% ../nbs/25_results.ipynb #e20a1fe4
 def report(
     folders,                 # run folders of one configuration, one per seed
     split: str = "report",   # "report" or "select"
@@ -184,12 +184,23 @@ def report(
     if with_baselines: out["baselines"] = {name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()}
     return out
 
+@dataclass(frozen=True, eq=False)
+class _Text:
+    "Plain values as text, for `kept`"
+    json: np.ndarray   # () str
+
 def _several(agent, bank, data, confidence, progress):
-    "Both detectors of the search for several objects"
-    c = agent.config
-    regions = search_several(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, restarts=c.restarts, progress=progress)
-    if asks_regions(confidence): regions = with_region(regions, classifier_of(agent, progress), bank, progress)
-    return score_multi(regions, data, bank.classes, confidence).to_dict()
+    "Both detectors of the search for several objects; the millions of regions are not kept, their score is"
+    c, gt = agent.config, data.ground_truth()
+    classifier = classifier_of(agent, progress) if asks_regions(confidence) else None
+    def find():
+        regions = search_several(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, restarts=c.restarts, progress=progress)
+        if classifier: regions = with_region(regions, classifier, bank, progress)
+        return _Text(np.array(json.dumps(score_multi(regions, data, bank.classes, confidence).to_dict())))
+    about = [gt.image, gt.label, gt.boxes, gt.difficult, *([classifier.hidden, classifier.hidden_bias, classifier.out, classifier.out_bias] if classifier else [])]
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in about)).hexdigest()
+    score = kept(agent, bank, "several", _Text, find, confidence=confidence, restarts=c.restarts, truth=digest, scored_by=_code("confidence", "metrics", "multi", "saliency"))
+    return json.loads(str(score.json))
 
 def history(
     folder,        # of a run

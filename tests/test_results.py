@@ -1,4 +1,6 @@
 """Searches kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch
 from locrl import results
 from locrl.config import Config, ConfigError, prepare
 from locrl.evaluate import evaluate
+from locrl.multi import evaluate_multi
 from locrl.pages import class_records, write_folder
 from locrl.results import opened, report, results_table, searches_of
 from locrl.train import train
@@ -43,6 +46,19 @@ def test_second_time_is_read_and_equal(first, monkeypatch):
         assert getattr(made, name).dtype == getattr(again, name).dtype
     fresh = evaluate(agent.policy, bank, data, confidence=TINY.confidence)
     np.testing.assert_array_equal(fresh.searches.box, again.box)
+
+
+@pytest.mark.parametrize("restarts", ["corners", "windows"])
+def test_the_search_for_several_is_kept_as_its_score(first, monkeypatch, restarts):
+    agent, bank, data = first
+    agent.config = replace(agent.config, restarts=restarts)
+    made = results._several(agent, bank, data, "presence*iou", False)
+    assert made == evaluate_multi(agent.policy, bank, data, restarts=restarts).to_dict()
+    monkeypatch.setattr(results, "search_several", never)
+    assert results._several(agent, bank, data, "presence*iou", False) == made
+    with pytest.raises(AssertionError, match="searched again"): results._several(agent, bank, data, "iou", False)
+    agent.config = replace(agent.config, restarts="windows" if restarts == "corners" else "corners")
+    with pytest.raises(AssertionError, match="searched again"): results._several(agent, bank, data, "presence*iou", False)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b[:200] + bytes([b[200] ^ 255]) + b[201:], lambda b: b"not an archive"])
