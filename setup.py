@@ -11,7 +11,7 @@ settings = config["DEFAULT"]
 setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "ray")},
     entry_points={
         "console_scripts": [
             *settings["console_scripts"].split(),

@@ -106,7 +106,7 @@ def test_requirements_are_what_is_imported():
     used -= sys.stdlib_module_names | {"locrl"} | PROVIDED
 
     def plain(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
-    named = {plain(re.match(r"[\w.-]+", item)[0]) for item in settings()["requirements"].split()}
+    named = {plain(re.match(r"[\w.-]+", item)[0]) for extra in ("requirements", "ray_requirements") for item in settings()[extra].split()}
     needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}
     missing, idle = needed - named, named - needed - INDIRECT
     assert not missing and not idle
