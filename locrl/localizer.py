@@ -1,4 +1,4 @@
-"""Your own picture and a phrase in, a box out: `Localizer.from_run(path).locate(image, "a sheep")`
+"""Your own picture and a phrase in, a box out: `Localizer.pretrained().locate("farm.jpg", "a sheep")`
 
 Docs: https://locrl.github.io/locrl/localizer.html.md"""
 
@@ -10,7 +10,7 @@ __all__ = ['picture', 'forms', 'PictureBank', 'Location', 'listening', 'Localize
 # %% ../nbs/27_localizer.ipynb #ce9ce3a9
 """`Localizer` searches a user's pictures for what a phrase names; a `Location` is the answer, with the way to it."""
 
-# %% ../nbs/27_localizer.ipynb #efe363c0
+# %% ../nbs/27_localizer.ipynb #3b182838
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,13 +20,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .boxes import TRIGGER
 from .clip import SYNONYMS
 from .confidence import RegionClassifier, with_region
 from .data import DataError, open_image, rgb
 from .encoders import IMAGENET_GROUPS, Encoder, Prototypes, UnknownClass
 from .evaluate import confidence_of, search_all
 from .features import FeatureBank, Projection, _evidence, integral_image
+from .multi import search_several, suppress
+from .pretrained import load_pretrained
 from .report import Episode, draw_boxes
+from .results import asks_regions
 from .saliency import to_saliency
 from .train import Agent
 
@@ -98,7 +102,7 @@ class PictureBank(FeatureBank):
         self.saliency, self.presence = (torch.cat(x, 1).to(device) for x in zip(*parts))
         self.integral = integral_image(features.to(device))
 
-# %% ../nbs/27_localizer.ipynb #8db0560f
+# %% ../nbs/27_localizer.ipynb #8a7ec62b
 @dataclass(frozen=True, eq=False)
 class Location:
     "Where the agent found what was asked for, and how it got there"
@@ -121,7 +125,7 @@ class Location:
     @property
     def episode(self) -> Episode:
         "The search up to the answer, for `locrl.report`"
-        n = len(self.actions) if self.triggered else int(self.believed.argmax())
+        n = len(self.actions) if self.triggered else int((self.boxes == self.box).all(1).argmax())
         return Episode(self.image, self.class_name, self.boxes[:n + 1], self.actions[:n], None, self.q_values[:n], self.saliency, None, self.triggered, self.confidence)
 
     def figure(self):
@@ -134,7 +138,7 @@ class Location:
         end = "triggered" if self.triggered else "never triggered"
         return f"Location({self.class_name!r}, pixels {self.pixels}, confidence {self.confidence:.2f}, {len(self.actions)} actions, {end})"
 
-# %% ../nbs/27_localizer.ipynb #0fd37702
+# %% ../nbs/27_localizer.ipynb #fdd78378
 @contextmanager
 def listening(
     net,   # `RegionQNetwork`
@@ -149,7 +153,11 @@ def listening(
     try: yield heard
     finally: del net.predict_all
 
-# %% ../nbs/27_localizer.ipynb #b7c46335
+def _order(box, q_trigger, believed):
+    "Rows sorted by what is seen of them; two searches that saw the same have the same order"
+    return np.lexsort([*box.T, q_trigger, believed])
+
+# %% ../nbs/27_localizer.ipynb #69f4997c
 class Localizer:
     "A trained agent for anybody's pictures"
     def __init__(self,
@@ -157,9 +165,13 @@ class Localizer:
         encoder: Encoder,               # what sees: the one the agent learned from
         confidence: str | None = None,  # source of the confidence, a key of `locrl.evaluate.CONFIDENCE`; default the run's
         device: str = "cpu",            # torch device of agent and encoder
+        classifier: RegionClassifier | None = None,  # for a confidence that asks one; default that of the agent's folder
     ):
-        self.agent, self.encoder, self.confidence, self.device = agent, encoder, confidence or agent.config.confidence, device
-        self.classifier = RegionClassifier.load(agent.folder/"region_classifier.npz") if "region" in self.confidence else None
+        file, config = agent.folder/"region_classifier.npz", agent.config
+        ready = config.report_confidence and (classifier or file.exists() or not asks_regions(config.report_confidence))
+        self.agent, self.encoder, self.device = agent, encoder, device
+        self.confidence = confidence or (config.report_confidence if ready else config.confidence)
+        self.classifier = (classifier or RegionClassifier.load(file)) if asks_regions(self.confidence) else None
         self.closed = bool(agent.config.observation.n_classes or self.classifier)   # knows the classes of its training and no other
 
     @classmethod
@@ -172,6 +184,16 @@ class Localizer:
         there is now, `ConfidenceError` for a source that needs a region classifier where the folder holds none."""
         agent = Agent.load(path, device)
         return cls(agent, agent.world(device).encoder, confidence, device)
+
+    @classmethod
+    def pretrained(cls,
+        name="animals-5",               # of an agent that comes with the package, or the path of a file that `locrl pack` wrote
+        confidence: str | None = None,  # source of the confidence; default the agent's
+        device: str = "cpu",            # torch device
+    ):
+        "A trained agent, ready for use. Raises `locrl.pretrained.PackError` for an unknown name or a damaged file, `ConfigError` for another encoder."
+        agent = load_pretrained(name, device)
+        return cls(agent, agent.world(device).encoder, confidence, device, agent.classifier)
 
     def class_of(self,
         phrase: str,  # e.g. "a sheep"
@@ -208,14 +230,11 @@ class Localizer:
     def _search(self, pictures, asked):
         "Answers to the (picture, class name) of `asked`, by question"
         agent, config, questions = self.agent, self.agent.config, list(dict.fromkeys(asked))
-        names = config.classes if self.closed else dict.fromkeys(name for _, name in questions)
-        bank = PictureBank(pictures, self.encoder, agent.projection, tuple(names), agent.prototypes, self.device)
+        bank = self._bank(pictures, dict.fromkeys(name for _, name in questions))
         image, label = (np.array(x) for x in zip(*((i, bank.classes.index(name)) for i, name in questions)))
         with listening(agent.policy.q_net) as heard:
             answers = search_all(agent.policy, bank, image, label, config.moves, config.observation.max_steps)
-        if self.classifier: answers = with_region(answers, self.classifier, bank)
-        score = confidence_of(answers, self.confidence)
-        if "*" in self.confidence: score = np.exp(score)   # `CONFIDENCE` keeps products as sums of logarithms
+        answers, score = self._judged(answers, bank)
         keys, q, believed = (np.concatenate(x) for x in zip(*heard))
         found = {}
         for k, question in enumerate(questions):
@@ -225,6 +244,40 @@ class Localizer:
             found[question] = Location(pictures[image[k]], question[1], answers.box[k], float(score[k]), bool(answers.triggered[k]), boxes, actions,
                                        q[mine], believed[mine], bank.saliency[image[k], label[k]].cpu().numpy())
         return found
+
+    def _bank(self, pictures, names):
+        "Features of `pictures`, with evidence for the classes `names` at least"
+        return PictureBank(pictures, self.encoder, self.agent.projection, tuple(self.agent.config.classes if self.closed else names), self.agent.prototypes, self.device)
+
+    def _judged(self, answers, bank):
+        "The answers, as the source of confidence needs them, and how sure each of them is"
+        if self.classifier: answers = with_region(answers, self.classifier, bank)
+        score = confidence_of(answers, self.confidence)
+        return answers, np.exp(score) if "*" in self.confidence else score   # `CONFIDENCE` keeps products as sums of logarithms
+
+    def locate_all(self,
+        image,                # a picture as `picture` takes it
+        phrase: str,          # what to look for
+        least: float = 0.3,   # confidence that a box must have
+        overlap: float = 0.3, # IoU beyond which the less sure of two boxes is dropped
+    ) -> list[Location]:      # surest first, none where nothing reaches `least`
+        "Search for all of them, in the way of the run's configuration (`locrl.multi`). Raises as `locate` does."
+        image, name, config = picture(image), self.class_of(phrase), self.agent.config
+        bank = self._bank([image], [name])
+        label = bank.classes.index(name)
+        with listening(self.agent.policy.q_net) as heard:
+            regions = search_several(self.agent.policy, bank, np.array([0]), np.array([label]), config.moves, config.observation.max_steps, restarts=config.restarts)
+        keys, q, believed = (np.concatenate(x) for x in zip(*heard))
+        same = np.empty(len(regions), np.int64)   # where each region was asked about
+        same[_order(regions.box, regions.q_trigger, regions.iou)] = _order(keys[:, 2:6], q[:, TRIGGER], believed)
+        keys, q, believed, stops = keys[same], q[same], believed[same], regions.terminal
+        regions, score = self._judged(regions, bank)
+        best = suppress(regions, score, overlap)
+        def found(k):   # the way to region k, and the trigger there
+            begin, stop = k - int(keys[k, 6]), int(stops[k])
+            way, acts = [*range(begin, k + 1), *[k]*stop], slice(begin, k + stop)
+            return Location(image, name, regions.box[k], float(score[k]), bool(stop), keys[way, 2:6], q[acts].argmax(1), q[acts], believed[acts], bank.saliency[0, label].cpu().numpy())
+        return [found(k) for k in best[np.argsort(-score[best], kind="stable")] if score[k] >= least]
 
     def locate_stream(self,
         frames,      # any iterable of pictures, e.g. of a video or a camera; it may be endless

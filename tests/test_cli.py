@@ -36,7 +36,7 @@ def test_wrong_option_and_help():
     assert locrl("train", "--sed", "1").returncode == 2
     done = locrl("--help")
     assert done.returncode == 0
-    for command in ("demo", "download", "cache", "train", "evaluate", "diagnose", "compare", "transfer", "show", "locate", "configs", "iterations"): assert command in done.stdout
+    for command in ("demo", "download", "cache", "train", "evaluate", "diagnose", "compare", "transfer", "show", "locate", "pack", "configs", "iterations"): assert command in done.stdout
 
 
 def test_missing_data_names_the_folder_and_the_cure(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_from_training_to_results_and_pictures(trained, tmp_path):
         Image.open(tmp_path/name).verify()
     picture = tmp_path/"mine.png"
     Image.new("RGB", (90, 60), "green").save(picture)
-    result = invoke(cli.app, ["locate", str(run), str(picture), "a cat", "--out", str(tmp_path/"found.png")])
+    result = invoke(cli.app, ["locate", str(picture), "a cat", "--run", str(run), "--out", str(tmp_path/"found.png")])
     assert result.exit_code == 0, result.exception
     assert result.output.startswith("cat: ") and (tmp_path/"found.png").exists()
     result = invoke(cli.app, ["show", str(run), "--image", "nowhere"])
