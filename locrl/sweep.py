@@ -12,7 +12,7 @@ __all__ = ['Trial', 'with_values', 'parse_values', 'trials', 'Progress', 'cores'
 """`trials` makes the runs of a sweep, `run_sweep` trains those that are missing, in processes of this machine or on Ray,
 `sweep_table` shows them."""
 
-# %% ../nbs/32_sweep.ipynb #0792fb79
+# %% ../nbs/32_sweep.ipynb #4d61e2e1
 import hashlib
 import json
 import math
@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import product
@@ -178,7 +179,7 @@ class Progress:
         self.bar.update(self._done() - self.bar.n)
         self.bar.refresh()
 
-# %% ../nbs/32_sweep.ipynb #8ee8e9da
+# %% ../nbs/32_sweep.ipynb #0250ae7f
 @contextmanager
 def _threads(n):
     "Within, processes that are begun use `n` threads each"
@@ -207,7 +208,8 @@ def _in_process(trial, threads, device, answer):
         if not trial.finished: raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
     except Exception as e:
         answer.send(_said(e))
-        raise
+        if sys.stderr is not sys.__stderr__: traceback.print_exc()
+        sys.exit(1)
 
 def _said(error): return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -253,7 +255,7 @@ def run_here(
         for process, _ in running.values(): process.join()
     return errors
 
-# %% ../nbs/32_sweep.ipynb #1f79bbb4
+# %% ../nbs/32_sweep.ipynb #4389efdc
 def _fetch(source, folder):
     "Put the run folder `source` at `folder`; the log, which says how far the run is, comes last"
     for file in sorted(Path(source).rglob("*"), key=lambda f: f.name == "metrics.jsonl"):
@@ -280,7 +282,10 @@ def _on_worker(params, keyed, device, threads, travels):
 
 def _books(root): return root/".ray"
 
-# %% ../nbs/32_sweep.ipynb #ec36c5be
+_watch = None   # what follows the sweep of this process
+def _watching(): return _watch
+
+# %% ../nbs/32_sweep.ipynb #9f87fc8a
 def run_on_ray(
     todo: list[Trial],
     name: str = "sweep",         # of Tune's books
@@ -307,6 +312,10 @@ def run_on_ray(
             tell(self.steps, self.failed, self.again)
         def on_trial_error(self, iteration, trials, trial, **info): self.failed += 1
         def on_trial_recover(self, iteration, trials, trial, **info): self.again += 1
+        def __reduce__(self): return _watching, ()      # Tune's books hold it; read back by the same command later, it is that command's
+
+    global _watch
+    _watch = Watch()
 
     ours = not ray.is_initialized()
     if ours: ray.init(address, log_to_driver=False, logging_level="error", runtime_env=dict(env_vars={k: os.environ[k] for k in ("LOCRL_DATA", "LOCRL_CACHE") if k in os.environ}))
@@ -315,7 +324,7 @@ def run_on_ray(
                                    {"cpu": threads, "gpu": int(device.startswith("cuda"))})
         if storage and tune.Tuner.can_restore(f"{place}/{name}"): tuner = tune.Tuner.restore(f"{place}/{name}", work, resume_errored=True)
         else: tuner = tune.Tuner(work, param_space={"trial": tune.grid_search(list(keyed))},
-            run_config=tune.RunConfig(name=name, storage_path=place, verbose=0, callbacks=[Watch()],
+            run_config=tune.RunConfig(name=name, storage_path=place, verbose=0, callbacks=[_watch],
                                       failure_config=tune.FailureConfig(max_failures=retries), checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
         results = {keyed[r.config["trial"]]: r for r in tuner.fit() if r.config["trial"] in keyed}
         for t, r in results.items():
