@@ -6,12 +6,12 @@ Docs: https://locrl.github.io/locrl/leaderboard.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'CITED', 'Cited', 'moved', 'Comparison', 'change_table', 'Leaderboard', 'iterations_figure',
-           'learning_figure', 'expectations', 'same_search']
+           'learning_figure', 'expectations', 'save_expectations', 'expectations_table', 'same_search']
 
 # %% ../nbs/34_leaderboard.ipynb #5f237870
 """`Leaderboard` reads a folder of results: table, plots, and each iteration beside the one before (`Comparison`). `CITED` holds what others published."""
 
-# %% ../nbs/34_leaderboard.ipynb #8c9b6809
+# %% ../nbs/34_leaderboard.ipynb #24cd595b
 import json
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +23,7 @@ from scipy.stats import ttest_ind
 
 from .boxes import FULL, iou
 from .config import ConfigError
+from .data import write_atomic
 from .env import Search, Targets
 from .iterations import ITERATIONS, MAP, Verdict, changes_of, find_config, seed_values
 from .policy import attach
@@ -72,7 +73,7 @@ def moved(
     if min(len(new), len(old)) < 2 or np.ptp(new) + np.ptp(old) == 0: return gap
     return gap, *map(float, ttest_ind(new, old, equal_var=False).confidence_interval())
 
-# %% ../nbs/34_leaderboard.ipynb #6a9f85cc
+# %% ../nbs/34_leaderboard.ipynb #4bba14c9
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "An iteration and the one before it; displays as two tables and a verdict"
@@ -85,11 +86,11 @@ class Comparison:
     def __repr__(self): return f"{self.changes}\n\n{self.moves}\n\n{self.verdict}"
     def _repr_html_(self): return f"{self.changes._repr_html_()}{self.moves._repr_html_()}<p><b>{escape(str(self.verdict))}</b></p>"
 
-def _mean(values):
+def _mean(values, digits=3):
     "Mean with the half width of its interval, as a cell of a table"
     if not values: return None
     x = interval(values)
-    return f"{x['mean']:.3f}" + (f" ± {x['high'] - x['mean']:.3f}" if "high" in x else "")
+    return f"{x['mean']:.{digits}f}" + (f" ± {x['high'] - x['mean']:.{digits}f}" if "high" in x else "")
 
 def change_table(
     name: str,             # an iteration
@@ -99,7 +100,7 @@ def change_table(
     rows = [line.partition(": ") for line in changes_of(name, on)]
     return table([dict(zip(("field", "before", "now"), (field, *values.split(" -> ", 1)))) for field, _, values in rows])
 
-# %% ../nbs/34_leaderboard.ipynb #7ac29b9c
+# %% ../nbs/34_leaderboard.ipynb #37056770
 class Leaderboard:
     "The results in a folder, in the order of `ITERATIONS`. Raises `ConfigError` where there are none."
     def __init__(self,
@@ -142,7 +143,7 @@ class Leaderboard:
     ) -> Table:
         "A row for each iteration: mean and half width of the 95 % interval over seeds. Below, what others published."
         shown = {r["iteration"]: r for r in self.rows(names)}
-        lines = [{k: f"{np.mean(v):.0f}" if k == "minutes" else _mean(v) if isinstance(v, list) else v for k, v in r.items()} for r in shown.values()]
+        lines = [{k: f"{np.mean(v):.0f}" if k == "minutes" else _mean(v, 1 if k == "steps" else 3) if isinstance(v, list) else v for k, v in r.items()} for r in shown.values()]
         theirs = [c for c in CITED if cited and c.iteration in shown]
         lines += [{"iteration": f"cited: {c.name}", "encoder": c.encoder, "data": c.data} | {title: c.numbers.get(metric) for title, metric in METRICS.items()} for c in theirs]
         measured = [title for title in METRICS if any(line.get(title) for line in lines)]
@@ -159,14 +160,18 @@ class Leaderboard:
         if before is None: rows = [{k: row[k] for k in ("metric", name)} for row in rows]
         return Comparison(name, before and ITERATIONS[name].after, change_table(name), ITERATIONS[name].criterion(result, before), table(rows))
 
-# %% ../nbs/34_leaderboard.ipynb #d0949b79
+# %% ../nbs/34_leaderboard.ipynb #9880c95e
 def _cited_lines(ax, metric, names):
-    "A dashed line for each published number of a metric, named at its right end"
-    for c in CITED:
-        if metric not in c.numbers or c.iteration not in names: continue
+    "A dashed line for each published number of a metric, named at its right end: the highest above the line, the others below"
+    found = sorted((c for c in CITED if metric in c.numbers and c.iteration in names), key=lambda c: -c.numbers[metric])
+    for k, c in enumerate(found):
         ax.axhline(c.numbers[metric], color=COLOURS["faint"], linestyle="--", linewidth=1, zorder=0)
-        ax.annotate(f"cited: {c.name} ({c.encoder})", (1, c.numbers[metric]), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
-                    ha="right", va="bottom", fontsize=7.5, color="#777777")
+        ax.annotate(f"cited: {c.name} ({c.encoder})", (1, c.numbers[metric]), xycoords=("axes fraction", "data"), xytext=(-2, -2 if k else 2), textcoords="offset points",
+                    ha="right", va="top" if k else "bottom", fontsize=7.5, color="#777777", zorder=1, bbox=dict(facecolor="white", edgecolor="none", alpha=.7, pad=.5))
+
+def _shade(ax, limits):
+    "A range of y, such as one that a criterion allows; an infinite end is the axis's own"
+    ax.axhspan(*np.where(np.isinf(limits), ax.get_ylim(), limits), color=COLOURS["truth"], alpha=.1, linewidth=0, zorder=0)
 
 def iterations_figure(
     board: Leaderboard,
@@ -185,12 +190,12 @@ def iterations_figure(
                 ax.errorbar(x, mean["mean"], [[mean["mean"] - mean.get("low", mean["mean"])], [mean.get("high", mean["mean"]) - mean["mean"]]], fmt="_", markersize=14, color=COLOURS["second"], capsize=3)
                 ax.plot(x + np.linspace(-.16, .16, len(values)), values, ".", color=COLOURS["agent"], markersize=5, zorder=3)
             _cited_lines(ax, METRICS[title], names)
-            if limits and title in limits: ax.axhspan(*limits[title], color=COLOURS["truth"], alpha=.1, linewidth=0, zorder=0)
+            if title in (limits or {}): _shade(ax, limits[title])
             ax.set_xticks(range(len(names)), names)
             ax.set(title=title, xlim=(-.5, len(names) - .5))
     return figure
 
-# %% ../nbs/34_leaderboard.ipynb #d683976e
+# %% ../nbs/34_leaderboard.ipynb #118f2fb8
 def learning_figure(
     board: Leaderboard,
     names,             # iterations, at most 9
@@ -206,7 +211,7 @@ def learning_figure(
     colours = dict(zip(names, own if len(names) <= len(own) else plt.get_cmap("viridis")(np.linspace(0, .92, len(names)))))
     for key, ax in zip(keys, figure.axes):
         for line in ax.lines: line.set(color=colours[line.get_label().partition(", seed")[0]], linewidth=1.1, markersize=2.5, alpha=.85)
-        if limits and key in limits: ax.axhspan(*limits[key], color=COLOURS["truth"], alpha=.1, linewidth=0, zorder=0)
+        if key in (limits or {}): _shade(ax, limits[key])
     figure.axes[0].legend([plt.Line2D([], [], color=colours[n], linewidth=2) for n in names], names, ncols=-(-len(names)//5), frameon=False, fontsize=8, handlelength=1.2)
     return figure
 
@@ -231,6 +236,31 @@ def expectations(
         going &= ~(terminated | truncated)
         weight *= c.gamma
     return dict(expected=float(expected.mean()), paid=float(paid.mean()))
+
+# %% ../nbs/34_leaderboard.ipynb #f7ff2862
+def save_expectations(
+    path,                    # JSON file to write
+    names,                   # iterations
+    on: str = "animals-5",   # the configuration they ran on
+    seeds=(0, 1, 2),
+    split: str = "select",   # "report" or "select"
+    root=None,               # of the run folders; default `cache_root()/"runs"`
+) -> Path:
+    "`expectations` of the runs of some iterations"
+    out, world = {}, None
+    for name in names:
+        agents, world, bank, data = opened([run_folder(find_config(f"{on}/{name}"), seed, root) for seed in seeds], split, world)
+        out[name] = [dict(seed=a.seed) | expectations(a, bank, data) for a in agents]
+    return write_atomic(path, json.dumps(dict(data=data.name, iterations=out), indent=1) + "\n")
+
+def expectations_table(
+    path,        # what `save_expectations` wrote
+    names=None,  # iterations; None shows all
+) -> Table:
+    "What the greedy policies expect of a search and what they are paid, mean and half width of the 95 % interval over seeds"
+    saved = json.loads(Path(path).read_text())["iterations"]
+    rows = {name: {k: [s[k] for s in saved[name]] for k in ("expected", "paid")} for name in names or saved}
+    return table([{"iteration": name, "expected": _mean(r["expected"], 2), "paid": _mean(r["paid"], 2), "too much": _mean(list(np.subtract(r["expected"], r["paid"])), 2)} for name, r in rows.items()])
 
 # %% ../nbs/34_leaderboard.ipynb #f46c49ef
 def same_search(
