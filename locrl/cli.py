@@ -77,14 +77,15 @@ def iterations(
         if i.cited: print(f"    published:  {i.cited}")
         for line in changes_of(name, on): print(f"    {line}")
 
-# %% ../nbs/40_cli.ipynb #1b1891d0
+# %% ../nbs/40_cli.ipynb #fd95ea47
 @app.command()
 def download(
     year: Annotated[str, typer.Argument(help="voc2007 or voc2012.")],
     root: Annotated[Optional[Path], typer.Option(help="Folder that will hold VOCdevkit. Default: LOCRL_DATA, else the cache folder.")] = None,
 ):
     "Fetch the official PASCAL VOC archives, with resume and checksum."
-    from locrl.data import DataError, download as fetch
+    from locrl.data import DataError
+    from locrl.download import download as fetch
     if year not in ("voc2007", "voc2012"): raise DataError(f"no archive called {year!r}: use voc2007 or voc2012")
     print(f"ready: {fetch(year[3:], root)}")
 

@@ -5,7 +5,9 @@ import tempfile
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
+from PIL import Image
 
 FLAGS = ("slow", "gpu", "net")
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,3 +40,35 @@ def pytest_collection_modifyitems(config, items):
         for flag in FLAGS:
             if flag in item.keywords and not config.getoption(flag):
                 item.add_marker(pytest.mark.skip(reason=f"runs with --{flag}"))
+
+
+def box_xml(name="cat", box=(11, 21, 50, 60), extra=""):
+    "An object as it stands in a VOC annotation"
+    corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
+    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
+
+
+class VocFolder:
+    "A VOC folder in the making"
+    def __init__(self, root, year="2007"):
+        self.root, self.year, self.path = root, year, root/"VOCdevkit"/f"VOC{year}"
+        for sub in "JPEGImages", "Annotations", "ImageSets/Main": (self.path/sub).mkdir(parents=True)
+        for id in "a", "b":
+            self.image(id)
+            self.xml(id, box_xml())
+        self.list("test", "a\nb\n")
+
+    def image(self, id, size=(100, 80), mode="RGB", **kwargs):
+        rng = np.random.default_rng(0)
+        picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+        picture.save(self.path/"JPEGImages"/f"{id}.jpg", **kwargs)
+
+    def xml(self, id, objects="", size=(100, 80)):
+        self.raw(id, f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>")
+
+    def raw(self, id, text): (self.path/"Annotations"/f"{id}.xml").write_text(text)
+    def list(self, split, text): (self.path/"ImageSets"/"Main"/f"{split}.txt").write_text(text)
+
+    def voc(self, split="test", **kwargs):
+        from locrl.data import VOC   # not before pytest_configure has set the environment
+        return VOC(self.year, split, root=self.root, **kwargs)

@@ -1,13 +1,6 @@
-"Reading and downloading PASCAL VOC: the real photographs, and every way in which files can be wrong"
-import errno
-import hashlib
-import http.server
-import io
-import os
+"Reading PASCAL VOC: the real photographs, and every way in which files can be wrong"
 import pickle
 import re
-import tarfile
-import threading
 import time
 
 import numpy as np
@@ -16,40 +9,12 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageFile
 
 import locrl.data as data
-from locrl.data import ANIMALS, VOC, VOC_CLASSES, Archive, DataError, check_classes, data_root, download, fetch, unpack
-
-
-def box_xml(name="cat", box=(11, 21, 50, 60), extra=""):
-    corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
-    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
-
-
-class Folder:
-    "A VOC folder in the making"
-    def __init__(self, root, year="2007"):
-        self.root, self.year, self.path = root, year, root/"VOCdevkit"/f"VOC{year}"
-        for sub in "JPEGImages", "Annotations", "ImageSets/Main": (self.path/sub).mkdir(parents=True)
-        for id in "a", "b":
-            self.image(id)
-            self.xml(id, box_xml())
-        self.list("test", "a\nb\n")
-
-    def image(self, id, size=(100, 80), mode="RGB", **kwargs):
-        rng = np.random.default_rng(0)
-        picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
-        picture.save(self.path/"JPEGImages"/f"{id}.jpg", **kwargs)
-
-    def xml(self, id, objects="", size=(100, 80)):
-        self.raw(id, f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>")
-
-    def raw(self, id, text): (self.path/"Annotations"/f"{id}.xml").write_text(text)
-    def list(self, split, text): (self.path/"ImageSets"/"Main"/f"{split}.txt").write_text(text)
-    def voc(self, split="test", **kwargs): return VOC(self.year, split, root=self.root, **kwargs)
+from conftest import VocFolder, box_xml
+from locrl.data import ANIMALS, VOC, VOC_CLASSES, DataError, check_classes, data_root
 
 
 @pytest.fixture
-def folder(tmp_path): return Folder(tmp_path)
-
+def folder(tmp_path): return VocFolder(tmp_path)
 
 
 def test_boxes_are_one_based_and_inclusive(folder):
@@ -82,7 +47,7 @@ def test_a_class_list_keeps_all_ids(folder):
 
 def test_views(folder, tmp_path):
     folder.xml("b", box_xml("dog", extra="<difficult>1</difficult>"))
-    other = Folder(tmp_path/"more", "2012")
+    other = VocFolder(tmp_path/"more", "2012")
     for old, new in ("a", "c"), ("b", "d"):
         for sub, end in ("JPEGImages", "jpg"), ("Annotations", "xml"): (other.path/sub/f"{old}.{end}").rename(other.path/sub/f"{new}.{end}")
     other.list("test", "c\nd")
@@ -142,7 +107,6 @@ def test_boxes_round_trip(tmp_path_factory, width, height, draw):
     assert size == (width, height) and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
     back = box[0]*width + 1, box[1]*height + 1, box[2]*width, box[3]*height
     np.testing.assert_allclose(back, (x1, y1, x2, y2), atol=1e-6)
-
 
 
 def broken(folder, message, call=lambda voc: (voc.annotation(0), voc.image(0)), **kwargs):
@@ -256,174 +220,6 @@ def test_no_data_at_all(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCRL_DATA", str(tmp_path/"here"))
     assert data_root() == tmp_path/"here"
     with pytest.raises(DataError, match=r"here.*LOCRL_DATA.*download\('2012'\).*Scenes"): VOC("2012", "val")
-
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, name = self.server, self.path.strip("/")
-        server.asked.append((name, self.headers.get("Range")))
-        if name not in server.files: return self.send_error(404)
-        body, first = server.files[name], 0
-        if (wanted := self.headers.get("Range")) and server.ranges:
-            first = int(wanted.split("=")[1].rstrip("-"))
-            if first >= len(body): return self.send_error(416)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        else: self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - first))
-        self.end_headers()
-        stop = min(len(body), first + server.cut) if server.cut and name not in server.whole else len(body)
-        self.wfile.write(body[first:stop])
-
-    def log_message(self, *args): pass
-
-
-@pytest.fixture
-def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.asked, server.ranges, server.cut, server.whole = {}, [], True, 0, set()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown(); server.server_close()
-
-
-BODY = np.random.default_rng(0).bytes(300_000)
-
-def archive(server, *names, body=BODY, **kwargs):
-    return Archive("some.tar", hashlib.md5(body).hexdigest(), len(body), tuple(f"{server.url}/{n}" for n in names), "test", **kwargs)
-
-
-def test_fetch(server, tmp_path):
-    server.files["good"] = BODY
-    wanted = archive(server, "good")
-    assert fetch(wanted, tmp_path).read_bytes() == BODY
-    assert [p.name for p in tmp_path.iterdir()] == ["some.tar"]
-    fetch(wanted, tmp_path)
-    assert len(server.asked) == 1
-
-
-def test_fetch_resumes(server, tmp_path):
-    server.files["good"] = BODY
-    (tmp_path/"some.tar.part").write_bytes(BODY[:100_000])
-    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
-    assert server.asked == [("good", "bytes=100000-")]
-
-
-def test_fetch_restarts_where_the_server_cannot_resume(server, tmp_path):
-    server.files["good"], server.ranges = BODY, False
-    (tmp_path/"some.tar.part").write_bytes(b"x"*100_000)
-    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
-
-
-def test_fetch_survives_a_breaking_connection(server, tmp_path):
-    server.files["good"], server.cut = BODY, 70_000
-    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
-    assert [r for _, r in server.asked] == [None, "bytes=70000-", "bytes=140000-", "bytes=210000-", "bytes=280000-"]
-
-
-def test_fetch_drops_a_stale_part(server, tmp_path):
-    server.files["good"] = BODY
-    for stale in b"x"*1000, BODY[::-1], BODY + b"x":
-        (tmp_path/"some.tar.part").write_bytes(stale)
-        assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
-        (tmp_path/"some.tar").unlink()
-
-
-def test_fetch_goes_on_to_the_next_mirror(server, tmp_path):
-    server.files.update(bad=BODY[::-1], good=BODY)
-    assert fetch(archive(server, "missing", "bad", "good"), tmp_path).read_bytes() == BODY
-    assert [n for n, _ in server.asked] == ["missing", "bad", "good"]
-
-
-def test_fetch_keeps_the_part_of_a_broken_mirror(server, tmp_path):
-    server.files.update(first=BODY, good=BODY)
-    server.cut, server.whole = 100_000, {"good"}
-    server.ranges = True
-    (tmp_path/"some.tar.part").write_bytes(BODY[:50_000])
-    assert fetch(archive(server, "gone", "good"), tmp_path).read_bytes() == BODY
-    assert server.asked[-1] == ("good", "bytes=50000-")
-
-
-def test_fetch_says_what_to_do(server, tmp_path):
-    server.files["bad"] = BODY[::-1]
-    closed = "http://127.0.0.1:9/closed"
-    wanted = archive(server, "missing", "bad")
-    wanted = Archive(wanted.name, wanted.md5, wanted.size, (*wanted.urls, closed), "test")
-    with pytest.raises(DataError) as e: fetch(wanted, tmp_path, tries=1)
-    for part in "404", "wrong MD5", "refused", str(tmp_path/"some.tar"), "LOCRL_DATA", "Scenes": assert part in str(e.value)
-    assert not (tmp_path/"some.tar").exists()
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_fetch_on_a_full_or_read_only_disk(server, tmp_path, monkeypatch, code):
-    def fail(*args): raise OSError(code, os.strerror(code))
-    monkeypatch.setattr(data, "_resume", fail)
-    with pytest.raises(DataError, match=r"cannot write .*some\.tar\.part .*LOCRL_DATA"): fetch(archive(server, "good"), tmp_path)
-
-
-def test_fetch_refuses_a_wrong_file_in_place(server, tmp_path):
-    (tmp_path/"some.tar").write_text("something else")
-    with pytest.raises(DataError, match=r"some\.tar has the MD5 sum .*: delete"): fetch(archive(server, "good"), tmp_path)
-
-
-@pytest.fixture
-def tar(tmp_path):
-    folder = Folder(tmp_path/"source")
-    (folder.path/"SegmentationClass").mkdir()
-    (folder.path/"SegmentationClass"/"a.png").write_text("not needed")
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as file: file.add(folder.root/"VOCdevkit", "VOCdevkit")
-    return out.getvalue()
-
-
-def test_download(server, tar, tmp_path, monkeypatch):
-    server.files["tar"] = tar
-    monkeypatch.setitem(data.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
-    folder = download(2007, tmp_path)
-    assert VOC("2007", "test", root=tmp_path).image(0).size == (100, 80)
-    assert sorted(p.name for p in folder.iterdir()) == ["Annotations", "ImageSets", "JPEGImages"]
-    assert not (tmp_path/"some.tar").exists()
-    download("2007", tmp_path)
-    assert len(server.asked) == 1
-    (folder/"JPEGImages"/"b.jpg").unlink()
-    download("2007", tmp_path, keep_archive=True)
-    assert (folder/"JPEGImages"/"b.jpg").exists() and (tmp_path/"some.tar").exists() and len(server.asked) == 2
-
-
-def test_download_wants_room(server, tar, tmp_path, monkeypatch):
-    monkeypatch.setitem(data.ARCHIVES, "2007", (Archive("some.tar", "", 10**18, (server.url,), "test"),))
-    with pytest.raises(DataError, match="GB free: make room"): download("2007", tmp_path)
-    assert not server.asked
-
-
-def test_download_to_a_place_that_cannot_be_written(server, tar, tmp_path, monkeypatch):
-    monkeypatch.setitem(data.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
-    (tmp_path/"file").write_text("")
-    with pytest.raises(DataError, match="cannot write to .*LOCRL_DATA"): download("2007", tmp_path/"file")
-
-
-def test_download_of_what_is_no_tar(server, tmp_path, monkeypatch):
-    server.files["good"] = BODY
-    monkeypatch.setitem(data.ARCHIVES, "2007", (archive(server, "good"),))
-    with pytest.raises(DataError, match=r"some\.tar cannot be unpacked .*delete"): download("2007", tmp_path)
-
-
-@pytest.mark.parametrize("name, kind", [("../evil", tarfile.REGTYPE), ("/evil", tarfile.REGTYPE), ("VOCdevkit/VOC2007/JPEGImages/a", tarfile.SYMTYPE)])
-def test_unpack_stays_in_its_folder(tmp_path, name, kind):
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, "/etc/passwd"
-    with tarfile.open(tmp_path/"evil.tar", "w") as file: file.addfile(member, io.BytesIO())
-    with pytest.raises(DataError, match="which no VOC archive does"): unpack(tmp_path/"evil.tar", tmp_path/"out")
-    assert not (tmp_path/"evil").exists() and not (tmp_path/"out").exists()
-
-
-def test_the_official_addresses():
-    for year, archives in data.ARCHIVES.items():
-        for a in archives:
-            assert a.urls[0] == f"http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{a.name}" and len(a.md5) == 32
-
 
 
 def real(year, split):

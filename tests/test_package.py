@@ -23,12 +23,12 @@ MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.nam
 
 
 def module_numbers() -> dict:
-    "Number of the notebook that exports each module, by module name"
+    "Number of the notebook that exports each module, by module name; 01a comes between 01 and 02"
     numbers = {}
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         source = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
-        name, number = re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M), re.match(r"\d+", path.name)
-        if name and number: numbers[name[1]] = int(number[0])
+        name, number = re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M), re.match(r"(\d+)([a-z]?)_", path.name)
+        if name and number: numbers[name[1]] = int(number[1]), number[2]
     return numbers
 
 
