@@ -73,8 +73,9 @@ def _agent(arrays, about, device):
     return PretrainedAgent(config, about["seed"], policy, projection, prototypes, about["step"], cache_root()/"pretrained"/about["name"],
                            about["encoder"]["fingerprint"], classifier, about)
 
-# %% ../nbs/26a_pretrained.ipynb #dd2cdd69
+# %% ../nbs/26a_pretrained.ipynb #fb176549
 _SMALL = 4_096   # numbers; an array of fewer keeps its 32 bits
+_ROOM = 2**14    # bytes left for what is measured when the size is settled
 _EIGHT = (), ("projection/",), ("projection/", "classifier/"), ("projection/", "classifier/", "q/")   # stored in eight bits, the first that fits
 
 def _shrunk(arrays, eight=()):
@@ -161,7 +162,7 @@ def _classifier(agent, config):
     "Of a run, where the confidence asks for one"
     return classifier_of(agent) if asks_regions(config.report_confidence) else None
 
-# %% ../nbs/26a_pretrained.ipynb #2d07de8a
+# %% ../nbs/26a_pretrained.ipynb #eefc43b6
 _KEPT = ("one_shot", "tr", "aar", "hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")   # of a results file
 
 def _from_results(file, agent):
@@ -174,7 +175,8 @@ def _from_results(file, agent):
     if not mine: raise PackError(f"{file} does not hold seed {agent.seed} at step {agent.step}: evaluate this run, and pack again")
     pick = lambda m: {k: m[k] for k in _KEPT if k in m}
     return dict(file="/".join(Path(file).parts[-3:]), sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(), command=found["command"], data=found["data"],
-                seeds=found["seeds"], metrics=pick(mine[0]), aggregate=pick(found["metrics"]["aggregate"]), baselines=found.get("baselines", {}))
+                seeds=found["seeds"], metrics=pick(mine[0]), aggregate=pick(found["metrics"]["aggregate"]),
+                baselines={name: dict(hit_rate=m["hit_rate"], mean_iou=m["mean_iou"], map11=m["one_shot"]["map11"]) for name, m in found.get("baselines", {}).items()})
 
 def pack(
     run,                           # run folder
@@ -195,8 +197,8 @@ def pack(
                  encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint), versions=versions(), command=command, results=told)
     for eight in _EIGHT:
         small = _shrunk(arrays, eight)
-        about |= dict(eight_bits=[e.rstrip("/") for e in eight], bytes=_parts(small))
-        if len(_file(small, about)) < LIMIT - 2**14: break   # what is measured takes some bytes too
+        about |= dict(bytes=_parts(small), bits=_bits(small))
+        if len(_file(small, about)) < LIMIT - _ROOM: break
     else: raise PackError(f"{run} takes {len(_file(small, about))/1e6:.2f} MB even in eight bits, {LIMIT/1e6:.0f} MB are allowed: narrow net_arch or region_width")
     packed = _agent(_grown(small), about, "cpu")
     if measured: about["measured"] = measure(agent, packed, progress=progress)
@@ -205,9 +207,12 @@ def pack(
     return load_pretrained(path)
 
 def _parts(arrays):
-    "Compressed bytes of each part"
+    "Compressed bytes of each part of an agent"
     def size(some):
         np.savez_compressed(buffer := io.BytesIO(), **some)
         return buffer.tell()
-    parts = dict.fromkeys(k.split("/")[0] for k in arrays)
-    return {p: size({k: v for k, v in arrays.items() if k.startswith(f"{p}/")}) for p in parts}
+    return {p: size({k: v for k, v in arrays.items() if k.startswith(f"{p}/")}) for p in dict.fromkeys(k.split("/")[0] for k in arrays)}
+
+def _bits(arrays):
+    "Bits of a number of the largest array of each part"
+    return {k.split("/")[0]: 8*v.itemsize for k, v in sorted(arrays.items(), key=lambda item: item[1].size)}
