@@ -11,23 +11,23 @@ __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'ConfigError', 'Config', 'named_config'
 # %% ../nbs/21_config.ipynb #81f110fc
 """`Config` defines a run, `CONFIGS` holds the named ones, `prepare` gathers the data and features it looks at as a `World`."""
 
-# %% ../nbs/21_config.ipynb #3be1758d
+# %% ../nbs/21_config.ipynb #7d67d27b
 import json
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
-from .boxes import Moves
+from .boxes import Moves, mirror
 from .data import ANIMALS, VOC, VOC_CLASSES, DataError
-from .encoders import ENCODERS, Encoder, Prototypes, load_encoder
+from .encoders import ENCODERS, CropCache, Encoder, Prototypes, load_encoder
 from .env import Targets
 from .evaluate import CONFIDENCE
-from .features import FeatureBank, Projection, build_store, fit_prototypes
+from .features import CropBank, FeatureBank, FeatureStore, Projection, build_store, fit_prototypes
 from .observation import ObservationConfig
 from .rewards import named_reward
 from .scenes import Scenes
 
-# %% ../nbs/21_config.ipynb #6c35f045
+# %% ../nbs/21_config.ipynb #fcb352b1
 class ConfigError(ValueError):
     "A configuration that cannot be, or does not fit what is on disk; the message names the field and the cure"
 
@@ -88,6 +88,9 @@ class Config:
     confidence: str = "presence*iou"           # ranks the answers, in validation and in the end
     report_confidence: str | None = None       # ranks them in the end, where that is to be another one
     restarts: str = "corners"                  # where the search for several objects starts anew: the paper's "corners", with marks, or all "windows"
+    window: int | None = None                  # side of an open_clip encoder's sliding windows, pixels; None sees the whole input at once
+    stride: int | None = None                  # from one window to the next, pixels; None is half a window
+    regions: str = "pooled"                    # embedding of a region: "pooled" from the dense features, or "crops" cut out and encoded, hundreds of times slower
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -113,12 +116,24 @@ class Config:
         demand(self.restarts in ("corners", "windows"), "restarts", "use 'corners' or 'windows'")
         demand(self.warmup_loss in ("cross_entropy", "dqfd"), "warmup_loss", "use 'cross_entropy' or 'dqfd'")
         demand(self.warmup_loss != "dqfd" or self.margin_weight, "warmup_loss", "DQfD's is the margin loss: give margin_weight above 0")
+        demand(self.window is None or self.encoder not in ENCODERS, "window", f"{self.encoder} has no sliding windows: they are for open_clip encoders")
+        demand(self.stride is None or self.window, "stride", "is from one window to the next: give a window")
+        for name in ("window", "stride"): demand(getattr(self, name) is None or getattr(self, name) > 0, name, "must be positive")
+        demand((self.stride or 0) <= (self.window or 0), "stride", f"leaves gaps between windows of {self.window} pixels: give at most that")
+        demand(not (self.window and self.input_size) or self.window <= self.input_size, "window", f"is larger than the input of {self.input_size} pixels: give at most that, or a larger input_size")
+        demand(self.regions in ("pooled", "crops"), "regions", "use 'pooled' or 'crops'")
+        demand(self.regions == "pooled" or not self.flip, "regions", "crops are cut from the pictures as they are, not mirrored: set flip=False")
         for name in ("warmup", "margin_weight"): demand(not getattr(self, name) or self.demo_ratio, name, "needs demonstrations: give demo_ratio above 0")
         for name in ("n_steps", "demo_episodes", "n_envs", "gradient_steps", "batch_size", "buffer_size", "steps", "eval_every", "target_update_interval"):
             demand(getattr(self, name) > 0, name, "must be positive")
         demand(self.buffer_size >= max(self.n_envs, self.batch_size), "buffer_size", "must hold at least one batch and one step of all searches")
         try: named_reward(self.reward)
         except ValueError as e: raise ConfigError(f"Config(reward={self.reward!r}): {e}") from e
+
+    @property
+    def final_confidence(self) -> str:
+        "What ranks the answers in the end"
+        return self.report_confidence or self.confidence
 
     def to_dict(self) -> dict:
         "Plain values, for JSON"
@@ -170,8 +185,9 @@ def load_data(
         if isinstance(e, DataError): raise
     raise DataError(f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or voc2007+voc2012:SPLIT")
 
-# %% ../nbs/21_config.ipynb #7c5b438d
-LOOKS = ("train", "select", "report", "classes", "encoder", "pretrained", "method", "prompts", "input_size", "dim", "evidence", "flip")  # fields that say what is looked at
+# %% ../nbs/21_config.ipynb #4a41a390
+LOOKS = ("train", "select", "report", "classes", "encoder", "pretrained", "method", "prompts", "input_size", "dim", "evidence", "flip",
+         "window", "stride", "regions")  # fields that say what is looked at
 
 @dataclass(eq=False)
 class World:
@@ -190,8 +206,19 @@ class World:
         if split not in self.banks:
             self.data[split] = load_data(getattr(self.config, split), self.config.classes)
             store = build_store(self.data[split], self.encoder, projection=self.projection)
-            self.banks[split] = FeatureBank(store, self.config.classes, self.prototypes, self.device)
+            self.banks[split] = self.look(store, self.data[split], self.config.classes, self.prototypes)
         return self.banks[split]
+
+    def look(self,
+        stores: FeatureStore | list[FeatureStore],  # of `data`; one alone where regions are crops
+        data,                                       # a data set
+        classes,                                    # what may be asked for
+        prototypes: Prototypes | None,              # evidence for the classes, instead of the encoder's own
+    ) -> FeatureBank:
+        "Features in memory, with regions embedded as the configuration says"
+        if self.config.regions == "pooled": return FeatureBank(stores, classes, prototypes, self.device)
+        store, = [stores] if isinstance(stores, FeatureStore) else stores
+        return CropBank(store, classes, CropCache(self.encoder, data), prototypes, self.device)
 
     def under(self, config: Config) -> "World":
         "The same world for a configuration that learns otherwise. Raises `ConfigError` when it looks at other things."
@@ -205,7 +232,7 @@ def make_encoder(
     device: str = "cpu",   # torch device
 ) -> Encoder:
     "The encoder that `config` names. Raises `locrl.clip.WeightsError` where an open_clip one has no weights to be had."
-    options = {} if config.encoder in ENCODERS else dict(pretrained=config.pretrained, method=config.method, prompts=config.prompts)
+    options = {} if config.encoder in ENCODERS else dict(pretrained=config.pretrained, method=config.method, prompts=config.prompts, window=config.window, stride=config.stride)
     if config.input_size is not None: options["input_size"] = config.input_size
     return load_encoder(config.encoder, device=device, **options)
 
@@ -221,8 +248,8 @@ def prepare(
     stores, targets = [store], Targets.of(data, config.classes)
     if config.flip:
         stores.append(build_store(data, encoder, projection=store.projection, flip=True))
-        mirrored = targets.boxes[..., [2, 1, 0, 3]]*np.float32([-1, 1, -1, 1]) + np.float32([1, 0, 1, 0])*(targets.boxes[..., 2:3] > 0)
+        mirrored = np.where(targets.boxes[..., 2:3] > 0, mirror(targets.boxes), targets.boxes)   # padding stays
         targets = Targets(np.concatenate([targets.image, targets.image + len(data)]), np.tile(targets.label, 2), np.concatenate([targets.boxes, mirrored]))
     world = World(config, encoder, store.projection, prototypes, {"train": data}, {}, targets, device)
-    world.banks["train"] = FeatureBank(stores, config.classes, prototypes, device)
+    world.banks["train"] = world.look(stores, data, config.classes, prototypes)
     return world

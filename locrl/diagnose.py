@@ -12,7 +12,7 @@ __all__ = ['ANSWERS', 'SURE', 'NOISE', 'Walks', 'walk', 'planned', 'demonstrated
 """`diagnose` says where the mAP of a run is lost, component by component, with intervals, evidence and a verdict (`Diagnosis`).
 `walk` records every box of a greedy search."""
 
-# %% ../nbs/26_diagnose.ipynb #3e51291d
+# %% ../nbs/26_diagnose.ipynb #94a9b81a
 from dataclasses import dataclass
 from html import escape
 
@@ -24,7 +24,7 @@ from .boxes import ACTIONS, FULL, TRIGGER, Moves, iou
 from .config import ConfigError, World
 from .diagnostics import Probe
 from .env import Targets
-from .evaluate import Searches, _relabelled, confidence_of
+from .evaluate import Searches, relabelled, confidence_of
 from .features import FeatureBank
 from .metrics import Detections
 from .observation import HISTORY, MAX_STEPS
@@ -354,7 +354,7 @@ def signs_figure(
         if len(training) > 1 and curves: axes[2].legend()
     return figure
 
-# %% ../nbs/26_diagnose.ipynb #ba9f876a
+# %% ../nbs/26_diagnose.ipynb #1ba62ba2
 def diagnose(
     runs,                      # a run folder, or several of one configuration
     split: str = "select",     # "select" or "report"
@@ -369,8 +369,8 @@ def diagnose(
     if metric not in ("map11", "map_area"): raise ConfigError(f"metric={metric!r}: use 'map11' or 'map_area'")
     agents, world, bank, data = opened(runs, split, world)
     config, moves, limit, classes = agents[0].config, agents[0].config.moves, agents[0].config.observation.max_steps, bank.classes
-    confidence = confidence or config.report_confidence or config.confidence
-    gt, targets = _relabelled(data, classes), Targets.of(data, classes)
+    confidence = confidence or config.final_confidence
+    gt, targets = relabelled(data, classes), Targets.of(data, classes)
     best = planned(targets, moves, limit)
     greedily = config.demo_ratio and config.demo_oracle != "planning"
     taught = demonstrated(targets, moves, limit, "centre" if config.demo_oracle == "centre" else "none") if greedily else best

@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/features.html.md"""
 
 # %% auto #0
 __all__ = ['FeatureError', 'Projection', 'fit_projection', 'build_store', 'demand_mounted', 'FeatureStore', 'integral_image',
-           'region_pool', 'FeatureBank', 'fit_prototypes', 'CropBank']
+           'region_pool', 'FeatureBank', 'class_evidence', 'fit_prototypes', 'CropBank']
 
 # %% ../nbs/06_features.ipynb #af34d08e
 """Frozen features of a data set on disk (`build_store`, `FeatureStore`) and in memory (`FeatureBank`, `region_pool`)."""
@@ -366,7 +366,7 @@ def region_pool(
     flat = F.embedding_bag(rows.view(-1, 16), integral.view(-1, d), per_sample_weights=weight.view(-1, 16), mode="sum")
     return flat.view(*boxes.shape[:-1], d)
 
-# %% ../nbs/06_features.ipynb #78b12e9f
+# %% ../nbs/06_features.ipynb #587a87a1
 class FeatureBank:
     "Frozen features of one data set in memory, ready for `region_pool`"
     def __init__(self,
@@ -379,7 +379,7 @@ class FeatureBank:
         if len({s.projection.digest for s in stores}) > 1: raise FeatureError(f"these stores do not share a projection: {', '.join(str(s.path) for s in stores)}")
         features = [torch.from_numpy(s.array("features")) for s in stores]
         self.classes, self.projection, self.dim, self.device = tuple(classes), stores[0].projection, stores[0].dim, device
-        evidence = [_evidence(s, x, self.classes, prototypes) for s, x in zip(stores, features)]
+        evidence = [class_evidence(s, x, self.classes, prototypes) for s, x in zip(stores, features)]
         self.saliency, self.presence = (torch.cat(x).to(device) for x in zip(*evidence))
         self.integral = integral_image(torch.cat(features).to(device))
 
@@ -389,9 +389,14 @@ class FeatureBank:
         "`region_pool` on this bank: image (M,), boxes (M, R, 4) -> (M, R, dim)"
         return region_pool(self.integral, image, boxes)
 
-# %% ../nbs/06_features.ipynb #c85a9cce
-def _evidence(store, features, classes, prototypes):
-    "Saliency (N, C, 16, 16) and presence (N, C) of `classes`"
+# %% ../nbs/06_features.ipynb #7a052f85
+def class_evidence(
+    store: FeatureStore | None,     # of `features`; not asked where there are prototypes
+    features: torch.Tensor,         # (N, H, W, d) projected features
+    classes: Sequence[str],         # names
+    prototypes: Prototypes | None,  # of the classes; None takes the encoder's own evidence from the store
+):                                  # saliency (N, C, 16, 16), presence (N, C)
+    "Where each of `classes` seems to be, and whether. Raises `FeatureError` for a class that the store has no evidence for."
     if prototypes is not None:
         evidence = torch.cat([prototypes.evidence(x.permute(0, 3, 1, 2), classes) for x in features.split(256)])
         return to_saliency(evidence), presence_score(evidence, top=0.05)
@@ -399,6 +404,8 @@ def _evidence(store, features, classes, prototypes):
     if unknown: raise FeatureError(f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. Fit prototypes on boxes of it (fit_prototypes)")
     pick = [store.classes.index(c) for c in classes]
     return to_saliency(torch.from_numpy(store.array("evidence")[:, pick]).float()), torch.from_numpy(store.array("presence")[:, pick]).float()
+
+_evidence = class_evidence   # its name until it was public
 
 # %% ../nbs/06_features.ipynb #e8f8e9d1
 def fit_prototypes(

@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['MetricError', 'Detections', 'Match', 'match', 'precision_recall', 'average_precision', 'ClassResult',
-           'DetectionResult', 'evaluate_detections', 'Coverage', 'coverage', 'nms', 'Localisation', 'localisation']
+           'DetectionResult', 'evaluate_detections', 'Coverage', 'coverage_at', 'nms', 'Localisation', 'localisation']
 
 # %% ../nbs/11_metrics.ipynb #cc979c65
 """Detections are parallel arrays (`Detections`), so are the objects they are compared with (`locrl.data.GroundTruth`, or anything with
@@ -276,7 +276,7 @@ def evaluate_detections(
         results.append(ClassResult(name, m.npos, len(m.index), ap11, ap_area, m.recall_ceiling, recall, precision))
     return DetectionResult(tuple(results), iou_threshold)
 
-# %% ../nbs/11_metrics.ipynb #bc10cd50
+# %% ../nbs/11_metrics.ipynb #1b6a3e4c
 @dataclass(frozen=True, eq=False)
 class Coverage:
     "Best IoU of each object that counts, for growing numbers of regions"
@@ -300,7 +300,7 @@ class Coverage:
         "`Coverage` of the objects that `mask` (of rows of `best`: by class, size, number of instances) selects"
         return Coverage(self.regions, self.best[mask], self.objects[mask])
 
-def coverage(
+def coverage_at(
     det,                            # `Detections`
     gt,                             # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
     regions=(1, 2, 5, 10, 20, 50, 100, 200),  # numbers of regions an image and class

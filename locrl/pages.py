@@ -11,7 +11,7 @@ __all__ = ['write_folder', 'class_records', 'class_table', 'scrutiny', 'evaluati
 """`write_folder` writes results, figures and a self-contained HTML page. `evaluation_parts` and `diagnosis_parts` say what stands on
 it; `class_records` and `diagnosis_records` give the rows of the CSV file."""
 
-# %% ../nbs/31_pages.ipynb #e73863db
+# %% ../nbs/31_pages.ipynb #3e18654f
 import base64
 import csv
 import json
@@ -27,7 +27,7 @@ from .confidence import best_iou, reliability, reliability_figure
 from .data import cache_root, data_root, write_atomic
 from .diagnose import Diagnosis
 from .errors import analyse_errors
-from .evaluate import _relabelled, confidence_of, score, sources_of
+from .evaluate import relabelled, confidence_of, score, sources_of
 from .metrics import Detections
 from .report import Table, pr_curves, table
 from .results import _spread, answers_of, confidence_table, opened, results_table
@@ -156,7 +156,7 @@ def write_folder(
     page = Environment(autoescape=True).from_string(_PAGE).render(title=_private(title), command=command, versions=numbers["versions"], files=list(files), parts=shown)
     return write_atomic(folder/"index.html", page)
 
-# %% ../nbs/31_pages.ipynb #33629822
+# %% ../nbs/31_pages.ipynb #3fb68c89
 _MODES = {"one_shot": "one search", "tr": "TR", "aar": "AAR"}
 
 def class_records(
@@ -185,10 +185,10 @@ def scrutiny(
 ) -> dict:                         # heading -> part, for `write_folder`
     "What the numbers of finished runs are made of: precision and recall, mistakes, calibration; of the seed in the middle"
     agents, _, bank, data = opened(runs, split, world)
-    confidence, classes = confidence or agents[0].config.report_confidence or agents[0].config.confidence, bank.classes
+    confidence, classes = confidence or agents[0].config.final_confidence, bank.classes
     scored = [score(answers_of(a, bank, confidence, progress), data, classes, confidence) for a in agents]
     seed, e = sorted(zip([a.seed for a in agents], scored), key=lambda x: (x[1].detection.map11 or 0, x[0]))[(len(agents) - 1)//2]
-    s, gt, sure = e.searches, _relabelled(data, classes), confidence_of(e.searches, confidence)
+    s, gt, sure = e.searches, relabelled(data, classes), confidence_of(e.searches, confidence)
     errors = analyse_errors(Detections(s.image, s.label, s.box, sure), gt, classes)
     hit = best_iou(gt, len(classes), s.image, s.box)[np.arange(len(s)), s.label] >= .5
     sources = {name: confidence_of(s, name) for name in dict.fromkeys([confidence, "presence", "iou", "region"]) if name in sources_of(s)}

@@ -10,19 +10,19 @@ __all__ = ['elsewhere', 'transfer', 'compare']
 # %% ../nbs/30_transfer.ipynb #15f27977
 """`transfer` scores runs on classes or data they were not trained on, beside the baselines. `compare` puts two configurations side by side on the same pictures."""
 
-# %% ../nbs/30_transfer.ipynb #351d405e
+# %% ../nbs/30_transfer.ipynb #9e856178
 from pathlib import Path
 
 from .config import ConfigError, World, load_data
 from .data import VOC_CLASSES
-from .evaluate import _relabelled, baselines, confidence_of, score
-from .features import FeatureBank, build_store, fit_prototypes
+from .evaluate import relabelled, baselines, confidence_of, score
+from .features import build_store, fit_prototypes
 from .metrics import Detections
 from .results import aggregate, answers_of, opened, searches_of
 from .statistics import Paired, paired
 from .train import Agent, versions
 
-# %% ../nbs/30_transfer.ipynb #faff41f2
+# %% ../nbs/30_transfer.ipynb #de84610f
 def elsewhere(
     agent: Agent,
     classes,                     # names of the classes asked for
@@ -37,13 +37,13 @@ def elsewhere(
     world, classes, data = world or agent.world(), tuple(classes), load_data(spec, tuple(classes))
     own = load_data(spec, agent.config.classes) if spec in (agent.config.select, agent.config.report) and evidence == "prototypes" and "scenes" not in spec else data
     store = build_store(own, world.encoder, projection=agent.projection)
-    if evidence == "encoder": return FeatureBank(store, classes, None, world.device), data
-    if agent.prototypes is not None and set(classes) <= set(agent.prototypes.classes) and fit_on is None: return FeatureBank(store, classes, agent.prototypes, world.device), data
+    if evidence == "encoder": return world.look(store, own, classes, None), data
+    if agent.prototypes is not None and set(classes) <= set(agent.prototypes.classes) and fit_on is None: return world.look(store, own, classes, agent.prototypes), data
     spec = fit_on or agent.config.train
     seen = load_data(spec, agent.config.classes if fit_on is None else classes)
     boxes = load_data(spec, tuple(dict.fromkeys([*agent.config.classes, *classes]))) if "scenes" not in spec else seen
     prototypes = fit_prototypes(build_store(seen, world.encoder, projection=agent.projection), boxes, classes)
-    return FeatureBank(store, classes, prototypes, world.device), data
+    return world.look(store, own, classes, prototypes), data
 
 # %% ../nbs/30_transfer.ipynb #dd786abd
 def transfer(
@@ -76,7 +76,7 @@ def transfer(
     if with_baselines: out["baselines"] = {name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()}
     return out
 
-# %% ../nbs/30_transfer.ipynb #b6e01ca9
+# %% ../nbs/30_transfer.ipynb #7a59772c
 def compare(
     a,                           # run folder, or several seeds of one configuration
     b,                           # of another; the same classes on the same pictures
@@ -88,9 +88,9 @@ def compare(
     sides, seen = [], []
     for runs in (a, b):
         agents, _, bank, data = opened(runs, split)
-        sure = agents[0].config.report_confidence or agents[0].config.confidence
+        sure = agents[0].config.final_confidence
         found = [answers_of(x, bank, sure, progress) for x in agents]
         sides.append([Detections(s.image, s.label, s.box, confidence_of(s, sure)) for s in found])
         seen.append((data.name, data.fingerprint, bank.classes))
     if seen[0] != seen[1]: raise ConfigError(f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and {seen[1][0]} ({', '.join(seen[1][2])})")
-    return paired(*sides, _relabelled(data, bank.classes), bank.classes, len(data), **options)
+    return paired(*sides, relabelled(data, bank.classes), bank.classes, len(data), **options)

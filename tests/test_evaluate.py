@@ -7,7 +7,7 @@ from test_confidence import CLASSES, MapBank, Squares
 from locrl.agent import DoubleDQN
 from locrl.boxes import FULL, TRIGGER, iou
 from locrl.env import LocalizationVecEnv, Search, Targets
-from locrl.evaluate import (CONFIDENCE, Searches, _evidence_inside, baselines, confidence_of, evaluate, questions, score, search_all,
+from locrl.evaluate import (CONFIDENCE, Searches, baselines, confidence_of, evaluate, evidence_inside, questions, score, search_all,
                             sources_of, trace)
 from locrl.observation import ObservationConfig
 from locrl.policy import RegionPolicy, policy_kwargs
@@ -77,9 +77,9 @@ def test_evidence_inside_by_hand(world):
     "The mean of the cells whose centre the box holds; the nearest cell for a box that holds none"
     _, bank, _ = world
     maps, none = bank.saliency.numpy(), np.float32([[.51, .51, .52, .52]])
-    half = _evidence_inside(bank, np.array([4]), np.array([1]), np.float32([[0, 0, .5, 1]]))
+    half = evidence_inside(bank, np.array([4]), np.array([1]), np.float32([[0, 0, .5, 1]]))
     assert half[0] == pytest.approx(maps[4, 1, :, :8].mean(), abs=1e-5)
-    assert _evidence_inside(bank, np.array([4]), np.array([1]), none)[0] == pytest.approx(maps[4, 1, 8, 8], abs=1e-5)
+    assert evidence_inside(bank, np.array([4]), np.array([1]), none)[0] == pytest.approx(maps[4, 1, 8, 8], abs=1e-5)
 
 
 def test_perfect_boxes_give_one():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from locrl.metrics import (Detections, MetricError, average_precision, coverage, evaluate_detections, localisation, match, nms,
+from locrl.metrics import (Detections, MetricError, average_precision, coverage_at, evaluate_detections, localisation, match, nms,
                            precision_recall)
 
 LEFT, RIGHT, TOP, WHOLE, CORNER = [0, 0, .5, 1], [.5, 0, 1, 1], [0, 0, 1, .5], [0, 0, 1, 1], [0, 0, .1, .1]
@@ -241,7 +241,7 @@ def test_agrees_with_mean_average_precision(seeds):
 def test_coverage_against_a_plain_loop(seed, difficult):
     from locrl.boxes import iou
     det, gt = random_set(seed, difficult=difficult)
-    c = coverage(det, gt, (3, 1, 50))
+    c = coverage_at(det, gt, (3, 1, 50))
     assert c.regions.tolist() == [1, 3, 50] and c.objects.tolist() == np.flatnonzero(~gt.difficult).tolist()
     for row, o in zip(c.best, c.objects):
         mine = [d for d in np.argsort(-det.scores) if det.image[d] == gt.image[o] and det.label[d] == gt.label[o]]
@@ -254,10 +254,10 @@ def test_coverage_against_a_plain_loop(seed, difficult):
 
 
 def test_coverage_without_objects_or_regions():
-    with pytest.raises(MetricError, match="no object that counts"): coverage(found((0, 0, WHOLE, 1.)), truth((0, 0, WHOLE, True))).recall()
-    c = coverage(Detections([], [], [], []), truth((0, 0, WHOLE)), [1, 5])
+    with pytest.raises(MetricError, match="no object that counts"): coverage_at(found((0, 0, WHOLE, 1.)), truth((0, 0, WHOLE, True))).recall()
+    c = coverage_at(Detections([], [], [], []), truth((0, 0, WHOLE)), [1, 5])
     assert c.recall().tolist() == c.average_recall().tolist() == [0, 0]
-    with pytest.raises(MetricError, match="1 or more"): coverage(found((0, 0, WHOLE, 1.)), truth(), [0, 1])
+    with pytest.raises(MetricError, match="1 or more"): coverage_at(found((0, 0, WHOLE, 1.)), truth(), [0, 1])
 
 
 def test_bad_detections_name_the_row():
