@@ -10,7 +10,7 @@ __all__ = ['EXAMPLE', 'picture', 'forms', 'PictureBank', 'Location', 'listening'
 # %% ../nbs/27_localizer.ipynb #ce9ce3a9
 """`Localizer` searches a user's pictures for what a phrase names; a `Location` is the answer, with the way to it."""
 
-# %% ../nbs/27_localizer.ipynb #48f9bcfc
+# %% ../nbs/27_localizer.ipynb #21fa9a65
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,7 +27,7 @@ from .confidence import RegionClassifier, with_region
 from .data import DataError, open_image, rgb
 from .encoders import IMAGENET_GROUPS, Encoder, Prototypes, UnknownClass
 from .evaluate import confidence_of, search_all
-from .features import FeatureBank, Projection, _evidence, integral_image
+from .features import FeatureBank, Projection, class_evidence, integral_image
 from .multi import search_several, suppress
 from .pretrained import load_pretrained
 from .report import Episode, draw_boxes
@@ -81,7 +81,7 @@ def forms(
     said = [" ".join([*front, end]) for end in ends if end]
     return list(dict.fromkeys(f for s in said for f in (s, s.replace(" ", ""), _OTHER_WORDS.get(s)) if f))
 
-# %% ../nbs/27_localizer.ipynb #0b53c650
+# %% ../nbs/27_localizer.ipynb #5c3a35bf
 class PictureBank(FeatureBank):
     "Features of some pictures, encoded here and now as `build_store` does it. Raises `UnknownClass` for a class without evidence."
     def __init__(self,
@@ -101,7 +101,7 @@ class PictureBank(FeatureBank):
             return projection(dense).half().cpu(), maps.half().cpu(), presence.float().cpu()
         size = max(encoder.batch_size, 16)
         features, maps, presence = map(torch.cat, zip(*(see(images[i:i + size]) for i in range(0, len(images), size))))
-        parts = ([_evidence(None, features, learned, prototypes)] if learned else []) + ([(to_saliency(maps), presence)] if own else [])
+        parts = ([class_evidence(None, features, learned, prototypes)] if learned else []) + ([(to_saliency(maps), presence)] if own else [])
         self.saliency, self.presence = (torch.cat(x, 1).to(device) for x in zip(*parts))
         self.integral = integral_image(features.to(device))
 

@@ -11,7 +11,7 @@ __all__ = ['FORMAT', 'LIMIT', 'AGENTS', 'PackError', 'PretrainedAgent', 'pretrai
 """`pack` writes what a run needs for looking at pictures into one small file, with its metrics; `load_pretrained` makes an agent of
 one, from the package or from a path."""
 
-# %% ../nbs/26a_pretrained.ipynb #2c6b0175
+# %% ../nbs/26a_pretrained.ipynb #a5b89f20
 import hashlib
 import io
 import json
@@ -29,7 +29,7 @@ from .confidence import RegionClassifier, best_iou, reliability, with_region
 from .config import Config, difference
 from .data import cache_root, write_atomic
 from .encoders import Prototypes
-from .evaluate import _relabelled, confidence_of, questions, score, search_all
+from .evaluate import confidence_of, questions, relabelled, score, search_all
 from .features import Projection
 from .results import asks_regions, classifier_of
 from .train import Agent, untrained, versions
@@ -132,7 +132,7 @@ def load_pretrained(
     del arrays["about"]
     return _agent(_grown(arrays), about, device)
 
-# %% ../nbs/26a_pretrained.ipynb #364dff86
+# %% ../nbs/26a_pretrained.ipynb #1b8cb0c1
 def measure(
     agent: Agent,            # of the run
     packed: PretrainedAgent, # the same from its file
@@ -150,7 +150,7 @@ def measure(
         rows[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")} | {k: e["one_shot"][k] for k in ("map11", "map_area")}
     a, b = answers["run"], answers["packed"]
     same = (np.abs(a.box - b.box).max(1) < 1e-6) & (a.triggered == b.triggered)
-    hit = best_iou(_relabelled(w.data[split], bank.classes), len(bank.classes), b.image, b.box)[np.arange(len(b)), b.label] >= .5
+    hit = best_iou(relabelled(w.data[split], bank.classes), len(bank.classes), b.image, b.box)[np.arange(len(b)), b.label] >= .5
     curves = {}
     for source in dict.fromkeys([c.report_confidence, *["region"]*(b.region is not None)]):
         p = confidence_of(b, source)
@@ -162,7 +162,7 @@ def _classifier(agent, config):
     "Of a run, where the confidence asks for one"
     return classifier_of(agent) if asks_regions(config.report_confidence) else None
 
-# %% ../nbs/26a_pretrained.ipynb #eefc43b6
+# %% ../nbs/26a_pretrained.ipynb #98a12bf8
 _KEPT = ("one_shot", "tr", "aar", "hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")   # of a results file
 
 def _from_results(file, agent):
@@ -190,7 +190,7 @@ def pack(
     "Write the best policy of `run` into one file below 2 MB. Raises `PackError` for a results file of another run and an agent that is too large."
     agent = Agent.load(run)
     told = _from_results(results, agent) if results else None
-    confidence = confidence or (told["metrics"]["one_shot"]["confidence"] if told else agent.config.report_confidence or agent.config.confidence)
+    confidence = confidence or (told["metrics"]["one_shot"]["confidence"] if told else agent.config.final_confidence)
     config, encoder, name = replace(agent.config, report_confidence=confidence), agent.world().encoder, agent.config.name.replace("/", "-")
     arrays = _arrays(agent, _classifier(agent, config))
     about = dict(format=FORMAT, name=name, config=config.to_dict(), seed=agent.seed, step=agent.step, classes=list(config.classes),
