@@ -76,6 +76,16 @@ def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
     assert "predict_all" not in vars(policy.q_net)
 
 
+def test_cut_out_regions(localizer, world, scenes):
+    "A run that learned from cut-out regions is answered from those, as in its evaluation"
+    agent = replace(localizer.agent, config=replace(TINY, regions="crops"))
+    bank = replace(world, config=agent.config, banks={}, data={}).bank("report")
+    scored = search_all(agent.policy, bank, *questions(2, 2), max_steps=6)
+    agent.config = replace(agent.config, observation=replace(TINY.observation, max_steps=6))
+    for row, found in enumerate(f for scene in scenes[:2] for f in Localizer(agent, world.encoder).locate(scene, ["cat", "dog"])):
+        np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
+
+
 def test_a_search_without_trigger_answers_with_what_it_believed_in_most(localizer, scenes, monkeypatch):
     network = type(localizer.agent.policy.q_net)
     predict = network.predict_all
