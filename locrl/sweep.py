@@ -12,9 +12,10 @@ __all__ = ['Trial', 'with_values', 'parse_values', 'trials', 'Progress', 'cores'
 """`trials` makes the runs of a sweep, `run_sweep` trains those that are missing, in processes of this machine or on Ray,
 `sweep_table` shows them."""
 
-# %% ../nbs/32_sweep.ipynb #4d61e2e1
+# %% ../nbs/32_sweep.ipynb #3c639e22
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -285,7 +286,7 @@ def _books(root): return root/".ray"
 _watch = None   # what follows the sweep of this process
 def _watching(): return _watch
 
-# %% ../nbs/32_sweep.ipynb #9f87fc8a
+# %% ../nbs/32_sweep.ipynb #4185f13d
 def run_on_ray(
     todo: list[Trial],
     name: str = "sweep",         # of Tune's books
@@ -297,7 +298,7 @@ def run_on_ray(
     tell=lambda running, failed, again: None,  # called with every validation, as `Progress` is
 ) -> dict:                       # trial that failed -> its error
     "Train on a Ray cluster. Raises `ImportError` where Ray is not installed."
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"    # the run folder has the log
+    os.environ |= dict(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")    # the run folder has the log, `tell` the progress
     try:
         import ray
         from ray import tune
@@ -318,7 +319,7 @@ def run_on_ray(
     _watch = Watch()
 
     ours = not ray.is_initialized()
-    if ours: ray.init(address, log_to_driver=False, logging_level="error", runtime_env=dict(env_vars={k: os.environ[k] for k in ("LOCRL_DATA", "LOCRL_CACHE") if k in os.environ}))
+    if ours: ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=dict(env_vars={k: os.environ[k] for k in ("LOCRL_DATA", "LOCRL_CACHE") if k in os.environ}))
     try:
         work = tune.with_resources(tune.with_parameters(_on_worker, keyed=keyed, device=device, threads=threads, travels=storage is not None),
                                    {"cpu": threads, "gpu": int(device.startswith("cuda"))})
@@ -330,6 +331,7 @@ def run_on_ray(
         for t, r in results.items():
             if storage and not r.error:
                 with r.checkpoint.as_directory() as folder: _fetch(folder, t.folder)
+        tell({t: t.step for t in todo}, _watch.failed, _watch.again)
         return {t: str(r.error).strip().splitlines()[-1] for t, r in results.items() if r.error}
     finally:
         if ours: ray.shutdown()

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from locrl import diagnostics, iterate as iteration, sweep
 from locrl.config import CONFIGS, Config, ConfigError, prepare
 from locrl.iterate import SweepError, iterate
-from locrl.iterations import find_config
+from locrl.iterations import ITERATIONS, find_config, rises
 from locrl.sweep import Progress, parse_values, run_here, run_on_ray, run_sweep, sweep_table, trials, with_values
 from locrl.train import load_checkpoint, train
 from test_train import TINY as LONGER
@@ -92,10 +92,10 @@ in_process = sweep._in_process
 
 
 def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
-    "One trial is killed by the system, one cannot be, one is interrupted by Ctrl-C; the same command again mends what it can, and leaves a finished one alone"
+    "A trial is killed by the system, then interrupted by Ctrl-C, then goes on; another cannot be; a finished one is left alone"
     monkeypatch.setattr(sweep, "_in_process", little_process)
     monkeypatch.setattr(sweep, "cores", lambda: 1)
-    killed, taken, finished, stopped = runs = trials("tiny", seeds=2, values={"gamma": [.9, .5]}, root=tmp_path)
+    stopped, taken, finished, _ = trials("tiny", seeds=2, values={"gamma": [.9, .5]}, root=tmp_path)
     train(finished.config, 1, tmp_path, prepare(TINY), progress=False)
     before = (finished.folder/"last.pt").stat().st_mtime_ns
     taken.folder.parent.mkdir(parents=True)
@@ -103,9 +103,9 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     shots = []
 
     def kill(running, failed):
-        if not shots: shots.extend(child.kill() for child in multiprocessing.active_children() if child.name == str(killed))
-    errors = run_here([killed, taken], 1, tell=kill)
-    assert errors.keys() == {killed, taken} and "exit code -9" in errors[killed] and "FileExistsError" in errors[taken]
+        if not shots: shots.extend(child.kill() for child in multiprocessing.active_children() if child.name == str(stopped))
+    errors = run_here([stopped, taken], 1, tell=kill)
+    assert errors.keys() == {stopped, taken} and "exit code -9" in errors[stopped] and "FileExistsError" in errors[taken]
 
     def interrupt(running, failed):
         if stopped.step: raise KeyboardInterrupt
@@ -114,11 +114,12 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     taken.folder.unlink()
     taken.folder.mkdir()
     (taken.folder/"config.json").write_text(json.dumps(dict(config=TINY.to_dict(), seed=7)))
+    runs = [stopped, taken, finished]
     again = run_sweep(runs, 1, progress=False)
-    assert again.keys() == {taken} and "holds another run" in again[taken] and killed.finished and stopped.finished
-    assert (finished.folder/"last.pt").stat().st_mtime_ns == before and same_weights(killed.folder, whole[0])
+    assert again.keys() == {taken} and "holds another run" in again[taken] and stopped.finished
+    assert (finished.folder/"last.pt").stat().st_mtime_ns == before and same_weights(stopped.folder, whole[0])
     text = str(sweep_table(runs, again))
-    assert "| tiny | 2 of 2 |" in text and "| tiny/gamma=0.5 | 1 of 2 |" in text and text.rstrip(" |").endswith("1")
+    assert "| tiny | 2 of 2 |" in text and "| tiny/gamma=0.5 | 0 of 1 |" in text and text.rstrip(" |").endswith("1")
 
 
 def test_a_folder_of_another_run_and_pictures_that_are_not_there(whole, tmp_path, monkeypatch):
@@ -150,6 +151,7 @@ def test_an_iteration_to_its_verdict(tmp_path, monkeypatch):
             if not t.finished: trained.append(train(t.config, t.seed, t.root, world.under(t.config), progress=False))
         return {}
     monkeypatch.setattr(iteration, "run_sweep", here)
+    monkeypatch.setitem(ITERATIONS, "v13", replace(ITERATIONS["v13"], criterion=rises("hit_rate")))
     result, verdict, file = iterate("v13", seeds=2, **asked)
     assert verdict.passed is None and file == tmp_path/"results/v13-efficientnet_lite0.json"
     assert json.loads(file.read_text()) == json.loads(json.dumps(result)) and result["seeds"] == [0, 1] and len(trained) == 2
@@ -157,7 +159,7 @@ def test_an_iteration_to_its_verdict(tmp_path, monkeypatch):
     for folder in trained: assert (file.parent/f"v13-{folder.name}.jsonl").read_bytes() == (folder/"metrics.jsonl").read_bytes()
 
     former = json.loads(file.read_text())        # the iteration before was much better
-    for m in former["metrics"]["seeds"]: m["one_shot"]["map11"] = .9 + .01*m["seed"]
+    for m in former["metrics"]["seeds"]: m["hit_rate"] = .9 + .01*m["seed"]
     (file.parent/"v12-efficientnet_lite0.json").write_text(json.dumps(former))
     with monkeypatch.context() as m:
         m.setattr(iteration, "run_sweep", lambda *args, **kwargs: pytest.fail("nothing is missing"))
