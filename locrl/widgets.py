@@ -357,14 +357,14 @@ class Game:
                        ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key)]
         return panels_svg(panels, tall)
 
-# %% ../nbs/28_widgets.ipynb #2011ebb4
+# %% ../nbs/28_widgets.ipynb #3d499c94
 class GameView(View):
     "Ten buttons, the picture, and how it stands"
     def __init__(self, state: Game):
         self.state, w = state, _widgets()
         if w is None: return
         self.frame, self.words = w.HTML(layout=w.Layout(overflow="auto")), w.HTML()
-        self.buttons = {a: w.Button(description=a.replace("_", " "), button_style="warning" if a == "trigger" else "") for a in state.moves.actions}
+        self.buttons = {a: w.Button(description=a.replace("_", " "), button_style="warning" if a == "trigger" else "", layout=w.Layout(width="auto")) for a in state.moves.actions}
         for a, button in self.buttons.items(): button.on_click(lambda _, a=a: self._pressed(a))
         self.again = w.Button(description="start again", icon="undo")
         self.again.on_click(lambda _: self._restarted())
