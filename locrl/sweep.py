@@ -286,7 +286,7 @@ def _books(root): return root/".ray"
 _watch = None   # what follows the sweep of this process
 def _watching(): return _watch
 
-# %% ../nbs/32_sweep.ipynb #4185f13d
+# %% ../nbs/32_sweep.ipynb #867918e2
 def run_on_ray(
     todo: list[Trial],
     name: str = "sweep",         # of Tune's books
@@ -329,10 +329,11 @@ def run_on_ray(
                                       failure_config=tune.FailureConfig(max_failures=retries), checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
         results = {keyed[r.config["trial"]]: r for r in tuner.fit() if r.config["trial"] in keyed}
         for t, r in results.items():
-            if storage and not r.error:
+            if storage and not r.error and r.checkpoint:
                 with r.checkpoint.as_directory() as folder: _fetch(folder, t.folder)
         tell({t: t.step for t in todo}, _watch.failed, _watch.again)
-        return {t: str(r.error).strip().splitlines()[-1] for t, r in results.items() if r.error}
+        stopped = "stopped before its end (Ctrl-C?); the same command goes on with it"
+        return {t: str(r.error).strip().splitlines()[-1] if r.error else stopped for t, r in results.items() if r.error or not t.finished}
     finally:
         if ours: ray.shutdown()
 

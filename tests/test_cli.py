@@ -21,6 +21,8 @@ def locrl(*args):
 
 @pytest.mark.parametrize("args, words", [
     (("train", "demmo"), "known are demo, animals-5"),
+    (("sweep", "--on", "demo", "--set", "learning_rte=1"), "no field 'learning_rte'"),
+    (("iterate", "v99"), "known are paper"),
     (("download", "voc2008"), "use voc2007 or voc2012"),
     (("evaluate", "no/such/run"), "config.json is missing"),
     (("show", "no/such/run", "--out", "episode.mp4"), "ends in .gif or .png"),
@@ -36,7 +38,7 @@ def test_wrong_option_and_help():
     assert locrl("train", "--sed", "1").returncode == 2
     done = locrl("--help")
     assert done.returncode == 0
-    for command in ("demo", "download", "cache", "train", "evaluate", "diagnose", "compare", "transfer", "show", "locate", "pack", "configs", "iterations"): assert command in done.stdout
+    for command in ("demo", "download", "cache", "train", "sweep", "iterate", "evaluate", "diagnose", "compare", "transfer", "show", "locate", "pack", "configs", "iterations"): assert command in done.stdout
 
 
 def test_missing_data_names_the_folder_and_the_cure(tmp_path, monkeypatch):
