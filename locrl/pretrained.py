@@ -162,7 +162,7 @@ def _classifier(agent, config):
     "Of a run, where the confidence asks for one"
     return classifier_of(agent) if asks_regions(config.report_confidence) else None
 
-# %% ../nbs/26a_pretrained.ipynb #98a12bf8
+# %% ../nbs/26a_pretrained.ipynb #de4ea797
 _KEPT = ("one_shot", "tr", "aar", "hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")   # of a results file
 
 def _from_results(file, agent):
@@ -180,7 +180,7 @@ def _from_results(file, agent):
 
 def pack(
     run,                           # run folder
-    path=None,                     # file to write; default the package's own, named after the configuration
+    path=None,                     # file to write; default the package's own, named after the configuration without its iteration
     results=None,                  # results file of the run on its report split, from `locrl evaluate`; default: the file tells no such numbers
     confidence: str | None = None, # source of the confidence; default that of the results file, else the configuration's
     measured: bool = True,         # compare it with the run on the validation split, which takes its pictures
@@ -191,7 +191,8 @@ def pack(
     agent = Agent.load(run)
     told = _from_results(results, agent) if results else None
     confidence = confidence or (told["metrics"]["one_shot"]["confidence"] if told else agent.config.final_confidence)
-    config, encoder, name = replace(agent.config, report_confidence=confidence), agent.world().encoder, agent.config.name.replace("/", "-")
+    path = Path(path or AGENTS/f"{agent.config.name.split('/')[0]}.npz")
+    config, encoder, name = replace(agent.config, report_confidence=confidence), agent.world().encoder, path.stem
     arrays = _arrays(agent, _classifier(agent, config))
     about = dict(format=FORMAT, name=name, config=config.to_dict(), seed=agent.seed, step=agent.step, classes=list(config.classes),
                  encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint), versions=versions(), command=command, results=told)
@@ -202,7 +203,6 @@ def pack(
     else: raise PackError(f"{run} takes {len(_file(small, about))/1e6:.2f} MB even in eight bits, {LIMIT/1e6:.0f} MB are allowed: narrow net_arch or region_width")
     packed = _agent(_grown(small), about, "cpu")
     if measured: about["measured"] = measure(agent, packed, progress=progress)
-    path = Path(path or AGENTS/f"{name}.npz")
     write_atomic(path, _file(small, about))
     return load_pretrained(path)
 
