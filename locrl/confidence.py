@@ -12,7 +12,7 @@ __all__ = ['CONTEXT', 'ORACLE', 'region_inputs', 'ConfidenceError', 'RegionClass
 """`fit_region_classifier` trains a `RegionClassifier` on the training split, `with_region` lets it judge answers; `ablation` compares
 sources of confidence, `reliability` says whether a probability can be taken at its word."""
 
-# %% ../nbs/18_confidence.ipynb #1bf1a12d
+# %% ../nbs/18_confidence.ipynb #ad79f460
 from dataclasses import dataclass, replace
 from zipfile import BadZipFile
 from zlib import error as ZlibError
@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .boxes import FULL, iou, pairwise_iou
+from .boxes import FULL, iou, mirror, pairwise_iou
 from .data import write_atomic
-from .evaluate import _relabelled, confidence_of, sources_of
+from .evaluate import relabelled, confidence_of, sources_of
 from .features import FeatureBank, integral_image, region_pool
 from .metrics import Detections, evaluate_detections
-from .observation import _frame
+from .observation import grown
 from .report import COLOURS, _figure, style, table
 
-# %% ../nbs/18_confidence.ipynb #025542fc
+# %% ../nbs/18_confidence.ipynb #623c0d7f
 CONTEXT = 1.5   # how far the surroundings of a box reach, as a multiple of the box
 
 def region_inputs(
@@ -41,7 +41,7 @@ def region_inputs(
     seen, row = np.unique(image, return_inverse=True)
     image, row, seen = (torch.as_tensor(x, device=bank.device) for x in (image, row, seen))
     box = torch.as_tensor(boxes, dtype=torch.float32, device=bank.device)
-    near = torch.stack([box, _frame(box, CONTEXT).clamp(0, 1)], 1)
+    near = torch.stack([box, grown(box, CONTEXT).clamp(0, 1)], 1)
     features = bank.pool(image, torch.cat([near, torch.from_numpy(FULL).to(box).expand(len(box), 1, 4)], 1))
     evidence = region_pool(integral_image(bank.saliency[seen].permute(0, 2, 3, 1)), row, near)
     side = (box[:, 2:] - box[:, :2]).clamp(min=1e-3)
@@ -50,7 +50,7 @@ def region_inputs(
     shape = torch.cat([side, (w + h)[:, None]/2, (w - h)[:, None], touches, (box[:, :2] + box[:, 2:])/2], 1)
     return torch.cat([features.flatten(1), evidence.flatten(1), bank.presence[image], shape], 1)
 
-# %% ../nbs/18_confidence.ipynb #b7253b9d
+# %% ../nbs/18_confidence.ipynb #2df06257
 class ConfidenceError(ValueError):
     "A classifier that is damaged or does not belong to these features, or data it cannot be fitted on or judged by"
 
@@ -155,7 +155,7 @@ def _ranges(n):
     "0 .. n[0]-1, 0 .. n[1]-1, and so on"
     return np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)
 
-# %% ../nbs/18_confidence.ipynb #e6bf86cb
+# %% ../nbs/18_confidence.ipynb #286239a2
 def fit_region_classifier(
     bank: FeatureBank,      # features of `data`; with the mirrored pictures behind, as a run trains on them, or without
     data,                   # the training split
@@ -169,15 +169,15 @@ def fit_region_classifier(
     "Fit on drawn boxes and `answers`, calibrate on pictures held out. Raises `ConfidenceError` for data that does not fit the bank or holds too little."
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
-    n, rng, gt = len(data), np.random.default_rng(seed), _relabelled(data, bank.classes)
+    n, rng, gt = len(data), np.random.default_rng(seed), relabelled(data, bank.classes)
     if len(bank) not in (n, 2*n): raise ConfidenceError(f"the bank holds {len(bank)} pictures, {data.name} has {n}: give the features of this data set (with its mirrored pictures behind, or without)")
     image, boxes = sample_boxes(data, rng)
     mirrored = (rng.random(len(image)) < .5)*(len(bank) > n)
     drawn = len(image)
     image = np.concatenate([image + n*mirrored, *(a.image for a in answers)])
-    boxes = np.concatenate([_mirror(boxes, mirrored), *(a.box for a in answers)])
+    boxes = np.concatenate([np.where(mirrored[:, None], mirror(boxes), boxes), *(a.box for a in answers)])
     picture = image % n
-    upright = _mirror(boxes, image >= n)
+    upright = np.where((image >= n)[:, None], mirror(boxes), boxes)
     right = best_iou(gt, len(bank.classes), picture, upright) >= .5
     sure = (best_iou(gt, len(bank.classes), picture, upright, difficult=True) < .5).all(1)
     held = (rng.permutation(n) < n/5)[picture]
@@ -197,10 +197,6 @@ def fit_region_classifier(
     stretch, shift = platt.coef_[0, 0], platt.intercept_[0]
     weights = w/scale[:, None], b - (mean/scale) @ w, v*stretch, c*stretch + shift
     return RegionClassifier(bank.classes, bank.projection.digest, *(a.astype(np.float32) for a in weights))
-
-def _mirror(boxes, which):
-    "`boxes` (N, 4) as they are in the mirrored picture, where `which` (N,) says so"
-    return np.where(np.asarray(which, bool)[:, None], boxes[:, [2, 1, 0, 3]]*np.float32([-1, 1, -1, 1]) + np.float32([1, 0, 1, 0]), boxes)
 
 def with_region(
     answers,                      # `Searches`, or anything with its fields
@@ -249,7 +245,7 @@ def reliability_figure(
         ax.legend(loc="upper left")
     return figure
 
-# %% ../nbs/18_confidence.ipynb #3637eae1
+# %% ../nbs/18_confidence.ipynb #0ced188d
 ORACLE = "true IoU (upper bound)"
 
 def ablation(
@@ -263,7 +259,7 @@ def ablation(
     "Detection by each source of confidence, on the same boxes. Raises `ConfidenceError` without answers."
     answers = list(answers) if isinstance(answers, (list, tuple)) else [answers]
     if not answers: raise ConfidenceError("no answers to compare sources on")
-    gt, classes = _relabelled(data, tuple(classes)), tuple(classes)
+    gt, classes = relabelled(data, tuple(classes)), tuple(classes)
     sources = list(sources or [s for s in sources_of(answers[0]) if all(s in sources_of(a) for a in answers)])
     truth = [best_iou(gt, len(classes), a.image, a.box)[np.arange(len(a)), a.label] for a in answers]
     def detect(scores): return [evaluate_detections(Detections(a.image, a.label, a.box, s.astype(np.float64)), gt, classes, n_images=len(data)) for a, s in zip(answers, scores)]

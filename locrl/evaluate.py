@@ -183,7 +183,7 @@ class Evaluation:
         return {"method": name, "mAP (11 pt)": d.map11, "mAP (area)": d.map_area, "recall ceiling": d.recall_ceiling,
                 "hit rate": l.hit_rate, "mean IoU": l.mean_iou, "steps": l.mean_steps}
 
-# %% ../nbs/15_evaluate.ipynb #c814e981
+# %% ../nbs/15_evaluate.ipynb #5f5b94fb
 def questions(
     n_images: int,   # pictures of the split
     n_classes: int,  # classes asked for
@@ -200,7 +200,6 @@ def relabelled(
     to = np.array([classes.index(c) if c in classes else -1 for c in data.classes])[gt.label]
     return type(gt)(*(x[to >= 0] for x in (gt.image, to, gt.boxes, gt.difficult, gt.truncated)))
 
-_relabelled, _evidence_inside = relabelled, evidence_inside   # their names until they were public
 
 def score(
     searches: Searches,              # one for every image x class

@@ -389,7 +389,7 @@ class FeatureBank:
         "`region_pool` on this bank: image (M,), boxes (M, R, 4) -> (M, R, dim)"
         return region_pool(self.integral, image, boxes)
 
-# %% ../nbs/06_features.ipynb #7a052f85
+# %% ../nbs/06_features.ipynb #0d929bfd
 def class_evidence(
     store: FeatureStore | None,     # of `features`; not asked where there are prototypes
     features: torch.Tensor,         # (N, H, W, d) projected features
@@ -404,8 +404,6 @@ def class_evidence(
     if unknown: raise FeatureError(f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. Fit prototypes on boxes of it (fit_prototypes)")
     pick = [store.classes.index(c) for c in classes]
     return to_saliency(torch.from_numpy(store.array("evidence")[:, pick]).float()), torch.from_numpy(store.array("presence")[:, pick]).float()
-
-_evidence = class_evidence   # its name until it was public
 
 # %% ../nbs/06_features.ipynb #e8f8e9d1
 def fit_prototypes(

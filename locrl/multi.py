@@ -13,7 +13,7 @@ __all__ = ['CROSS_AREA', 'BAR', 'REACH', 'CORNERS', 'TOTAL_STEPS', 'WINDOWS', 'c
 """Searching for several objects: `search_multi` as the paper does, `search_windows` from everywhere; `evaluate_multi` scores the
 terminal regions and all of them, `recall_curve` says how many it takes."""
 
-# %% ../nbs/17_multi.ipynb #266a4dec
+# %% ../nbs/17_multi.ipynb #0bf4d907
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from .boxes import FULL, TRIGGER, Moves, iou
-from .evaluate import _evidence_inside, _relabelled, confidence_of, questions
+from .evaluate import evidence_inside, relabelled, confidence_of, questions
 from .features import FeatureBank, integral_image
 from .metrics import DetectionResult, Detections, evaluate_detections
 from .observation import HISTORY, MAX_STEPS
@@ -155,7 +155,7 @@ def search_multi(
     image, label = (np.repeat(x, total_steps) for x in (image, label))
     return Regions(image, label, step=np.tile(np.arange(total_steps), len(image)//total_steps), **rows)
 
-# %% ../nbs/17_multi.ipynb #1624d037
+# %% ../nbs/17_multi.ipynb #8e405df5
 def _attend(policy, bank, label, moves, max_steps, total_steps):
     "What the questions of one batch attend to: arrays (n, total_steps, ...)"
     net, n = attach(policy, bank).q_net, len(label)
@@ -169,7 +169,7 @@ def _attend(policy, bank, label, moves, max_steps, total_steps):
         action = q.argmax(1)
         stop = action == TRIGGER
         for name, value in dict(box=box, terminal=stop, episode=episode, q_trigger=q[:, TRIGGER], iou=believed, presence=bank.presence[question, label].cpu().numpy(),
-                                evidence=_evidence_inside(bank, question, label, box)).items(): seen[name][:, k] = value
+                                evidence=evidence_inside(bank, question, label, box)).items(): seen[name][:, k] = value
         bank.mark(question[stop], box[stop])
         box = moves.apply(box, action)
         history = np.concatenate([action[:, None], history[:, :-1]], 1)
@@ -190,7 +190,7 @@ def windows(
 
 WINDOWS = windows()
 
-# %% ../nbs/17_multi.ipynb #dbcfcd07
+# %% ../nbs/17_multi.ipynb #5a94510f
 @torch.no_grad()
 def search_windows(
     policy: RegionPolicy,       # the agent's policy
@@ -224,7 +224,7 @@ def _roam(net, bank, image, label, moves, max_steps, starts):
         action = q.argmax(1)
         stop = action == TRIGGER
         rows.append(dict(search=going, image=image[who], label=label[who], box=box[going], terminal=stop, episode=episode[going], q_trigger=q[:, TRIGGER], iou=believed,
-                         presence=bank.presence[image[who], label[who]].cpu().numpy(), evidence=_evidence_inside(bank, image[who], label[who], box[going])))
+                         presence=bank.presence[image[who], label[who]].cpu().numpy(), evidence=evidence_inside(bank, image[who], label[who], box[going])))
         box[going] = moves.apply(box[going], action)
         history[going] = np.concatenate([action[:, None], history[going, :-1]], 1)
         going = going[~stop]
@@ -282,7 +282,7 @@ def _by_question(regions, value):
     _, first, count = np.unique(code[order], return_index=True, return_counts=True)
     return order, first, count
 
-# %% ../nbs/17_multi.ipynb #e774341f
+# %% ../nbs/17_multi.ipynb #804925f4
 def first_cover(
     regions: Regions,
     value: np.ndarray,           # (N,) float
@@ -318,14 +318,14 @@ def recall_curve(
     iou_threshold: float = 0.5,       # IoU that counts as found
 ) -> np.ndarray:                      # (K,) float64: recall of the first 1, 2, ... regions of each question
     "Recall, mean over classes, against the number of regions a question may have"
-    gt = _relabelled(data, tuple(classes))
+    gt = relabelled(data, tuple(classes))
     order, first, count = _by_question(regions, regions.step if scores is None else -scores)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - np.repeat(first, count)
     found = first_cover(regions, rank, gt, iou_threshold)
     return _over_classes(gt, found[:, None] <= np.arange(count.max(initial=0)))
 
-# %% ../nbs/17_multi.ipynb #77019caf
+# %% ../nbs/17_multi.ipynb #3346c710
 @dataclass(frozen=True, eq=False)
 class MultiEvaluation:
     "Both detectors of one set of attended regions"
@@ -361,7 +361,7 @@ def score_multi(
     overlap: float = 0.3,            # of the suppression
 ) -> MultiEvaluation:
     "Score the terminal regions, and all of them, as detections"
-    gt, asked = _relabelled(data, tuple(classes)), len(np.unique(regions.image*len(classes) + regions.label))
+    gt, asked = relabelled(data, tuple(classes)), len(np.unique(regions.image*len(classes) + regions.label))
     results, before, kept = {}, {}, {}
     for name, some in dict(tr=terminal_regions(regions), aar=regions).items():
         scores = confidence_of(some, confidence)

@@ -60,7 +60,7 @@ class ObservationConfig:
         "Length of an observation"
         return sum(self.parts(dim).values())
 
-# %% ../nbs/09_observation.ipynb #9df7c47c
+# %% ../nbs/09_observation.ipynb #561fdb6c
 def grown(
     boxes: torch.Tensor,  # (M, 4) xyxy
     reach: float,         # factor of both sides
@@ -69,7 +69,6 @@ def grown(
     centre, half = (boxes[:, :2] + boxes[:, 2:])/2, (boxes[:, 2:] - boxes[:, :2])*(reach/2)
     return torch.cat([centre - half, centre + half], 1)
 
-_frame = grown   # its name until it was public
 
 def _cells(frame, n):
     "The n x n cells of each frame: (M, n*n, 4), row by row"

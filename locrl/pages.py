@@ -11,7 +11,7 @@ __all__ = ['write_folder', 'class_records', 'class_table', 'scrutiny', 'evaluati
 """`write_folder` writes results, figures and a self-contained HTML page. `evaluation_parts` and `diagnosis_parts` say what stands on
 it; `class_records` and `diagnosis_records` give the rows of the CSV file."""
 
-# %% ../nbs/31_pages.ipynb #3e18654f
+# %% ../nbs/31_pages.ipynb #d06ec856
 import base64
 import csv
 import json
@@ -30,7 +30,7 @@ from .errors import analyse_errors
 from .evaluate import relabelled, confidence_of, score, sources_of
 from .metrics import Detections
 from .report import Table, pr_curves, table
-from .results import _spread, answers_of, confidence_table, opened, results_table
+from .results import spread, answers_of, confidence_table, opened, results_table
 from .train import versions
 
 # %% ../nbs/31_pages.ipynb #b00599d7
@@ -156,7 +156,7 @@ def write_folder(
     page = Environment(autoescape=True).from_string(_PAGE).render(title=_private(title), command=command, versions=numbers["versions"], files=list(files), parts=shown)
     return write_atomic(folder/"index.html", page)
 
-# %% ../nbs/31_pages.ipynb #3fb68c89
+# %% ../nbs/31_pages.ipynb #cb3edc02
 _MODES = {"one_shot": "one search", "tr": "TR", "aar": "AAR"}
 
 def class_records(
@@ -172,7 +172,7 @@ def class_table(
     "The 11-point AP of every class, a column for each mode of search: mean and interval over seeds. A dash where a class has no objects."
     mean = result["metrics"]["aggregate"]
     modes = {k: words for k, words in _MODES.items() if k in mean}
-    cell = lambda x: None if x is None else _spread(x)
+    cell = lambda x: None if x is None else spread(x)
     rows = [{"class": c, **{words: cell(mean[k]["ap11"].get(c)) for k, words in modes.items()}} for c in result["data"]["classes"]]
     return table(rows + [{"class": "mean", **{words: cell(mean[k].get("map11")) for k, words in modes.items()}}], emphasise="mean")
 

@@ -12,7 +12,7 @@ __all__ = ['Trial', 'with_values', 'parse_values', 'trials', 'Progress', 'cores'
 """`trials` makes the runs of a sweep, `run_sweep` trains those that are missing, in processes of this machine or on Ray,
 `sweep_table` shows them."""
 
-# %% ../nbs/32_sweep.ipynb #3c639e22
+# %% ../nbs/32_sweep.ipynb #3016a435
 import hashlib
 import json
 import logging
@@ -42,7 +42,7 @@ from .data import cache_root, write_atomic
 from .features import demand_mounted
 from .iterations import find_config
 from .report import table
-from .results import _spread
+from .results import spread
 from .statistics import interval
 from .train import _config_of, _demand_config, _rows, run_folder, train
 
@@ -375,7 +375,7 @@ def run_sweep(
     try: return errors | (run_here(todo, processes, device, tell) if ray is None else run_on_ray(todo, name, ray, storage, device, tell=tell))
     finally: bar.bar.close()
 
-# %% ../nbs/32_sweep.ipynb #52abea23
+# %% ../nbs/32_sweep.ipynb #ac6182c4
 def sweep_table(
     trials: list[Trial],
     errors=(),         # trial that failed -> its error
@@ -388,6 +388,6 @@ def sweep_table(
         done = [t for t in seeds if t not in errors and t.finished]
         best = [max(t.rows(), key=lambda row: (row["map_area"] or 0., row["step"])) for t in done]
         values = {title: [row[k] for row in best if row.get(k) is not None] for title, k in shown.items()}
-        out.append({"run": config.name, "finished": f"{len(done)} of {len(seeds)}", **{title: _spread(interval(v)) if v else None for title, v in values.items()}})
+        out.append({"run": config.name, "finished": f"{len(done)} of {len(seeds)}", **{title: spread(interval(v)) if v else None for title, v in values.items()}})
         if any(t in errors for t in seeds): out[-1]["failed"] = sum(t in errors for t in seeds)
     return table(out)

@@ -3,10 +3,11 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 
 from locrl.config import CONFIGS, LOOKS, ConfigError, prepare
 from locrl.iterations import ITERATIONS, changes_of, find_config, rises, within
-from locrl.train import train
+from locrl.train import Agent, train
 
 NAMES = list(ITERATIONS)
 
@@ -112,6 +113,13 @@ def test_every_iteration_trains(name, world, tmp_path):
     events = EventAccumulator(str(folder)).Reload()
     assert max(e.value for e in events.Scalars("rollout/trigger_rate")) > .05
     assert (rows[-1]["trigger_rate"] > .3) == (name in ("v7", "v9.2", "v10"))
+    agent = Agent.load(folder)      # the network it was trained as: dropout, and whether a trained head judges boxes
+    net = agent.policy.q_net
+    assert net.judges == bool(config.iou_weight or config.rank_weight)
+    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [config.dropout]*2*bool(config.dropout)
+    best = next(r for r in rows if r["step"] == agent.step)
+    again = agent.evaluate(world.bank("select"), world.data["select"])
+    assert abs(again.localisation.mean_iou - best["mean_iou"]) < 1e-6 and abs(again.detection.map_area - best["map_area"]) < 1e-6
 
 
 def test_a_plan_to_learn_from_and_the_losses_of_dqfd(world, tmp_path):
