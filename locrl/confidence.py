@@ -27,7 +27,7 @@ from .evaluate import relabelled, confidence_of, sources_of
 from .features import FeatureBank, integral_image, region_pool
 from .metrics import Detections, evaluate_detections
 from .observation import grown
-from .report import COLOURS, _figure, style, table
+from .report import COLOURS, new_figure, style, table
 
 # %% ../nbs/18_confidence.ipynb #623c0d7f
 CONTEXT = 1.5   # how far the surroundings of a box reach, as a multiple of the box
@@ -237,7 +237,7 @@ def reliability_figure(
 ):                 # matplotlib figure
     "Observed share over predicted probability; on the diagonal a probability is what it says"
     with style():
-        figure = _figure(4.6, 3.9)
+        figure = new_figure(4.6, 3.9)
         ax = figure.subplots()
         ax.plot([0, 1], [0, 1], color=COLOURS["faint"], linewidth=1)
         for name, r in curves.items(): ax.plot(r.predicted, r.observed, "o-", markersize=4, label=f"{name}: ECE {r.ece:.3f}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from .boxes import area, iou
 from .metrics import MetricError, average_precision, evaluate_detections, match
-from .report import COLOURS, _figure, style, table
+from .report import COLOURS, new_figure, style, table
 
 # %% ../nbs/19_errors.ipynb #e353544c
 KINDS = ("duplicate", "localisation", "confusion", "both", "background")
@@ -222,7 +222,7 @@ def errors_figure(
 ):           # matplotlib Figure
     "Kinds of false positives by class, what became of the objects by class and by size, and the gain in mAP of each repair"
     with style():
-        figure = _figure(11, 2.6 + .22*max(len(errors.classes), 5)*2)
+        figure = new_figure(11, 2.6 + .22*max(len(errors.classes), 5)*2)
         axes = figure.subplots(2, 2).ravel()
         _stacked(axes[0], errors.counts(), KINDS, _SHADES[1:], "false positives")
         _stacked(axes[1], errors.states(), STATES, _SHADES, "objects, by class")

@@ -27,7 +27,7 @@ from .data import write_atomic
 from .env import Search, Targets
 from .iterations import ITERATIONS, MAP, Verdict, changes_of, find_config, seed_values
 from .policy import attach
-from .report import COLOURS, Table, _figure, style, table, training_curves
+from .report import COLOURS, Table, new_figure, style, table, training_curves
 from .results import episode_of, opened
 from .rewards import named_reward
 from .statistics import interval
@@ -195,7 +195,7 @@ def iterations_figure(
     "Metrics over the iterations, with seeds, intervals and what others published"
     names = list(board.results) if names is None else list(names)
     with style():
-        figure = _figure(max(4.6, .62*len(names) + 1.6)*(1 if len(metrics) == 1 else .8*len(metrics)), 3)
+        figure = new_figure(max(4.6, .62*len(names) + 1.6)*(1 if len(metrics) == 1 else .8*len(metrics)), 3)
         for ax, title in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
             for x, name in enumerate(names):
                 if not (values := seed_values(board[name], METRICS[title])): continue
