@@ -347,7 +347,7 @@ def training_curves(
         figure.supxlabel("step", fontsize=10)
     return figure
 
-# %% ../nbs/16_report.ipynb #48c1799a
+# %% ../nbs/16_report.ipynb #25ba0a16
 def _text(value):
     if value is None: return "–"
     if isinstance(value, (tuple, list)): return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
@@ -362,6 +362,10 @@ class Table:
     columns: tuple           # keys to show, in order
     emphasise: tuple = ()    # first cells of the rows set in bold
 
+    def _left(self):
+        "Which columns are set to the left: the first, and those that hold words"
+        return [i == 0 or any(isinstance(v := row.get(c), str) and v[:1].isalpha() for row in self.rows) for i, c in enumerate(self.columns)]
+
     def _lines(self):
         for row in self.rows:
             cells = [_text(row.get(c)) for c in self.columns]
@@ -370,14 +374,15 @@ class Table:
     def __str__(self):
         cell = lambda text: text.replace("|", "\\|")
         lines = ["| " + " | ".join(cell(str(c)) for c in self.columns) + " |",
-                 "|" + "|".join("---" if i == 0 else "---:" for i in range(len(self.columns))) + "|"]
+                 "|" + "|".join("---" if left else "---:" for left in self._left()) + "|"]
         for cells, bold in self._lines(): lines.append("| " + " | ".join(f"**{cell(c)}**" if bold else cell(c) for c in cells) + " |")
         return "\n".join(lines)
 
     def _repr_markdown_(self): return str(self)
 
     def _repr_html_(self):
-        align = lambda i: f' style="text-align:{"right" if i else "left"}"'
+        left = self._left()
+        align = lambda i: f' style="text-align:{"left" if left[i] else "right"}"'
         head = "".join(f"<th{align(i)}>{escape(str(c))}</th>" for i, c in enumerate(self.columns))
         line = lambda cells, tag: "<tr>" + "".join(f"<{tag}{align(i)}>{escape(c)}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
         body = "".join(line(cells, "th" if bold else "td") for cells, bold in self._lines())
