@@ -11,7 +11,7 @@ __all__ = ['METRICS', 'CITED', 'Cited', 'moved', 'told', 'Comparison', 'change_t
 # %% ../nbs/34_leaderboard.ipynb #5f237870
 """`Leaderboard` reads a folder of results: table, plots, and each iteration beside the one before (`Comparison`). `CITED` holds what others published."""
 
-# %% ../nbs/34_leaderboard.ipynb #24cd595b
+# %% ../nbs/34_leaderboard.ipynb #f696bcc1
 import json
 from dataclasses import dataclass
 from html import escape
@@ -173,7 +173,7 @@ class Leaderboard:
         if before is None: rows = [{k: row[k] for k in ("metric", name)} for row in rows]
         return Comparison(name, before and ITERATIONS[name].after, change_table(name), ITERATIONS[name].criterion(result, before), table(rows))
 
-# %% ../nbs/34_leaderboard.ipynb #9880c95e
+# %% ../nbs/34_leaderboard.ipynb #9eb32dcc
 def _cited_lines(ax, metric, names):
     "A dashed line for each published number of a metric, named at its right end: the highest above the line, the others below"
     found = sorted((c for c in CITED if metric in c.numbers and c.iteration in names), key=lambda c: -c.numbers[metric])
@@ -208,7 +208,7 @@ def iterations_figure(
             ax.set(title=title, xlim=(-.5, len(names) - .5))
     return figure
 
-# %% ../nbs/34_leaderboard.ipynb #118f2fb8
+# %% ../nbs/34_leaderboard.ipynb #418fcb6c
 def learning_figure(
     board: Leaderboard,
     names,             # iterations, at most 9
@@ -223,7 +223,7 @@ def learning_figure(
     own = [COLOURS[c] for c in ("second", "agent", "truth", "third", "ink")]
     colours = dict(zip(names, own if len(names) <= len(own) else plt.get_cmap("viridis")(np.linspace(0, .92, len(names)))))
     for key, ax in zip(keys, figure.axes):
-        for line in ax.lines: line.set(color=colours[line.get_label().partition(", seed")[0]], linewidth=1.1, markersize=2.5, alpha=.85)
+        for line in ax.lines: line.set(color=colours[line.get_label().partition(", seed")[0]], linewidth=1.1, marker="" if len(line.get_xdata()) > 1 else ".")
         if key in (limits or {}): _shade(ax, limits[key])
     figure.axes[0].legend([plt.Line2D([], [], color=colours[n], linewidth=2) for n in names], names, ncols=-(-len(names)//5), frameon=False, fontsize=8, handlelength=1.2)
     return figure
@@ -250,19 +250,18 @@ def expectations(
         weight *= c.gamma
     return dict(expected=float(expected.mean()), paid=float(paid.mean()))
 
-# %% ../nbs/34_leaderboard.ipynb #f7ff2862
+# %% ../nbs/34_leaderboard.ipynb #6dad8fe0
 def save_expectations(
     path,                    # JSON file to write
-    names,                   # iterations
+    seeds: dict,             # iteration -> seeds of its runs
     on: str = "animals-5",   # the configuration they ran on
-    seeds=(0, 1, 2),
     split: str = "select",   # "report" or "select"
     root=None,               # of the run folders; default `cache_root()/"runs"`
 ) -> Path:
     "`expectations` of the runs of some iterations"
     out, world = {}, None
-    for name in names:
-        agents, world, bank, data = opened([run_folder(find_config(f"{on}/{name}"), seed, root) for seed in seeds], split, world)
+    for name, its in seeds.items():
+        agents, world, bank, data = opened([run_folder(find_config(f"{on}/{name}"), seed, root) for seed in its], split, world)
         out[name] = [dict(seed=a.seed) | expectations(a, bank, data) for a in agents]
     return write_atomic(path, json.dumps(dict(data=data.name, iterations=out), indent=1) + "\n")
 
