@@ -1,16 +1,24 @@
-"""Builds the documentation's pages without Quarto and fails on a broken link.
+"""Builds the documentation's pages without Quarto and fails where a reader would stumble.
 
     python .ci/docs.py [FOLDER]    # FOLDER: where to leave the pages; by default they are only checked
 
 nbdev processes the notebooks as it would for Quarto, and smalldocs renders them in Quarto's place.
-All of it happens on a copy of the sources in a temporary folder.
+All of it happens on a copy of the sources in a temporary folder. Checked: every page builds; links, anchors and pictures lead
+somewhere; every notebook is in the sidebar; cells that show something have their output saved.
 """
+import ast
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -43,18 +51,84 @@ def process(folder: Path) -> Path:
     return folder / "_proc"
 
 
+def hrefs(entry) -> list[str]:
+    "Paths and patterns named anywhere below `entry` of the sidebar"
+    if isinstance(entry, str): return [entry]
+    if isinstance(entry, list): return [path for part in entry for path in hrefs(part)]
+    return hrefs(entry.get("contents", [])) + ([entry["href"]] if "href" in entry else [])
+
+
+def unreachable(notebooks: Path) -> list[str]:
+    "Notebooks below `notebooks` that the sidebar does not lead to"
+    sidebar = hrefs(yaml.safe_load((notebooks / "_quarto.yml").read_text())["website"]["sidebar"]["contents"])
+    listed = {path for pattern in sidebar if "://" not in pattern for path in notebooks.glob(pattern)}
+    return [f"{path.relative_to(notebooks)}: not in the sidebar of _quarto.yml" for path in sorted(set(notebooks.rglob("*.ipynb")) - listed)]
+
+
+def shows(source: str) -> bool:
+    "Whether a cell is there for its output: it hides its source, or ends with a name, a tuple or the like and not with a call"
+    if re.search(r"^#\|\s*(hide|eval:\s*false|export)", source, re.M): return False
+    if re.search(r"^#\|\s*echo:\s*false", source, re.M): return True
+    try: last = ast.parse(re.sub(r"^[%!].*", "", source, flags=re.M)).body[-1:]
+    except SyntaxError: return False
+    return bool(last) and isinstance(last[0], ast.Expr) and isinstance(last[0].value, (ast.Name, ast.Attribute, ast.Tuple, ast.Subscript, ast.BinOp)) \
+        and not source.rstrip().endswith(";")
+
+
+def silent(notebooks: Path) -> list[str]:
+    "Cells that promise an output and have none, or have an error"
+    found = []
+    for path in sorted(notebooks.rglob("*.ipynb")):
+        for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+            source, outputs = "".join(cell["source"]), cell.get("outputs", [])
+            where = f"{path.relative_to(notebooks)}, cell {number} ({source.strip().splitlines()[-1][:60] if source.strip() else ''})"
+            if cell["cell_type"] == "code" and not outputs and shows(source): found.append(f"{where}: no output is saved")
+            found += [f"{where}: its output is an error" for output in outputs if output["output_type"] == "error"]
+    return found
+
+
+class Page(HTMLParser):
+    "Where a page leads, what it shows and which anchors it has"
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
+        self.links += [attrs[key] for key in ("href", "src") if attrs.get(key) and tag in ("a", "img", "source")]
+
+
+def dead_ends(site: Path) -> list[str]:
+    "Links, anchors and pictures of the built pages that lead nowhere, each with a page that has it"
+    pages, found = {path: Page(path) for path in sorted(site.rglob("*.html"))}, {}
+    for path, page in pages.items():
+        for link in dict.fromkeys(page.links):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc: continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir(): target /= "index.html"
+            anchor = unquote(parts.fragment)
+            if target.exists() and (not anchor or target not in pages or anchor in pages[target].ids): continue
+            found.setdefault((os.path.relpath(target, site), anchor), []).append(path.relative_to(site))
+    return [f"broken link to {target}{'#' if anchor else ''}{anchor}, on {where[0]}" + (f" and {len(where) - 1} more" if where[1:] else "")
+            for (target, anchor), where in found.items()]
+
+
 def main() -> int:
-    "0 when every page builds and every link leads somewhere"
+    "0 when every page builds and a reader stumbles nowhere"
     with tempfile.TemporaryDirectory(prefix="locrl-docs-") as name:
-        folder = Path(name)
+        folder = Path(name).resolve()
         copy_sources(folder)
+        wrong = unreachable(folder / "nbs") + silent(folder / "nbs")
         pages = process(folder)
         rendered = subprocess.run([BIN / "smalldocs", "render", pages], capture_output=True, text=True)
         report = (rendered.stdout + rendered.stderr).splitlines()
-        broken = sorted({line for line in report if "broken link" in line})
-        print(*(broken or report[:1] if rendered.returncode == 0 else report), sep="\n")
+        wrong += report if rendered.returncode else dead_ends(pages / "_docs")
+        print(*(wrong or report[:1]), sep="\n")
         if sys.argv[1:]: shutil.copytree(pages / "_docs", sys.argv[1], dirs_exist_ok=True)
-        return int(bool(broken) or rendered.returncode != 0)
+        return int(bool(wrong))
 
 
 if __name__ == "__main__":
