@@ -108,6 +108,7 @@ def dense_unsupported(
     if vision.get("pool_type", "tok") != "tok": return f"it pools its tokens by {vision['pool_type']!r}, not by a class token"
     if vision.get("block_type") == "custom" or any(vision.get(k) for k in _CUSTOM): return "its transformer blocks are not the standard ones"
     if not isinstance(vision.get("image_size", 224), int): return f"its input is not square: {vision['image_size']}"
+    return None
 
 # %% ../nbs/05_clip.ipynb #8bde858b
 class WeightsError(OSError):

@@ -14,6 +14,7 @@ __all__ = ['VOC_CLASSES', 'ANIMALS', 'data_root', 'cache_root', 'write_atomic', 
 
 # %% ../nbs/01_data.ipynb #f467347a
 import difflib, hashlib, io, os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -114,10 +115,12 @@ class Dataset:
     def __init__(self,
         name: str,          # for tables and messages
         classes: tuple,     # names, in label order
-        ids: tuple,         # one unique string per image
+        ids: Sequence[str], # one unique string per image
     ):
         self.name, self.classes, self.ids = name, tuple(classes), tuple(ids)
-        self._annotations, self._ground_truth, self._fingerprint = {}, None, None
+        self._annotations = {}
+        self._ground_truth: GroundTruth | None = None
+        self._fingerprint: str | None = None
 
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"{self.name}: {len(self):,} images, {len(self.classes)} classes"

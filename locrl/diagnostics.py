@@ -148,7 +148,7 @@ class Probe:
             truth.append(search.iou)
         keys, truth = np.concatenate(keys), np.concatenate(truth)
         keep = rng.permutation(np.flatnonzero((truth >= band[0]) & (truth <= band[1])))
-        part = np.digitize(truth[keep], np.linspace(*band, 8)[1:-1])
+        part = np.digitize(truth[keep], np.linspace(band[0], band[1], 8)[1:-1])
         keep = np.sort(np.concatenate([keep[part == k][:n//7] for k in range(7)]))     # from each seventh of the band alike
         self.bank, self.keys, self.truth = bank, torch.from_numpy(keys[keep]), truth[keep]
         self.other = np.unique(keys[keep, 0], return_inverse=True)[1] % 2 == 1    # every second picture is measured, the others are fitted

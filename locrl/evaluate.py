@@ -153,7 +153,7 @@ def sources_of(
     return [name for name in CONFIDENCE if "region" not in name or answers.region is not None]
 
 def confidence_of(
-    searches: Searches,
+    searches,            # `Searches`, or anything with its fields
     source: str,         # a key of `CONFIDENCE`
 ) -> np.ndarray:         # (E,) float64; higher is surer
     "The confidence of each answer. Raises `ValueError` for an unknown source, and for one that was not filled in."
@@ -187,7 +187,7 @@ class Evaluation:
 def questions(
     n_images: int,   # pictures of the split
     n_classes: int,  # classes asked for
-):                   # image (E,), label (E,): all of them
+) -> tuple[np.ndarray, np.ndarray]:  # image (E,), label (E,): all of them
     "Every image x every class"
     return np.repeat(np.arange(n_images), n_classes), np.tile(np.arange(n_classes), n_images)
 

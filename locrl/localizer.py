@@ -182,7 +182,7 @@ class Localizer:
         file, config = agent.folder/"region_classifier.npz", agent.config
         ready = config.report_confidence and (classifier or file.exists() or not asks_regions(config.report_confidence))
         self.agent, self.encoder, self.device = agent, encoder, device
-        self.confidence = confidence or (config.report_confidence if ready else config.confidence)
+        self.confidence = confidence or (config.final_confidence if ready else config.confidence)
         self.classifier = (classifier or RegionClassifier.load(file)) if asks_regions(self.confidence) else None
         self.closed = bool(agent.config.observation.n_classes or self.classifier)   # knows the classes of its training and no other
 

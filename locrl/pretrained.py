@@ -37,7 +37,7 @@ from .train import Agent, untrained, versions
 # %% ../nbs/26a_pretrained.ipynb #2c336bfd
 FORMAT = 1         # of the file; raised when an older locrl could not read a new one
 LIMIT = 2_000_000  # bytes of a file, at most
-AGENTS = files("locrl")/"assets"/"agents"
+AGENTS = Path(str(files("locrl")))/"assets"/"agents"
 
 class PackError(ValueError):
     "An agent's file that is missing, damaged or of another version, or a run that cannot be packed; the message says what to do"
@@ -146,13 +146,13 @@ def measure(
         bank = w.bank(split)
         s = search_all(a.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, progress=progress)
         answers[name] = s = with_region(s, classifier, bank) if classifier else s
-        e = score(s, w.data[split], bank.classes, c.report_confidence).to_dict()
+        e = score(s, w.data[split], bank.classes, c.final_confidence).to_dict()
         rows[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")} | {k: e["one_shot"][k] for k in ("map11", "map_area")}
     a, b = answers["run"], answers["packed"]
     same = (np.abs(a.box - b.box).max(1) < 1e-6) & (a.triggered == b.triggered)
     hit = best_iou(relabelled(w.data[split], bank.classes), len(bank.classes), b.image, b.box)[np.arange(len(b)), b.label] >= .5
     curves = {}
-    for source in dict.fromkeys([c.report_confidence, *["region"]*(b.region is not None)]):
+    for source in dict.fromkeys([c.final_confidence, *["region"]*(b.region is not None)]):
         p = confidence_of(b, source)
         p = np.exp(p) if "*" in source else p
         if p.min() >= 0 and p.max() <= 1: curves[source] = dict(ece=(r := reliability(p, hit)).ece, predicted=r.predicted.tolist(), observed=r.observed.tolist())

@@ -33,7 +33,7 @@ class SumTree:
         self.node = np.zeros(2*self.first)
 
     @property
-    def total(self) -> float: return self.node[1]
+    def total(self) -> float: return float(self.node[1])
 
     def __getitem__(self, slots): return self.node[self.first + np.asarray(slots)]
 

@@ -128,7 +128,7 @@ def spread(x):
     return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
 
 def aggregate(
-    metrics: list[dict],  # of the same shape, one per seed; numbers may be nested
+    metrics: list,        # dictionaries of the same shape, one per seed; numbers may be nested
 ) -> dict:
     "`interval` of every number, at its place"
     out = {}

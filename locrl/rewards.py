@@ -12,6 +12,7 @@ __all__ = ['SignReward', 'DeltaReward', 'BinaryTrigger', 'ContinuousTrigger', 'R
 All are frozen dataclasses of NumPy functions over any batch shape; `named_reward` finds the ready-made ones."""
 
 # %% ../nbs/07_rewards.ipynb #11990eb4
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -130,8 +131,8 @@ class ContinuousTrigger:
 class Reward:
     """What an environment calls: pays `move` for moves and `trigger` for triggers.
     Hashable; `asdict` gives everything that defines it."""
-    move: SignReward = SignReward()           # any callable of (iou_before, iou_after, distance_before, distance_after)
-    trigger: BinaryTrigger = BinaryTrigger()  # any callable of (iou)
+    move: Callable = SignReward()             # any callable of (iou_before, iou_after, distance_before, distance_after)
+    trigger: Callable = BinaryTrigger()       # any callable of (iou)
     name: str = field(default="custom", compare=False)  # under which `named_reward` knows it
 
     def __post_init__(self):

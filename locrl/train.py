@@ -109,6 +109,7 @@ def load_checkpoint(
     for file in damaged: warnings.warn(f"{file} is damaged (its checksum does not match) and is not used")
     if blob is not None: return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=False)
     if damaged: raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
+    return None
 
 # %% ../nbs/24_train.ipynb #2a7b70ea
 def _network(config, dim):
@@ -122,10 +123,10 @@ def make_model(
     "The untrained agent in its environment"
     c = world.config
     env = LocalizationVecEnv(Search(world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed, c.random_starts), c.trigger_share)
-    terms = [ActionValues()]
+    terms: list = [ActionValues()]
     if c.iou_weight or c.rank_weight: terms.append(IoULoss(world.targets, c.iou_weight, c.rank_weight, gradient=c.iou_gradient, device=world.device))
     if c.margin_weight: terms.append(LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels, LinearSchedule(1., c.margin_end, 1.)))
-    model = DoubleDQN(RegionPolicy, env, double=c.double, guide="exploration_weights" if c.guided else None, terms=terms,
+    model = DoubleDQN(RegionPolicy, env, double=c.double, guide="exploration_weights" if c.guided else None, terms=tuple(terms),
                       learning_rate=c.learning_rate, buffer_size=c.buffer_size, learning_starts=c.learning_starts, batch_size=c.batch_size,
                       gamma=c.gamma, train_freq=1, gradient_steps=c.gradient_steps, target_update_interval=c.target_update_interval,
                       exploration_fraction=c.exploration_fraction, exploration_initial_eps=c.exploration_initial_eps,
@@ -353,7 +354,7 @@ class Agent:
         "A `World` to look at the run's splits, without its training set. Raises `ConfigError` when the encoder is another one now."
         encoder = make_encoder(self.config, device)
         _demand_encoder(self.folder, self.fingerprint, encoder.fingerprint)
-        return World(self.config, encoder, self.projection, self.prototypes, {}, {}, None, device)
+        return World(self.config, encoder, self.projection, self.prototypes, {}, {}, None, device)  # type: ignore[arg-type]  # no questions: nothing is trained in it
 
     def evaluate(self, bank: FeatureBank, data, progress: bool = False) -> Evaluation:
         "Both protocols on `data`"

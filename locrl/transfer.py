@@ -93,4 +93,4 @@ def compare(
         sides.append([Detections(s.image, s.label, s.box, confidence_of(s, sure)) for s in found])
         seen.append((data.name, data.fingerprint, bank.classes))
     if seen[0] != seen[1]: raise ConfigError(f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and {seen[1][0]} ({', '.join(seen[1][2])})")
-    return paired(*sides, relabelled(data, bank.classes), bank.classes, len(data), **options)
+    return paired(sides[0], sides[1], relabelled(data, bank.classes), bank.classes, len(data), **options)

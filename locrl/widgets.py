@@ -262,8 +262,8 @@ class PickerView(View):
     "Two fields to choose a picture and a class, and the player"
     def __init__(self, state: Picker):
         self.state, w = state, _widgets()
-        if state.pick() is None: raise ValueError(f"the first question cannot be answered: {state.error}")
-        self.player = Player(EpisodeState(state.episode))
+        if (first := state.pick()) is None: raise ValueError(f"the first question cannot be answered: {state.error}")
+        self.player = Player(EpisodeState(first))
         if w is None: return
         self.image = w.Dropdown(description="picture", options=[(name, i) for i, name in enumerate(state.pictures)], value=0)
         self.class_name = w.Combobox(description="class", options=tuple(state.classes), value=state.class_name, continuous_update=False)

@@ -118,6 +118,12 @@ def test_scripts_are_tidy():
     assert not done.returncode, done.stdout + done.stderr
 
 
+def test_types(tmp_path: Path):
+    "Calls within the package fit the annotations, as far as pyproject.toml asks"
+    done = subprocess.run([sys.executable, "-m", "mypy", "--cache-dir", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+
+
 def test_address_is_one_setting(tmp_path: Path):
     "Badges and install cells have the address of pyproject.toml; after a fork, one command moves all of them"
     subprocess.run([sys.executable, ROOT / ".ci/address.py", "--check"], check=True)
