@@ -33,7 +33,7 @@ from .rewards import named_reward
 from .statistics import interval
 from .train import Agent, run_folder
 
-# %% ../nbs/34_leaderboard.ipynb #0a931a6e
+# %% ../nbs/34_leaderboard.ipynb #efa7e290
 METRICS = {"one-shot mAP": "one_shot.map11", "TR mAP": "tr.map11", "AAR mAP": "aar.map11", "mAP, presence*iou": MAP, "hit rate": "hit_rate",
            "mean trigger IoU": "mean_trigger_iou", "trigger rate": "trigger_rate", "rho": "rho.probe", "steps": "steps"}   # column of a table -> path within the metrics of a seed
 
@@ -52,7 +52,7 @@ _ARXIV, _NOTES = "arXiv 1511.06015, table 1", "notes of the project's first auth
 _VOC20, _CLIP = "VOC2007+2012 trainval -> VOC2007 test, 20 classes", "CLIP ViT-L/14"
 
 CITED = (
-    Cited(f"{_PAPER}, mean of our five classes", "CNN, fc6", "VOC2007+2012 trainval -> VOC2007 test", {"tr.map11": .489, "aar.map11": .509}, _ARXIV, "paper"),
+    Cited(f"{_PAPER}, our 5 classes", "CNN, fc6", "VOC2007+2012 trainval -> VOC2007 test", {"tr.map11": .489, "aar.map11": .509}, _ARXIV, "paper"),
     Cited(_PAPER, "CNN, fc6", _VOC20, {"tr.map11": .439, "aar.map11": .461}, _ARXIV, "paper"),
     Cited(f"{_AUTHOR}, v6", _CLIP, "VOC2007", {"one_shot.map11": .257}, _NOTES, "v6"),
     Cited(f"{_AUTHOR}, v7", _CLIP, "VOC2007", {"one_shot.map11": .287}, _NOTES, "v7"),
@@ -86,7 +86,7 @@ def told(
     verb = "rose" if gap[1] > 0 else "fell" if gap[2] < 0 else "did not move beyond what the seeds leave open"
     return f"{title} {verb}: {np.mean(old):.3f} -> {np.mean(new):.3f}, {gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]."
 
-# %% ../nbs/34_leaderboard.ipynb #4bba14c9
+# %% ../nbs/34_leaderboard.ipynb #37ec16a6
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "An iteration and the one before it; displays as two tables and a verdict"
@@ -98,6 +98,10 @@ class Comparison:
 
     def __repr__(self): return f"{self.changes}\n\n{self.moves}\n\n{self.verdict}"
     def _repr_html_(self): return f"{self.changes._repr_html_()}{self.moves._repr_html_()}<p><b>{escape(str(self.verdict))}</b></p>"
+
+_RANKED = ("one-shot mAP", "TR mAP", "AAR mAP")   # by what `report` was asked to rank by
+
+def _ranking(result): return result["metrics"]["seeds"][0]["one_shot"]["confidence"]
 
 def _mean(values, digits=3):
     "Mean with the half width of its interval, as a cell of a table"
@@ -113,7 +117,7 @@ def change_table(
     rows = [line.partition(": ") for line in changes_of(name, on)]
     return table([dict(zip(("field", "before", "now"), (field, *values.split(" -> ", 1)))) for field, _, values in rows])
 
-# %% ../nbs/34_leaderboard.ipynb #37056770
+# %% ../nbs/34_leaderboard.ipynb #fb29168b
 class Leaderboard:
     "The results in a folder, in the order of `ITERATIONS`. Raises `ConfigError` where there are none."
     def __init__(self,
@@ -147,7 +151,7 @@ class Leaderboard:
             result = self[name]
             numbers = {title: seed_values(result, metric) for title, metric in METRICS.items()}
             out.append({"iteration": name, "encoder": result["config"]["encoder"], "data": f"{result['data']['train']} -> {result['data']['report']}", "seeds": len(result["seeds"]),
-                        "ranked by": result["metrics"]["seeds"][0]["one_shot"]["confidence"], **{title: values for title, values in numbers.items() if values}, "minutes": list(result["budget"]["minutes"])})
+                        "ranked by": _ranking(result), **{title: values for title, values in numbers.items() if values}, "minutes": list(result["budget"]["minutes"])})
         return out
 
     def table(self,
@@ -165,15 +169,17 @@ class Leaderboard:
     def compare(self,
         name: str,          # an iteration
     ) -> Comparison:
-        "Beside the one before: configuration, criterion, metrics"
-        result, before = self[name], self.results.get(ITERATIONS[name].after)
+        "Beside the one before: configuration, criterion, metrics. No difference is taken of mAPs that are ranked by different sources."
+        result, before = self[name], self.results.get(ITERATIONS[name].after or "")
         known = before or dict(metrics=dict(seeds=[]))
-        values = {title: (seed_values(known, metric), seed_values(result, metric), moved(result, known, metric)) for title, metric in METRICS.items()}
+        alike = before is None or _ranking(before) == _ranking(result)
+        values = {title: (seed_values(known, metric), seed_values(result, metric), moved(result, known, metric) if alike or title not in _RANKED else None)
+                  for title, metric in METRICS.items()}
         rows = [{"metric": title, ITERATIONS[name].after or "before": _mean(old), name: _mean(new), "difference": gap} for title, (old, new, gap) in values.items() if new or old]
         if before is None: rows = [{k: row[k] for k in ("metric", name)} for row in rows]
         return Comparison(name, before and ITERATIONS[name].after, change_table(name), ITERATIONS[name].criterion(result, before), table(rows))
 
-# %% ../nbs/34_leaderboard.ipynb #9eb32dcc
+# %% ../nbs/34_leaderboard.ipynb #09c9d3d3
 def _cited_lines(ax, metric, names):
     "A dashed line for each published number of a metric, named at its right end: the highest above the line, the others below"
     found = sorted((c for c in CITED if metric in c.numbers and c.iteration in names), key=lambda c: -c.numbers[metric])
@@ -195,7 +201,7 @@ def iterations_figure(
     "Metrics over the iterations, with seeds, intervals and what others published"
     names = list(board.results) if names is None else list(names)
     with style():
-        figure = new_figure(max(4.6, .62*len(names) + 1.6)*(1 if len(metrics) == 1 else .8*len(metrics)), 3)
+        figure = new_figure(max(5.2, .62*len(names) + 1.6)*(1 if len(metrics) == 1 else .8*len(metrics)), 3)
         for ax, title in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
             for x, name in enumerate(names):
                 if not (values := seed_values(board[name], METRICS[title])): continue

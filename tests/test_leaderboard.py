@@ -46,7 +46,7 @@ def test_rows_are_the_committed_numbers(board):
     for name, file in files.items():
         for title, path in METRICS.items(): assert rows[name].get(title, []) == by_hand(file, path), (name, title)
         mean = np.mean(by_hand(file, METRICS["hit rate"]))
-            assert f"**{mean:.3f}" in str(board.table([name], cited=False))
+        assert f"**{mean:.3f}" in str(board.table([name], cited=False))
 
 
 def test_absent_stays_absent(tmp_path):
@@ -62,6 +62,14 @@ def test_absent_stays_absent(tmp_path):
     assert moved(board["v7"], board["v6"], "mean_trigger_iou") is None
     assert board.compare("v7").verdict.passed is None
     assert "mean trigger IoU" in str(board.compare("v7").moves) and "rho" not in str(board.compare("v7").moves)
+
+
+def test_rankings_are_not_mixed(tmp_path):
+    "No difference between mAPs that two sources ranked; what does not hang on the ranking is compared"
+    made_up(tmp_path, "v6", [dict(hit_rate=x, one_shot=dict(map11=x, confidence="presence*iou")) for x in (.4, .5)])
+    made_up(tmp_path, "v7", [dict(hit_rate=x, one_shot=dict(map11=x, confidence="region*iou")) for x in (.5, .7)])
+    ranked, hits = (next(r for r in Leaderboard(tmp_path).compare("v7").moves.rows if r["metric"] == m) for m in ("one-shot mAP", "hit rate"))
+    assert ranked["difference"] is None and hits["difference"][0] == pytest.approx(.15)
 
 
 def test_cited_rows_are_apart(board):
