@@ -11,13 +11,14 @@ __all__ = ['panels_svg', 'bars_svg', 'curve_svg', 'EpisodeState', 'View', 'Playe
 # %% ../nbs/28_widgets.ipynb #4fe7ed9e
 """`player`, `picker` and `game` are widgets for a notebook, thin views of `EpisodeState`, `Picker` and `Game`."""
 
-# %% ../nbs/28_widgets.ipynb #608ddf5b
+# %% ../nbs/28_widgets.ipynb #b977533e
 import base64
 from html import escape
 from io import BytesIO
 from typing import Callable
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image
 
 from .boxes import ACTIONS, TRIGGER, Moves, iou
@@ -232,7 +233,7 @@ def player(
     "Play an episode in a notebook"
     return Player(EpisodeState(episode, step, saliency))
 
-# %% ../nbs/28_widgets.ipynb #c2bbae99
+# %% ../nbs/28_widgets.ipynb #efc8c51e
 class Picker:
     "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds what the search had against them."
     def __init__(self,
@@ -262,8 +263,8 @@ class PickerView(View):
     "Two fields to choose a picture and a class, and the player"
     def __init__(self, state: Picker):
         self.state, w = state, _widgets()
-        if (first := state.pick()) is None: raise ValueError(f"the first question cannot be answered: {state.error}")
-        self.player = Player(EpisodeState(first))
+        if all(state.pick(class_name=c) is None for c in state.classes): raise ValueError(f"no class can be looked for in {state.pictures[0]}: {state.error}")
+        self.player = Player(EpisodeState(state.episode))
         if w is None: return
         self.image = w.Dropdown(description="picture", options=[(name, i) for i, name in enumerate(state.pictures)], value=0)
         self.class_name = w.Combobox(description="class", options=tuple(state.classes), value=state.class_name, continuous_update=False)
@@ -288,7 +289,7 @@ def picker(
     "Choose picture and class in a notebook, and play the search"
     return PickerView(Picker(search, pictures, classes))
 
-# %% ../nbs/28_widgets.ipynb #84cb9cca
+# %% ../nbs/28_widgets.ipynb #f769fc41
 class Game:
     "Your search against an agent's. Raises `ValueError` for an episode without objects, which nobody could judge."
     def __init__(self,
@@ -321,41 +322,44 @@ class Game:
         self.boxes.append(self.moves.apply(self.boxes[-1], action))
         self.actions.append(int(action))
 
-    @property
-    def mine(self) -> Episode:
-        "Your search so far; objects and IoU only once it is over"
-        boxes, truth = np.stack(self.boxes), self.agent.truth if self.over else None
-        ious = iou(boxes[:, None], truth).max(1) if self.over else None
-        return Episode(self.agent.image, self.agent.class_name, boxes, np.array(self.actions, int), ious, truth=truth,
-                       triggered=bool(self.actions) and self.actions[-1] == TRIGGER)
+# %% ../nbs/28_widgets.ipynb #6698576a
+@patch(as_prop=True)
+def mine(self: Game) -> Episode:
+    "Your search so far; objects and IoU only once it is over"
+    boxes, truth = np.stack(self.boxes), self.agent.truth if self.over else None
+    ious = iou(boxes[:, None], truth).max(1) if self.over else None
+    return Episode(self.agent.image, self.agent.class_name, boxes, np.array(self.actions, int), ious, truth=truth,
+                   triggered=bool(self.actions) and self.actions[-1] == TRIGGER)
 
-    def score(self) -> dict:
-        "IoU and steps of both: {'you': (IoU, steps), 'the agent': (IoU, steps)}"
-        def end(e): return float(iou(e.boxes[-1], self.agent.truth).max()), e.steps
-        return {"you": end(self.mine), "the agent": end(self.agent)}
+@patch
+def score(self: Game) -> dict:
+    "IoU and steps of both: {'you': (IoU, steps), 'the agent': (IoU, steps)}"
+    def end(e): return float(iou(e.boxes[-1], self.agent.truth).max()), e.steps
+    return {"you": end(self.mine), "the agent": end(self.agent)}
 
-    @property
-    def words(self) -> str:
-        "How it stands, in a line"
-        name, n = self.agent.class_name, len(self.actions)
-        if not self.over: return f"find the {name}: {n} of {self.max_steps} steps taken"
-        (mine, n), (its, m) = self.score().values()
-        better = "the boxes are equally good" if abs(mine - its) < .005 else f"{'you have' if mine > its else 'the agent has'} the better box"
-        fewer = "both took as many steps" if n == m else f"{'you' if n < m else 'the agent'} took fewer steps"
-        missed = "" if mine >= .5 else " (below 0.5, which counts as a miss)"
-        return f"{name}: your IoU is {mine:.2f}{missed} after {n} steps, the agent's {its:.2f} after {m}: {better}, {fewer}"
+@patch(as_prop=True)
+def words(self: Game) -> str:
+    "How it stands, in a line"
+    name, n = self.agent.class_name, len(self.actions)
+    if not self.over: return f"find the {name}: {n} of {self.max_steps} steps taken"
+    (mine, n), (its, m) = self.score().values()
+    better = "the boxes are equally good" if abs(mine - its) < .005 else f"{'you have' if mine > its else 'the agent has'} the better box"
+    fewer = "both took as many steps" if n == m else f"{'you' if n < m else 'the agent'} took fewer steps"
+    missed = "" if mine >= .5 else " (below 0.5, which counts as a miss)"
+    return f"{name}: your IoU is {mine:.2f}{missed} after {n} steps, the agent's {its:.2f} after {m}: {better}, {fewer}"
 
-    def svg(self) -> str:
-        "Your box on the picture; when it is over, both searches and their IoU"
-        mine, its = (EpisodeState(e, -1) for e in (self.mine, self.agent))
-        (w, h), colour, tall = mine.size, COLOURS["second"], max(mine.size[1], 220)
-        panels = [(f"you: {_words(self.mine, mine.step)}", w, mine.picture(colour))]
-        if self.over:
-            ious = {"you": (colour, self.mine.ious), "the agent": (COLOURS["agent"], iou(self.agent.boxes[:, None], self.agent.truth).max(1))}
-            key = "".join(_line(40 + 60*i, -13, 56 + 60*i, -13, c, 3) + _text(60 + 60*i, -9, name, 11) for i, (name, (c, _)) in enumerate(ious.items()))
-            panels += [(f"the agent: {_words(self.agent, its.step)}", w, its.picture()),
-                       ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key)]
-        return panels_svg(panels, tall)
+@patch
+def svg(self: Game) -> str:
+    "Your box on the picture; when it is over, both searches and their IoU"
+    mine, its = (EpisodeState(e, -1) for e in (self.mine, self.agent))
+    (w, h), colour, tall = mine.size, COLOURS["second"], max(mine.size[1], 220)
+    panels = [(f"you: {_words(self.mine, mine.step)}", w, mine.picture(colour))]
+    if self.over:
+        ious = {"you": (colour, self.mine.ious), "the agent": (COLOURS["agent"], iou(self.agent.boxes[:, None], self.agent.truth).max(1))}
+        key = "".join(_line(40 + 60*i, -13, 56 + 60*i, -13, c, 3) + _text(60 + 60*i, -9, name, 11) for i, (name, (c, _)) in enumerate(ious.items()))
+        panels += [(f"the agent: {_words(self.agent, its.step)}", w, its.picture()),
+                   ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key)]
+    return panels_svg(panels, tall)
 
 # %% ../nbs/28_widgets.ipynb #3d499c94
 class GameView(View):

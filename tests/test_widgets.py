@@ -135,7 +135,8 @@ def test_picker():
     view.class_name.value = "dog"
     assert view.words.value == "" and len(asked) == 4
     with pytest.raises(ValueError, match="at least one"): Picker(search, [], ["cat"])
-    with pytest.raises(ValueError, match="cannot be answered: unknown class"): picker(search, ["first"], ["<zebra>"])
+    with pytest.raises(ValueError, match="no class can be looked for in first: unknown class"): picker(search, ["first"], ["<zebra>"])
+    assert picker(search, ["first"], ["<zebra>", "dog"]).class_name.value == "dog"   # begins with what has an answer
 
 
 def test_a_game_by_buttons():
