@@ -90,7 +90,7 @@ _SHIFTS = np.array([  # in units of alpha*(w, h, w, h)
     [ .5,  .5, -.5, -.5],  # fine_smaller
 ], dtype=np.float32)
 
-# %% ../nbs/00_boxes.ipynb #4b3def88
+# %% ../nbs/00_boxes.ipynb #e245eb11
 @dataclass(frozen=True)
 class Moves:
     """What each action does to a box. Called with boxes it gives the result of every action.
@@ -108,12 +108,13 @@ class Moves:
             if not 0 < getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
 
     @property
-    def actions(self): 
+    def actions(self):
         "Names of the actions, in order"
         return ACTIONS[:self.n_actions]
 
     @cached_property
     def _shifts(self):
+        "(n_actions, 4) what each action adds to the corners, in units of the box"
         scale = np.full((10, 1), self.alpha, dtype=np.float32)
         scale[ACTIONS.index("fine_smaller")] = self.fine
         return (_SHIFTS*scale)[:self.n_actions]
@@ -145,6 +146,7 @@ class Moves:
         return self._move(boxes[..., None, :], self._table(boxes))
 
     def _table(self, boxes):
+        "`_shifts` in the kind, precision and place of `boxes`"
         xp = _backend(boxes)
         if xp is np: return self._shifts.astype(boxes.dtype, copy=False)
         return xp.as_tensor(self._shifts, dtype=boxes.dtype, device=boxes.device)

@@ -11,7 +11,7 @@ __all__ = ['SignReward', 'DeltaReward', 'BinaryTrigger', 'ContinuousTrigger', 'R
 """A `Reward` composes a move reward (`SignReward`, `DeltaReward`) and a trigger reward (`BinaryTrigger`, `ContinuousTrigger`).
 All are frozen dataclasses of NumPy functions over any batch shape; `named_reward` finds the ready-made ones."""
 
-# %% ../nbs/07_rewards.ipynb #11990eb4
+# %% ../nbs/07_rewards.ipynb #8c708534
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
@@ -25,7 +25,7 @@ def _check(owner, **limits):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high or np.isinf(value):
             raise ValueError(f"{type(owner).__name__}({name}={value!r}): must be a number from {low} to {high}")
 
-# %% ../nbs/07_rewards.ipynb #fa498840
+# %% ../nbs/07_rewards.ipynb #4d4c870d
 @dataclass(frozen=True)
 class SignReward:
     """+`size` for a move that raises the IoU, -`size` for any other.
@@ -34,7 +34,7 @@ class SignReward:
     size: float = 1.0       # reward of a good move
     eps: float = 1e-6       # smaller changes of IoU, and of distance in image fractions, count as none
     kind: str = field(default="sign", init=False, repr=False)
-    
+
     def __post_init__(self):
         if self.ties not in ("negative", "centre"): raise ValueError(f"SignReward(ties={self.ties!r}): use 'negative' or 'centre'")
         _check(self, size=(0, np.inf), eps=(0, 0.1))
@@ -126,7 +126,7 @@ class ContinuousTrigger:
         failure = -self.edge - (self.eta - self.edge)*below**self.fail_power
         return np.where(iou >= self.threshold, success, failure)
 
-# %% ../nbs/07_rewards.ipynb #7324e80f
+# %% ../nbs/07_rewards.ipynb #be193a6b
 @dataclass(frozen=True)
 class Reward:
     """What an environment calls: pays `move` for moves and `trigger` for triggers.
