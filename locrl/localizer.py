@@ -10,7 +10,7 @@ __all__ = ['EXAMPLE', 'picture', 'forms', 'PictureBank', 'CutPictures', 'Locatio
 # %% ../nbs/27_localizer.ipynb #ce9ce3a9
 """`Localizer` searches a user's pictures for what a phrase names; a `Location` is the answer, with the way to it."""
 
-# %% ../nbs/27_localizer.ipynb #c0d51574
+# %% ../nbs/27_localizer.ipynb #02cc395f
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,10 +24,10 @@ from PIL import Image
 
 from .boxes import TRIGGER
 from .clip import SYNONYMS
-from .confidence import RegionClassifier, with_region
+from .confidence import RegionClassifier, answer_all, with_region
 from .data import DataError, open_image, rgb
 from .encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClass
-from .evaluate import confidence_of, search_all
+from .evaluate import confidence_of
 from .features import CropBank, FeatureBank, Projection, class_evidence, integral_image
 from .multi import search_several, suppress
 from .pretrained import load_pretrained
@@ -114,7 +114,7 @@ class CutPictures(PictureBank):
 
     pool = CropBank.pool
 
-# %% ../nbs/27_localizer.ipynb #8a7ec62b
+# %% ../nbs/27_localizer.ipynb #9c3a9f0e
 @dataclass(frozen=True, eq=False)
 class Location:
     "Where the agent found what was asked for, and how it got there"
@@ -137,8 +137,9 @@ class Location:
     @property
     def episode(self) -> Episode:
         "The search up to the answer, for `locrl.report`"
-        n = len(self.actions) if self.triggered else int((self.boxes == self.box).all(1).argmax())
-        return Episode(self.image, self.class_name, self.boxes[:n + 1], self.actions[:n], None, self.q_values[:n], self.saliency, None, self.triggered, self.confidence)
+        stopped = self.triggered and bool((self.boxes[-1] == self.box).all())   # else it passed the answer and went on
+        n = len(self.actions) if stopped else int((self.boxes == self.box).all(1).argmax())
+        return Episode(self.image, self.class_name, self.boxes[:n + 1], self.actions[:n], None, self.q_values[:n], self.saliency, None, stopped, self.confidence)
 
     def figure(self):
         "The answer on the picture, as a matplotlib figure"
@@ -169,7 +170,7 @@ def _order(box, q_trigger, believed):
     "Rows sorted by what is seen of them; two searches that saw the same have the same order"
     return np.lexsort([*box.T, q_trigger, believed])
 
-# %% ../nbs/27_localizer.ipynb #6ee55157
+# %% ../nbs/27_localizer.ipynb #c9d3af0f
 class Localizer:
     "A trained agent for anybody's pictures"
     def __init__(self,
@@ -245,8 +246,8 @@ class Localizer:
         bank = self._bank(pictures, dict.fromkeys(name for _, name in questions))
         image, label = (np.array(x) for x in zip(*((i, bank.classes.index(name)) for i, name in questions)))
         with listening(agent.policy.q_net) as heard:
-            answers = search_all(agent.policy, bank, image, label, config.moves, config.observation.max_steps)
-        answers, score = self._judged(answers, bank)
+            answers = answer_all(agent.policy, bank, image, label, config.moves, config.observation.max_steps, config.answer, self.confidence, self.classifier)
+        score = self._score(answers)
         keys, q, believed = (np.concatenate(x) for x in zip(*heard))
         found = {}
         for k, question in enumerate(questions):
@@ -262,11 +263,10 @@ class Localizer:
         kind, config = PictureBank if self.agent.config.regions == "pooled" else CutPictures, self.agent.config
         return kind(pictures, self.encoder, self.agent.projection, tuple(config.classes if self.closed else names), self.agent.prototypes, self.device)
 
-    def _judged(self, answers, bank):
-        "The answers, as the source of confidence needs them, and how sure each of them is"
-        if self.classifier: answers = with_region(answers, self.classifier, bank)
+    def _score(self, answers):
+        "How sure each of the answers is"
         score = confidence_of(answers, self.confidence)
-        return answers, np.exp(score) if "*" in self.confidence else score   # `CONFIDENCE` keeps products as sums of logarithms
+        return np.exp(score) if "*" in self.confidence else score   # `CONFIDENCE` keeps products as sums of logarithms
 
     def locate_all(self,
         image,                # a picture as `picture` takes it
@@ -284,7 +284,8 @@ class Localizer:
         same = np.empty(len(regions), np.int64)   # where each region was asked about
         same[_order(regions.box, regions.q_trigger, regions.iou)] = _order(keys[:, 2:6], q[:, TRIGGER], believed)
         keys, q, believed, stops = keys[same], q[same], believed[same], regions.terminal
-        regions, score = self._judged(regions, bank)
+        if self.classifier: regions = with_region(regions, self.classifier, bank)
+        score = self._score(regions)
         best = suppress(regions, score, overlap)
         def found(k):   # the way to region k, and the trigger there
             begin, stop = k - int(keys[k, 6]), int(stops[k])

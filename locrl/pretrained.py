@@ -11,7 +11,7 @@ __all__ = ['FORMAT', 'LIMIT', 'AGENTS', 'PackError', 'PretrainedAgent', 'pretrai
 """`pack` writes what a run needs for looking at pictures into one small file, with its metrics; `load_pretrained` makes an agent of
 one, from the package or from a path."""
 
-# %% ../nbs/26a_pretrained.ipynb #a5b89f20
+# %% ../nbs/26a_pretrained.ipynb #40d645d3
 import hashlib
 import io
 import json
@@ -25,16 +25,16 @@ import numpy as np
 import torch
 
 from .boxes import TRIGGER
-from .confidence import RegionClassifier, best_iou, reliability, with_region
+from .confidence import RegionClassifier, answer_all, best_iou, reliability
 from .config import Config, difference
 from .data import cache_root, write_atomic
 from .encoders import Prototypes
-from .evaluate import confidence_of, questions, relabelled, score, search_all
+from .evaluate import confidence_of, questions, relabelled, score
 from .features import Projection
 from .results import asks_regions, classifier_of
 from .train import Agent, untrained, versions
 
-# %% ../nbs/26a_pretrained.ipynb #2c336bfd
+# %% ../nbs/26a_pretrained.ipynb #51014b41
 FORMAT = 1         # of the file; raised when an older locrl could not read a new one
 LIMIT = 2_000_000  # bytes of a file, at most
 AGENTS = Path(str(files("locrl")))/"assets"/"agents"
@@ -132,7 +132,7 @@ def load_pretrained(
     del arrays["about"]
     return _agent(_grown(arrays), about, device)
 
-# %% ../nbs/26a_pretrained.ipynb #1b8cb0c1
+# %% ../nbs/26a_pretrained.ipynb #ce68c3f8
 def measure(
     agent: Agent,            # of the run
     packed: PretrainedAgent, # the same from its file
@@ -144,8 +144,7 @@ def measure(
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
         w = replace(world, projection=a.projection, prototypes=a.prototypes, data={}, banks={})
         bank = w.bank(split)
-        s = search_all(a.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, progress=progress)
-        answers[name] = s = with_region(s, classifier, bank) if classifier else s
+        answers[name] = s = answer_all(a.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, c.answer, c.final_confidence, classifier, progress)
         e = score(s, w.data[split], bank.classes, c.final_confidence).to_dict()
         rows[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")} | {k: e["one_shot"][k] for k in ("map11", "map_area")}
     a, b = answers["run"], answers["packed"]

@@ -12,7 +12,7 @@ __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_of', 'answers_of', 
 """`report` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps what it took long to
 find, `classifier_of` what ranks it, `episode_of` draws one search."""
 
-# %% ../nbs/25_results.ipynb #40f4c965
+# %% ../nbs/25_results.ipynb #6561a514
 import hashlib
 import importlib.util
 import json
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from .boxes import FULL, iou
-from .confidence import ConfidenceError, RegionClassifier, fit_region_classifier, with_region
+from .confidence import ConfidenceError, RegionClassifier, answer_all, fit_region_classifier, with_region
 from .config import ConfigError, World, difference
 from .data import write_atomic
 from .diagnostics import Probe, watch
@@ -93,7 +93,7 @@ def searches_of(
     find = lambda: search_all(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, progress=progress)
     return kept(agent, bank, "one-shot", Searches, find)
 
-# %% ../nbs/25_results.ipynb #36c29c8d
+# %% ../nbs/25_results.ipynb #7fda2136
 def classifier_of(
     agent: Agent,          # of the run
     progress: bool = False,# show progress bars
@@ -104,25 +104,29 @@ def classifier_of(
         try: return RegionClassifier.load(file)
         except ConfidenceError as e: warnings.warn(f"{e}: it is made anew")
     bank = world.bank("train")
-    classifier = fit_region_classifier(bank, world.data["train"], [searches_of(agent, bank, progress)], agent.seed, progress=progress)
+    classifier = fit_region_classifier(bank, world.data["train"], [searches_of(agent, bank, progress)], agent.seed, members=agent.config.classifiers, progress=progress)
     classifier.save(file)
     return classifier
 
 def answers_of(
-    agent: Agent,          # who searches
+    agent: Agent,          # who answers
     bank: FeatureBank,     # features of the pictures
     confidence: str,       # source of the ranking; one that asks the region classifier has it asked
     progress: bool = False,# show progress bars
-) -> Searches:
-    "`searches_of`, with `region` filled in where `confidence` needs it"
-    found = searches_of(agent, bank, progress)
-    return with_region(found, classifier_of(agent, progress), bank) if asks_regions(confidence) else found
+) -> Searches:             # with `region` filled in where `confidence` needs it
+    "The answer to every picture and class of `bank`, chosen as the configuration says; made once, then read from the run's folder"
+    c, classifier = agent.config, classifier_of(agent, progress) if asks_regions(confidence) else None
+    if c.answer == "stop":
+        found = searches_of(agent, bank, progress)
+        return with_region(found, classifier, bank) if classifier else found
+    find = lambda: answer_all(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, c.answer, confidence, classifier, progress)
+    return kept(agent, bank, c.answer, Searches, find, confidence=confidence, classifier=classifier and classifier.digest, chosen_by=_code("confidence", "multi"))
 
 def asks_regions(confidence: str) -> bool:
     "Whether this source needs a region classifier"
     return "region" in confidence.split("*")
 
-# %% ../nbs/25_results.ipynb #f84a761a
+# %% ../nbs/25_results.ipynb #4ce72a50
 def spread(x):
     "What `interval` gave, as a cell of a table"
     return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
@@ -153,7 +157,7 @@ def opened(
     world = world or agents[0].world()
     return agents, world, world.bank(split), world.data[split]
 
-# %% ../nbs/25_results.ipynb #0adcc551
+# %% ../nbs/25_results.ipynb #d1cb2673
 def report(
     folders,                 # run folders of one configuration, one per seed
     split: str = "report",   # "report" or "select"
@@ -197,9 +201,8 @@ def _several(agent, bank, data, confidence, progress):
         regions = search_several(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, restarts=c.restarts, progress=progress)
         if classifier: regions = with_region(regions, classifier, bank, progress)
         return _Text(np.array(json.dumps(score_multi(regions, data, bank.classes, confidence).to_dict())))
-    about = [gt.image, gt.label, gt.boxes, gt.difficult, *([classifier.hidden, classifier.hidden_bias, classifier.out, classifier.out_bias] if classifier else [])]
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in about)).hexdigest()
-    score = kept(agent, bank, "several", _Text, find, confidence=confidence, restarts=c.restarts, truth=digest, scored_by=_code("confidence", "metrics", "multi", "saliency"))
+    truth = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in (gt.image, gt.label, gt.boxes, gt.difficult))).hexdigest()
+    score = kept(agent, bank, "several", _Text, find, confidence=confidence, restarts=c.restarts, truth=truth, classifier=classifier and classifier.digest, scored_by=_code("confidence", "metrics", "multi", "saliency"))
     return json.loads(str(score.json))
 
 def history(

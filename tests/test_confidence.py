@@ -8,12 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locrl.boxes import FULL, pairwise_iou
-from locrl.confidence import (CONTEXT, ORACLE, ConfidenceError, RegionClassifier, ablation, best_iou, fit_region_classifier,
+from locrl.boxes import FULL, TRIGGER, Moves, pairwise_iou
+from locrl import confidence as module
+from locrl.confidence import (CONTEXT, ORACLE, ConfidenceError, RegionClassifier, ablation, answer_all, best_iou, fit_region_classifier,
                               region_inputs, reliability, reliability_figure, sample_boxes, with_region)
 from locrl.data import Annotation, Dataset
-from locrl.evaluate import Searches, confidence_of, questions, sources_of
+from locrl.config import Config
+from locrl.evaluate import Searches, confidence_of, questions, search_all, sources_of
 from locrl.features import FeatureBank, integral_image
+from locrl.policy import attach
+from locrl.train import untrained
 
 CLASSES = ("cat", "dog")
 
@@ -106,6 +110,26 @@ def test_same_seed_same_classifier(fitted):
     def fit(seed): return fit_region_classifier(fitted.elsewhere, fitted.test, seed=seed, width=8, epochs=2)
     a, b, c = fit(3), fit(3), fit(4)
     assert np.array_equal(a.hidden, b.hidden) and np.array_equal(a.out_bias, b.out_bias) and not np.array_equal(a.hidden, c.hidden)
+
+
+def test_a_committee_is_the_mean_of_its_members(fitted, monkeypatch):
+    "Its log-odds are the mean of those of its members, who differ, and each of whom was calibrated on pictures that the others learned from"
+    members, held, fit = [], [], module._fit
+
+    def remembered(x, right, learn, check, *more):
+        held.append(check)
+        members.append(fit(x, right, learn, check, *more))
+        return members[-1]
+
+    monkeypatch.setattr(module, "_fit", remembered)
+    committee = fit_region_classifier(fitted.bank, fitted.train, width=32, epochs=2, members=3)
+    assert not (held[0] & held[1] | held[0] & held[2] | held[1] & held[2]).any()
+    x = region_inputs(fitted.elsewhere, fitted.answers.image[:50], fitted.answers.box[:50]).numpy()
+    votes = np.stack([np.maximum(x @ w + b, 0) @ v + c for w, b, v, c in members])
+    assert np.abs(votes[0] - votes[1]).max() > .01
+    np.testing.assert_allclose(committee.logits(torch.from_numpy(x)), votes.mean(0), atol=1e-3)
+    for n in (0, 6):
+        with pytest.raises(ConfidenceError, match="1 to 5"): fit_region_classifier(fitted.bank, fitted.train, members=n)
 
 
 def test_batches_change_nothing(fitted):
@@ -258,3 +282,47 @@ def test_ablation_orders_the_sources(fitted):
     assert [r["confidence"] for r in ablation(a, fitted.test, CLASSES, ["region"])] == ["region", ORACLE]
     assert "region" not in [r["confidence"] for r in ablation([fitted.answers, a], fitted.test, CLASSES)]
     with pytest.raises(ConfidenceError, match="no answers"): ablation([], fitted.test, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def searched(fitted):
+    "A policy that triggers in some searches, and questions in no order"
+    policy, moves = untrained(Config(classes=CLASSES), 6), Moves()
+    image, label = (x[np.random.default_rng(0).permutation(len(x))[:40]] for x in questions(len(fitted.test), 2))
+    return policy, moves, image, label
+
+
+def path_of(policy, bank, image, label, moves, max_steps):
+    "Every box of one search with the IoU believed there, move by move, and whether it triggered"
+    net, box, history, way = attach(policy, bank).q_net, FULL.copy(), [-1]*10, []
+    for t in range(max_steps):
+        q, believed = net.predict_all(torch.tensor([[image, label, *box, t, *history[:10]]], dtype=torch.float32))
+        way.append((box, float(believed)))
+        action = int(q.argmax())
+        if action == TRIGGER: return way, True
+        box, history = moves.apply(box, action), [action, *history]
+    return way, False
+
+
+@torch.no_grad()
+def test_the_surest_of_the_boxes_passed(fitted, searched):
+    "As a loop over one search after another finds it, for a confidence with and without the region classifier"
+    policy, moves, image, label = searched
+    for source, judge in ("iou", None), ("region*iou", fitted.classifier):
+        found = answer_all(policy, fitted.elsewhere, image, label, moves, 12, "surest", source, judge)
+        assert np.array_equal(found.image, image) and np.array_equal(found.label, label)
+        for k in range(len(image)):
+            way, triggered = path_of(policy, fitted.elsewhere, image[k], label[k], moves, 12)
+            boxes, believed = np.stack([b for b, _ in way]), np.array([x for _, x in way])
+            sure = np.log(believed + 1e-6)
+            if judge: sure = sure + np.log(judge.predict(fitted.elsewhere, np.repeat(image[k], len(way)), np.repeat(label[k], len(way)), boxes) + 1e-6)
+            assert sure[(np.abs(boxes - found.box[k]) < 1e-6).all(1)].max() >= sure.max() - 1e-4
+            assert (found.steps[k], found.triggered[k]) == (len(way), triggered)
+
+
+def test_the_answer_where_it_stops(fitted, searched):
+    "Is that of `search_all`; another answer is refused"
+    policy, moves, image, label = searched
+    stop, plain = answer_all(policy, fitted.elsewhere, image, label, moves, 12, classifier=fitted.classifier), search_all(policy, fitted.elsewhere, image, label, moves, 12)
+    assert np.array_equal(stop.box, plain.box) and np.array_equal(stop.steps, plain.steps) and stop.region is not None
+    with pytest.raises(ValueError, match="use 'stop' or 'surest'"): answer_all(policy, fitted.elsewhere, image, label, answer="last")

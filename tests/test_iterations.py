@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from locrl.config import CONFIGS, LOOKS, ConfigError, prepare
-from locrl.iterations import ITERATIONS, changes_of, find_config, rises, within
+from locrl.iterations import ITERATIONS, changes_of, find_config, gains, rises, within
 from locrl.train import Agent, train
 
 NAMES = list(ITERATIONS)
@@ -70,6 +70,15 @@ def test_a_rise_within_the_noise_is_none():
     assert rises("x")(old, clear).passed is False
     assert rises("x")(result_of(x=[2, 2, 2]), result_of(x=[1, 1, 1])).passed is True
     assert rises("x", by=.5)(clear, old).passed is False
+
+
+def test_a_gain_is_of_each_seed_over_itself():
+    "A small gain that every seed has counts, however much the seeds differ; seeds are matched by name"
+    old, new = result_of(seed=[0, 1, 2], x=[.3, .5, .4]), result_of(seed=[2, 0, 1], x=[.41, .312, .511])
+    assert rises("x")(new, old).passed is False and gains("x")(new, old).passed is True
+    assert gains("x", by=.01)(new, old).passed is False and gains("x")(old, new).passed is False
+    assert gains("x")(result_of(seed=[0, 1, 2], x=[.4, .5, .4]), old).passed is False    # one seed alone
+    assert gains("x")(old, old).passed is False and gains("x")(old, None).passed is None
 
 
 def test_a_range_holds_for_every_seed():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from locrl.boxes import TRIGGER
-from locrl.confidence import ConfidenceError, RegionClassifier, region_inputs
+from locrl.confidence import ConfidenceError, RegionClassifier, answer_all, region_inputs
 from locrl.config import Config, ConfigError, prepare
 from locrl.data import DataError
 from locrl.encoders import UnknownClass
@@ -74,6 +74,17 @@ def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
             assert (found.actions[:-1] != TRIGGER).all() and (found.actions[-1] == TRIGGER) == found.triggered
             np.testing.assert_allclose(found.episode.boxes[-1], found.box, atol=1e-6)
     assert "predict_all" not in vars(policy.q_net)
+
+
+def test_the_surest_box_passed(localizer, world, scenes):
+    "A run whose answer is that is answered so, and the episode ends with the answer"
+    agent = replace(localizer.agent, config=replace(TINY, answer="surest"))
+    scored = answer_all(agent.policy, world.banks["report"], *questions(12, 2), answer="surest")
+    for row, found in enumerate(Localizer(agent, world.encoder).locate([s for s in scenes for _ in TINY.classes], list(TINY.classes)*12)):
+        np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
+        assert found.triggered == scored.triggered[row] and len(found.actions) == scored.steps[row]
+        assert found.believed.max() == pytest.approx(scored.iou[row], abs=1e-2)
+        np.testing.assert_array_equal(found.episode.boxes[-1], found.box)
 
 
 def test_cut_out_regions(localizer, world, scenes):
