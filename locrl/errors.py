@@ -10,13 +10,13 @@ __all__ = ['KINDS', 'STATES', 'FIXES', 'SIZES', 'Errors', 'analyse_errors', 'err
 # %% ../nbs/19_errors.ipynb #f5ea696a
 """`analyse_errors` sorts the false positives and the missed objects of a set of detections and prices each kind in AP (`Errors`)."""
 
-# %% ../nbs/19_errors.ipynb #056aa356
+# %% ../nbs/19_errors.ipynb #1eb49203
 from dataclasses import dataclass
 
 import numpy as np
 
 from .boxes import area, iou
-from .metrics import MetricError, average_precision, evaluate_detections, match
+from .metrics import MetricError, average_precision, evaluate_detections, image_pairs, match
 from .report import COLOURS, new_figure, style, table
 
 # %% ../nbs/19_errors.ipynb #e353544c
@@ -25,15 +25,10 @@ STATES = ("found", "ranked low", "crowded", "mislocated", "confused", "never pro
 FIXES = KINDS + ("missed", "false positives", "false negatives", "everything")
 SIZES = {"XS": .01, "S": .05, "M": .2, "L": .5, "XL": 1.}     # largest area, as a fraction of the image
 
-# %% ../nbs/19_errors.ipynb #56fcaf67
+# %% ../nbs/19_errors.ipynb #f53b6bb6
 def _pairs(det, gt):
     "Rows of the detections and of the objects that share an image, and their IoU"
-    image = np.asarray(gt.image)
-    by_image = np.argsort(image, kind="stable")
-    first = np.searchsorted(image[by_image], det.image, "left")
-    count = np.searchsorted(image[by_image], det.image, "right") - first
-    d = np.repeat(np.arange(len(det)), count)
-    o = by_image[np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)] if len(d) else d
+    d, o = image_pairs(det.image, np.asarray(gt.image))
     return d, o, iou(det.boxes[d].astype(np.float64), np.asarray(gt.boxes, dtype=np.float64)[o])
 
 def _best(rows, overlap, partner, n):
@@ -86,7 +81,7 @@ class _Sorted:
         return [_ap(self.scores[s], tp[s], int((counts & (self.gt_label == c)).sum()), kind) if (self.counts & (self.gt_label == c)).any() else None
                 for c in range(n_classes) for s in [left & (label == c)]]
 
-# %% ../nbs/19_errors.ipynb #3c9bc4a8
+# %% ../nbs/19_errors.ipynb #702f379a
 @dataclass(frozen=True, eq=False)
 class Errors:
     "What is wrong with a set of detections; displays as a table, `figure()` draws it"
@@ -147,6 +142,7 @@ class Errors:
     def __repr__(self): return str(self.table())
     def _repr_html_(self): return self.table()._repr_html_() + self.states_table()._repr_html_()
 
+# %% ../nbs/19_errors.ipynb #bbbb535c
 def _order(group):
     "The values of `group` that occur: sizes from small to large, all else sorted"
     found = set(group.tolist())
@@ -162,6 +158,7 @@ def _groups(gt, objects):
     if hasattr(gt, "truncated"): out["truncated"] = np.where(np.asarray(gt.truncated, dtype=bool)[objects], "truncated", "whole").astype(object)
     return out
 
+# %% ../nbs/19_errors.ipynb #8fc0211d
 def analyse_errors(
     det,                # `locrl.metrics.Detections`, boxes as fractions of the image
     gt,                 # object with arrays image, label, boxes, difficult, and if known truncated, as `locrl.data.GroundTruth`
@@ -200,7 +197,7 @@ def analyse_errors(
     objects = np.flatnonzero(counts)
     return Errors(classes, det.label, found, mistaken, objects, gt_label[objects], state[objects], _groups(gt, objects), ap, gain)
 
-# %% ../nbs/19_errors.ipynb #4877f154
+# %% ../nbs/19_errors.ipynb #874e95c1
 _SHADES = ("#009E73", "#56B4E9", "#0072B2", "#E69F00", "#CC79A7", "#B8B8B8")
 
 def _stacked(ax, groups, names, colours, title):
