@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/clip.html.md"""
 
 # %% auto #0
 __all__ = ['SINGLE_PROMPT', 'SYNONYMS', 'BACKGROUND', 'resize_position_embedding', 'last_block', 'joint_tokens', 'sliding_dense',
-           'dense_unsupported', 'WeightsError', 'phrases', 'rivals', 'encode_texts', 'OpenClipEncoder']
+           'dense_unsupported', 'WeightsError', 'phrases', 'rivals', 'encode_texts', 'ClassTexts', 'OpenClipEncoder']
 
 # %% ../nbs/05_clip.ipynb #18ab9fe9
 import hashlib
@@ -94,7 +94,7 @@ def sliding_dense(
         count[y:y + n, x:x + n] += 1
     return total/count
 
-# %% ../nbs/05_clip.ipynb #93653bc8
+# %% ../nbs/05_clip.ipynb #df326bb8
 _CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
 def dense_unsupported(
@@ -229,6 +229,57 @@ def encode_texts(
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:n, :n]))
     return x[torch.arange(len(x), device=x.device), end] @ model.text_projection
 
+# %% ../nbs/05_clip.ipynb #d5a261e5
+class ClassTexts:
+    "The embedding of a class name by a model's text tower: made once, then remembered in memory and on disk"
+    def __init__(self,
+        model,                     # open_clip model
+        architecture: str,         # its open_clip name
+        prompts: str = "ensemble", # "ensemble": the 80 ImageNet templates; "single": `SINGLE_PROMPT`
+        device: str = "cpu",       # torch device of the model
+    ):
+        self.model, self.architecture, self.prompts, self.device, self._known = model, architecture, prompts, device, {}
+
+    @cached_property
+    def digest(self) -> str:
+        "Of the text tower alone: all encoders that share it share its embeddings"
+        state = {k: v for k, v in self.model.state_dict().items() if not k.startswith("visual.")}
+        return weights_digest(f"{self.architecture} {self.model.visual.transformer.resblocks[-1].mlp.gelu!r}", state)
+
+    @cached_property
+    def _tokenize(self):
+        import open_clip
+        return open_clip.get_tokenizer(self.architecture)
+
+    def sentences(self, name: str) -> list[str]:
+        "Everything that is said about a class"
+        import open_clip
+        templates = [SINGLE_PROMPT.format] if self.prompts == "single" else open_clip.OPENAI_IMAGENET_TEMPLATES
+        return [t(phrase) for phrase in phrases(name) for t in templates]
+
+    def _remembered(self, name):
+        "From the cache on disk, else made and put there"
+        sentences = self.sentences(name)
+        file = cache_root()/"texts"/f"{hashlib.sha256(json.dumps([self.digest, sentences]).encode()).hexdigest()[:32]}.npz"
+        try:
+            with np.load(file) as f: kept = torch.from_numpy(f["embedding"])   # the zip format carries a checksum
+            if kept.shape == (self.model.visual.output_dim,) and abs(float(kept.norm()) - 1) < 1e-3: return kept
+            raise ValueError("not a unit vector of this encoder")
+        except FileNotFoundError: pass
+        except Exception as e: warnings.warn(f"{file} is damaged ({e}); it is made anew", stacklevel=2)
+        with torch.no_grad(): embedded = torch.cat([encode_texts(self.model, x.to(self.device)) for x in self._tokenize(sentences).split(256)])
+        made = F.normalize(F.normalize(embedded.float(), dim=1).mean(0), dim=0).cpu()
+        with suppress(OSError): write_atomic(file, lambda f: np.savez(f, embedding=made.numpy()))   # a cache that cannot be written is no reason to stop
+        return made
+
+    def __call__(self,
+        names,           # class names or phrases
+    ) -> torch.Tensor:   # (C, dim) unit vectors, on the model's device
+        "Embeddings of `names`"
+        for name in dict.fromkeys(names):
+            if name not in self._known: self._known[name] = self._remembered(name)
+        return torch.stack([self._known[name] for name in names]).to(self.device)
+
 # %% ../nbs/05_clip.ipynb #11243ea8
 def _bf16_cpu():
     "Whether this CPU multiplies bf16 natively (AVX512-BF16, and with it AMX)"
@@ -256,7 +307,16 @@ def _check_model(name, pretrained):
         raise ValueError(f"unknown encoder {name!r}; nearest open_clip models: {near}. The embedded encoder is efficientnet_lite0")
     if why := dense_unsupported(config): raise ValueError(f"{name} cannot give dense features: {why}. Use e.g. ViT-L-14 or ViT-B-16")
 
-# %% ../nbs/05_clip.ipynb #27e40891
+# %% ../nbs/05_clip.ipynb #0389603e
+def _check_sizes(name, patch, **sizes):
+    "Refuse pixels that do not come in whole patches, and windows that leave gaps or reach beyond the input"
+    for what, n in sizes.items():
+        if n is not None and (n % patch or n < patch):
+            raise ValueError(f"{what}={n}: must be a multiple of {name}'s patch size {patch}, e.g. {max(1, round(n/patch))*patch}")
+    whole, window, stride = sizes["input_size"], sizes["window"], sizes["stride"]
+    if window and not stride <= window <= whole: raise ValueError(f"window={window}, stride={stride}: need stride <= window <= input_size={whole}")
+
+# %% ../nbs/05_clip.ipynb #4837bd4f
 class OpenClipEncoder(Encoder):
     "Frozen CLIP through open_clip: patch tokens, exact crops and class names in one space"
 
@@ -282,18 +342,15 @@ class OpenClipEncoder(Encoder):
         if ":" not in name: name = name.replace("/", "-")
         _check_model(name, pretrained)
         model, label = _create(name, pretrained, seed)
-        self.model, self._architecture, self._texts = model.eval().requires_grad_(False).to(device), name, {}
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.texts = ClassTexts(self.model, name, prompts, device)
         self.name = "/".join(filter(None, [name, label, method]))
-        self.method, self.prompts, self.bank, self.scale = method, prompts, tuple(bank), scale
+        self.method, self.bank, self.scale = method, tuple(bank), scale
         self.device, self.dim = device, model.visual.output_dim
         self._native, patch = model.visual.image_size[0], model.visual.patch_size[0]
         self.input_size = input_size or self._native
         self.window, self.stride = window, stride or (window and max(1, window//2//patch)*patch)
-        for what, n in dict(input_size=self.input_size, window=self.window, stride=self.stride).items():
-            if n is not None and (n % patch or n < patch):
-                raise ValueError(f"{what}={n}: must be a multiple of {name}'s patch size {patch}, e.g. {max(1, round(n/patch))*patch}")
-        if window and not self.stride <= window <= self.input_size:
-            raise ValueError(f"window={window}, stride={self.stride}: need stride <= window <= input_size={self.input_size}")
+        _check_sizes(name, patch, input_size=self.input_size, window=self.window, stride=self.stride)
         self.grid = (self.input_size//patch,)*2
         blocks, cells = model.visual.transformer.resblocks, 1 + ((window or self.input_size)//patch)**2
         heads, width = blocks[-1].attn.num_heads, blocks[-1].attn.embed_dim
@@ -311,16 +368,10 @@ class OpenClipEncoder(Encoder):
     @cached_property
     def fingerprint(self):
         "Digest over architecture, input, everything that makes up the evidence, and all weights; device and precision do not count"
-        about = dict(name=self._architecture, method=self.method, input_size=self.input_size, resample=self._resample,
-                     mean=self._mean.flatten().tolist(), std=self._std.flatten().tolist(), prompts=self.prompts, bank=self.bank,
+        about = dict(name=self.texts.architecture, method=self.method, input_size=self.input_size, resample=self._resample,
+                     mean=self._mean.flatten().tolist(), std=self._std.flatten().tolist(), prompts=self.texts.prompts, bank=self.bank,
                      scale=self.scale, synonyms=SYNONYMS, window=self.window, stride=self.stride, activation=repr(self.model.visual.transformer.resblocks[-1].mlp.gelu))
         return weights_digest(json.dumps(about, sort_keys=True), self.model.state_dict())
-
-    @cached_property
-    def _text_digest(self):
-        "Digest of the text tower alone: all encoders that share it share its embeddings"
-        state = {k: v for k, v in self.model.state_dict().items() if not k.startswith("visual.")}
-        return weights_digest(f"{self._architecture} {self.model.visual.transformer.resblocks[-1].mlp.gelu!r}", state)
 
     def _forward(self, f, inputs):
         "`f` over `inputs` in batches, without gradients, in the chosen precision; float32 out"
@@ -344,36 +395,7 @@ class OpenClipEncoder(Encoder):
 
     def embed_images(self, pixels): return F.normalize(self._forward(self.model.encode_image, pixels), dim=1)
 
-    def class_embeddings(self, names):
-        for name in dict.fromkeys(names):
-            if name not in self._texts: self._texts[name] = self._remembered_text(name)
-        return torch.stack([self._texts[name] for name in names]).to(self.device)
-
-    def _sentences(self, name):
-        "Everything that is said about a class"
-        import open_clip
-        templates = [SINGLE_PROMPT.format] if self.prompts == "single" else open_clip.OPENAI_IMAGENET_TEMPLATES
-        return [t(phrase) for phrase in phrases(name) for t in templates]
-
-    def _remembered_text(self, name):
-        "The embedding of a class from the cache on disk, else made and put there"
-        sentences = self._sentences(name)
-        file = cache_root()/"texts"/f"{hashlib.sha256(json.dumps([self._text_digest, sentences]).encode()).hexdigest()[:32]}.npz"
-        try:
-            with np.load(file) as f: kept = torch.from_numpy(f["embedding"])   # the zip format carries a checksum
-            if kept.shape == (self.dim,) and abs(float(kept.norm()) - 1) < 1e-3: return kept
-            raise ValueError("not a unit vector of this encoder")
-        except FileNotFoundError: pass
-        except Exception as e: warnings.warn(f"{file} is damaged ({e}); it is made anew", stacklevel=2)
-        with torch.no_grad(): embedded = torch.cat([encode_texts(self.model, x.to(self.device)) for x in self._tokenize(sentences).split(256)])
-        made = F.normalize(F.normalize(embedded.float(), dim=1).mean(0), dim=0).cpu()
-        with suppress(OSError): write_atomic(file, lambda f: np.savez(f, embedding=made.numpy()))   # a cache that cannot be written is no reason to stop
-        return made
-
-    @cached_property
-    def _tokenize(self):
-        import open_clip
-        return open_clip.get_tokenizer(self._architecture)
+    def class_embeddings(self, names): return self.texts(names)
 
     def evidence(self, dense, names):
         texts = self.class_embeddings([*names, *self.bank]).to(dense.device)
