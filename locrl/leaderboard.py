@@ -11,7 +11,7 @@ __all__ = ['METRICS', 'CITED', 'Cited', 'moved', 'told', 'Comparison', 'change_t
 # %% ../nbs/34_leaderboard.ipynb #5f237870
 """`Leaderboard` reads a folder of results: table, plots, and each iteration beside the one before (`Comparison`). `CITED` holds what others published."""
 
-# %% ../nbs/34_leaderboard.ipynb #f696bcc1
+# %% ../nbs/34_leaderboard.ipynb #118e8bb1
 import json
 from dataclasses import dataclass
 from html import escape
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 
 from .boxes import FULL, iou
-from .config import ConfigError
+from .config import AFTER_TRAINING, ConfigError, difference
 from .data import write_atomic
 from .env import Search, Targets
 from .iterations import ITERATIONS, MAP, Verdict, changes_of, find_config, seed_values
@@ -60,18 +60,25 @@ CITED = (
     Cited(f"{_AUTHOR}, v9.2", _CLIP, "VOC2007", {"rho.probe": .48}, _NOTES, "v9.2"),
 )
 
-# %% ../nbs/34_leaderboard.ipynb #aaa4546c
+# %% ../nbs/34_leaderboard.ipynb #778df619
 def moved(
     result: dict,   # a results file
     before: dict,   # that of another iteration
     metric: str,    # path within a seed's metrics, such as "one_shot.map11"
 ):                  # (mean, low, high) of the difference, 95 %; the mean alone where an interval cannot be had; None where the metric was not measured in both
-    "Difference of two means over seeds, with Welch's interval"
+    "Difference of two means over seeds, with Welch's interval; where both are of the same agents, used otherwise, each seed against itself"
     new, old = seed_values(result, metric), seed_values(before, metric)
     if not new or not old: return None
+    if _same_agents(result, before) and len(new) == len(old) > 1:
+        gaps = np.subtract(new, old)
+        return (float(gaps.mean()), *map(float, ttest_1samp(gaps, 0).confidence_interval())) if np.ptp(gaps) else float(gaps.mean())
     gap = float(np.mean(new) - np.mean(old))
     if min(len(new), len(old)) < 2 or np.ptp(new) + np.ptp(old) == 0: return gap
     return gap, *map(float, ttest_ind(new, old, equal_var=False).confidence_interval())
+
+def _same_agents(a, b):
+    "Whether two results differ in nothing that training sees"
+    return a["seeds"] == b["seeds"] and all(line.split(":")[0] in AFTER_TRAINING for line in difference(a["config"], b["config"]))
 
 # %% ../nbs/34_leaderboard.ipynb #2feb7210
 def told(

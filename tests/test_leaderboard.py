@@ -19,10 +19,10 @@ RESULTS, PAGES = ROOT / "results/animals-5", ROOT / "nbs/iterations"
 def board(): return Leaderboard(RESULTS)
 
 
-def made_up(folder: Path, name: str, seeds: list[dict], encoder: str = "efficientnet_lite0") -> None:
-    "A results file with these metrics"
+def made_up(folder: Path, name: str, seeds: list[dict], encoder: str = "efficientnet_lite0", learned: str = "") -> None:
+    "A results file with these metrics; what was learned is the iteration's own unless it is named"
     for seed in seeds: seed.setdefault("one_shot", {}).setdefault("confidence", "iou")
-    result = dict(seeds=list(range(len(seeds))), config=dict(encoder=encoder), data=dict(train="a", report="b"), budget=dict(minutes=[1.] * len(seeds)), metrics=dict(seeds=seeds))
+    result = dict(seeds=list(range(len(seeds))), config=dict(encoder=encoder, learned=learned or name), data=dict(train="a", report="b"), budget=dict(minutes=[1.] * len(seeds)), metrics=dict(seeds=seeds))
     (folder / f"{name}-{encoder}.json").write_text(json.dumps(result))
 
 
@@ -83,7 +83,7 @@ def test_cited_rows_are_apart(board):
 
 
 def test_difference_is_welchs(tmp_path):
-    "Against the formula of Welch and Satterthwaite"
+    "Against the formula of Welch and Satterthwaite; of the same agents, that of the paired test"
     old, new = [.31, .35, .30], [.40, .39, .46]
     made_up(tmp_path, "v6", [dict(hit_rate=x) for x in old])
     made_up(tmp_path, "v7", [dict(hit_rate=x) for x in new])
@@ -92,6 +92,9 @@ def test_difference_is_welchs(tmp_path):
     half = stats.t.ppf(.975, (a + b)**2 / (a**2 / 2 + b**2 / 2)) * (a + b)**.5
     gap = np.mean(new) - np.mean(old)
     np.testing.assert_allclose(moved(board["v7"], board["v6"], "hit_rate"), [gap, gap - half, gap + half])
+    made_up(tmp_path, "v7", [dict(hit_rate=x) for x in new], learned="v6")
+    paired = stats.ttest_rel(new, old).confidence_interval()
+    np.testing.assert_allclose(moved(Leaderboard(tmp_path)["v7"], board["v6"], "hit_rate"), [gap, *paired])
 
 
 def test_only_what_is_asked_for(tmp_path):
