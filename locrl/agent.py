@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from stable_baselines3 import DQN
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
-# %% ../nbs/12_agent.ipynb #90d31733
+# %% ../nbs/12_agent.ipynb #0706f471
 class TrunkQNetwork(QNetwork):
     "SB3's Q-network, with its three stages by name"
     def look(self,
@@ -40,7 +40,9 @@ class TrunkQNetwork(QNetwork):
         "Q-values"
         return self.q_net[-1](trunk)
 
-    def forward(self, obs): return self.head(self.trunk(self.look(obs)))
+    def forward(self, obs):
+        "Q-values of the observations"
+        return self.head(self.trunk(self.look(obs)))
 
 class TrunkPolicy(DQNPolicy):
     "A `DQNPolicy` made of `TrunkQNetwork`s"
@@ -50,7 +52,7 @@ class TrunkPolicy(DQNPolicy):
         "A Q-network of `network_class` on a features extractor of its own"
         return self.network_class(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
 
-# %% ../nbs/12_agent.ipynb #2e17a642
+# %% ../nbs/12_agent.ipynb #ea5a2e39
 class DoubleDQN(DQN):
     """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo &
     Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently. Takes all arguments of `DQN`, and:"""
@@ -129,8 +131,11 @@ class DoubleDQN(DQN):
             return (np.random.random(weights.shape)**(1/weights)).argmax(1).reshape(shape)
 
     def _sample_action(self, learning_starts, action_noise=None, n_envs=1):
+        "What to do next and what to store, which is the same; SB3 calls it for every step of the environments"
         if self.num_timesteps >= learning_starts: actions, _ = self.predict(self._last_obs)
         else: actions = self._explore((n_envs,))
         return actions, actions
 
-    def _excluded_save_params(self): return [*super()._excluded_save_params(), "terms"]
+    def _excluded_save_params(self):
+        "Loss terms are functions, and given again on loading"
+        return [*super()._excluded_save_params(), "terms"]
