@@ -199,11 +199,12 @@ def search_windows(
     label: np.ndarray,          # (E,) which class
     moves: Moves = Moves(),     # what actions do
     total_steps: int = TOTAL_STEPS,  # actions a question gets, shared out evenly among the windows
-    starts: np.ndarray = WINDOWS,    # (S, 4) where searches begin
+    starts: np.ndarray | None = None, # (S, 4) where searches begin; None takes `WINDOWS`
     batch: int = 512,           # questions side by side
     progress: bool = False,     # show a progress bar
 ) -> Regions:                   # at most E*total_steps rows
     "Search every question from every window, without marks. Raises `ValueError` when there are more windows than actions."
+    starts = WINDOWS if starts is None else starts
     if len(starts) > total_steps: raise ValueError(f"{total_steps} actions are not enough for {len(starts)} windows: give more actions or fewer windows")
     image, label, parts = np.asarray(image), np.asarray(label), []
     net = attach(policy, bank).q_net
