@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from filelock import FileLock   # comes with torch
 from PIL import Image
 
 FLAGS = ("slow", "gpu", "net")
@@ -42,6 +43,42 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=f"runs with --{flag}"))
 
 
+@pytest.fixture(scope="session")
+def tiny_world():
+    "What `tiny.TINY` looks at"
+    from locrl.config import prepare   # not before pytest_configure has set the environment
+    from tiny import TINY
+    return prepare(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_trained(tiny_world, tmp_path_factory):
+    "Two seeds of `tiny.TINY`: the first test process to ask trains them, the others find them finished"
+    from locrl.train import train
+    from tiny import TINY
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: shared = shared.parent
+    with FileLock(shared / "tiny.lock"):
+        return [train(TINY, seed, shared / "trained", tiny_world, progress=False) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def tiny_runs(tiny_trained, tmp_path_factory):
+    "Copies of the two runs, for one test file to write into"
+    root = tmp_path_factory.mktemp("runs")
+    return [Path(shutil.copytree(run, root / run.parent.name / run.name)) for run in tiny_trained]
+
+
+@pytest.fixture(scope="module")
+def film_left_out():
+    "Validations of a test file draw no film"
+    from locrl import diagnostics
+    from tiny import no_film
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(diagnostics, "filmstrip", no_film)
+        yield
+
+
 def box_xml(name="cat", box=(11, 21, 50, 60), extra=""):
     "An object as it stands in a VOC annotation"
     corners = "".join(f"<{t}>{v}</{t}>" for t, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
@@ -70,5 +107,5 @@ class VocFolder:
     def list(self, split, text): (self.path/"ImageSets"/"Main"/f"{split}.txt").write_text(text)
 
     def voc(self, split="test", **kwargs):
-        from locrl.data import VOC   # not before pytest_configure has set the environment
+        from locrl.data import VOC
         return VOC(self.year, split, root=self.root, **kwargs)

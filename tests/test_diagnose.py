@@ -7,23 +7,20 @@ import pytest
 
 from locrl import results
 from locrl.boxes import FULL
-from locrl.config import Config, ConfigError, prepare
+from locrl.config import ConfigError
 from locrl.data import GroundTruth
 from locrl.diagnose import ANSWERS, Step, Walks, auc, demonstrated, diagnose, levels, planned, verdict
 from locrl.env import Targets
 from locrl.evaluate import Searches, questions
 from locrl.metrics import evaluate_detections
 from locrl.train import train
-
-TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:40", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
-              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
+from tiny import TINY
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tiny_world, tiny_runs):
     "World and two seeds of a tiny run"
-    root, world = tmp_path_factory.mktemp("runs"), prepare(TINY)
-    return world, [train(TINY, seed, root, world, progress=False) for seed in (0, 1)]
+    return tiny_world, tiny_runs
 
 
 @pytest.mark.parametrize("metric", ["map11", "map_area"])

@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from locrl import data, pages
-from locrl.config import Config, prepare
 from locrl.diagnose import diagnose
 from locrl.pages import _private, class_records, class_table, diagnosis_parts, diagnosis_records, evaluation_parts, scrutiny, write_folder
 from locrl.report import table
 from locrl.results import report
-from locrl.train import train
 from locrl.transfer import transfer
 
-TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:30", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
-              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -163,15 +159,8 @@ def test_classes_by_hand():
     assert str(class_table(result)).splitlines()[2:] == ["| cat | 0.500 [0.400, 0.600] | 0.700 |", "| dog | – | – |", "| **mean** | **0.500 [0.400, 0.600]** | **0.700** |"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    "World and two seeds of a tiny run"
-    root, world = tmp_path_factory.mktemp("runs"), prepare(TINY)
-    return world, [train(TINY, seed, root, world, progress=False) for seed in (0, 1)]
-
-
-def test_page_of_an_evaluation(made, tmp_path):
-    world, runs = made
+def test_page_of_an_evaluation(tiny_world, tiny_runs, tmp_path):
+    world, runs = tiny_world, tiny_runs
     result = report(runs, world=world, multi=True)
     details = scrutiny(runs, world=world)
     page = Page(write_folder(tmp_path, "tiny", evaluation_parts(result, details), result, class_records(result), f"locrl evaluate {runs[0]}"))
@@ -184,14 +173,14 @@ def test_page_of_an_evaluation(made, tmp_path):
     assert frame.loc["mean", "TR"] == result["metrics"]["aggregate"]["tr"]["map11"]["mean"] and (frame["AAR low"] <= frame["AAR high"]).all()
 
 
-def test_page_of_a_transfer_to_a_class_that_is_not_there(made, tmp_path):
-    result = transfer(made[1][:1], ["horse"], "scenes:test:30", fit_on="scenes:train:40", with_baselines=False)
+def test_page_of_a_transfer_to_a_class_that_is_not_there(tiny_runs, tmp_path):
+    result = transfer(tiny_runs[:1], ["horse"], "scenes:test:30", fit_on="scenes:train:40", with_baselines=False)
     page = Page(write_folder(tmp_path, "elsewhere", evaluation_parts(result), result, class_records(result)))
     assert page.headings == ["Setting", "Results", "Average precision by class"] and "New to it: horse" in page.text and "no interval" in page.text
 
 
-def test_page_of_a_diagnosis(made, tmp_path):
-    world, runs = made
+def test_page_of_a_diagnosis(tiny_world, tiny_runs, tmp_path):
+    world, runs = tiny_world, tiny_runs
     d = diagnose(runs, world=world, resamples=20)
     page = Page(write_folder(tmp_path, f"{d.name} on {d.data}", diagnosis_parts(d), d.to_dict(), diagnosis_records(d), "locrl diagnose"))
     assert page.headings == ["Verdict", "Where the mAP is lost", "What each step scores", "By class", "Signs", "Evidence"] and len(page.images) == 2

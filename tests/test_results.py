@@ -6,29 +6,19 @@ import pytest
 import torch
 
 from locrl import results
-from locrl.config import Config, ConfigError, prepare
+from locrl.config import ConfigError
 from locrl.evaluate import evaluate
 from locrl.multi import evaluate_multi
 from locrl.pages import class_records, write_folder
 from locrl.results import opened, report, results_table, searches_of
-from locrl.train import train
 from locrl.transfer import compare, transfer
-
-TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:30", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
-              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    "Two seeds of a tiny run"
-    root, world = tmp_path_factory.mktemp("runs"), prepare(TINY)
-    return [train(TINY, seed, root, world, progress=False) for seed in (0, 1)]
+from tiny import TINY
 
 
 @pytest.fixture
-def first(runs):
+def first(tiny_runs):
     "Agent, features and data of the first seed, and no kept searches"
-    (agent,), _, bank, data = opened(runs[0], "report")
+    (agent,), _, bank, data = opened(tiny_runs[0], "report")
     for file in (agent.folder / "searches").glob("*"): file.unlink()
     return agent, bank, data
 
@@ -98,21 +88,21 @@ def test_where_nothing_can_be_written_the_answers_still_come(first, monkeypatch)
     with pytest.warns(UserWarning, match="not kept"): assert len(searches_of(agent, bank)) == 60
 
 
-def test_compare_with_itself_is_no_difference(runs):
-    same = compare(runs, runs, split="report", resamples=50)
+def test_compare_with_itself_is_no_difference(tiny_runs):
+    same = compare(tiny_runs, tiny_runs, split="report", resamples=50)
     for d in same.metrics.values(): assert (d.difference, d.low, d.high, d.improvement) == (0, 0, 0, .5)
 
 
-def test_transfer_says_what_was_new(runs, tmp_path):
-    result = transfer(runs[0], ["horse"], "scenes:test:30", fit_on="scenes:train:40")
+def test_transfer_says_what_was_new(tiny_runs, tmp_path):
+    result = transfer(tiny_runs[0], ["horse"], "scenes:test:30", fit_on="scenes:train:40")
     assert result["transfer"] == dict(trained_on=["cat", "dog"], new_classes=["horse"], evidence="prototypes", evidence_from="scenes:train:40")
     assert set(result["baselines"]) >= {"random policy", "saliency box", "planning oracle"}
     page = write_folder(tmp_path, "transfer", {"Results": results_table(result)}, result, class_records(result))
     assert "planning oracle" in page.read_text() and (tmp_path / "results.csv").read_text().count("\n") == 3
-    with pytest.raises(ConfigError, match="the run's own"): transfer(runs[0], ["cat"])
-    with pytest.raises(ConfigError, match="use 'prototypes' or 'encoder'"): transfer(runs[0], ["horse"], "scenes:test:30", evidence="none")
+    with pytest.raises(ConfigError, match="the run's own"): transfer(tiny_runs[0], ["cat"])
+    with pytest.raises(ConfigError, match="use 'prototypes' or 'encoder'"): transfer(tiny_runs[0], ["horse"], "scenes:test:30", evidence="none")
 
 
-def test_report_has_both_kinds_of_search(runs):
-    m = report(runs, multi=True)["metrics"]["aggregate"]
+def test_report_has_both_kinds_of_search(tiny_runs):
+    m = report(tiny_runs, multi=True)["metrics"]["aggregate"]
     for mode in ("one_shot", "tr", "aar"): assert 0 <= m[mode]["map11"]["mean"] <= m[mode]["recall_ceiling"]["mean"] + 1/11

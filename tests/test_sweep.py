@@ -15,19 +15,17 @@ from locrl.iterate import SweepError, iterate
 from locrl.iterations import ITERATIONS, find_config, rises
 from locrl.sweep import Progress, parse_values, run_here, run_on_ray, run_sweep, sweep_table, trials, with_values
 from locrl.train import load_checkpoint, train
-from test_train import TINY as LONGER
-from test_train import no_film
-from test_train import quick  # noqa: F401  the film takes longer than the rest of a tiny validation
+from tiny import TINIEST, no_film
 
-TINY = replace(LONGER, steps=320)
+TINY = replace(TINIEST, steps=320)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def tiny():
+def tiny(film_left_out):
     "The base configuration `tiny`"
-    with pytest.MonkeyPatch.context() as m:
-        m.setitem(CONFIGS, "tiny", TINY)
-        yield
+    CONFIGS["tiny"] = TINY
+    yield
+    del CONFIGS["tiny"]
 
 
 @pytest.fixture(scope="module")

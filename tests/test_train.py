@@ -3,10 +3,12 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,30 +16,15 @@ import torch
 from stable_baselines3.common.callbacks import CallbackList
 
 from conftest import ROOT
-from locrl import diagnostics, train as training
-from locrl.config import Config, ConfigError, prepare
+from locrl import train as training
+from locrl.config import ConfigError, prepare
 from locrl.train import CLOCK, Agent, load_checkpoint, make_model, model_state, save_checkpoint, train
+from tiny import TINIEST as TINY
 
-TINY = Config(name="tiny", train="scenes:train:24", select="scenes:val:12", report="scenes:test:12", classes=("cat", "dog"), dim=8, input_size=64, n_envs=8,
-              batch_size=16, gradient_steps=1, net_arch=(16, 16), region_width=4, steps=640, eval_every=160, learning_starts=64, buffer_size=400,
-              target_update_interval=80)
+pytestmark = pytest.mark.usefixtures("film_left_out")
 
 
 def same_weights(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def no_film(episode, n):
-    "The film takes longer than the rest of a tiny validation; tests/test_diagnostics.py draws it"
-    import matplotlib.pyplot as plt
-    return plt.figure()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    "Without the film"
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(diagnostics, "filmstrip", no_film)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +33,16 @@ def world(): return prepare(TINY)
 
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory): return train(TINY, seed=5, root=tmp_path_factory.mktemp("whole"), world=world, progress=False)
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory): return train(TINY, seed=5, root=tmp_path_factory.mktemp("half"), world=world, stop_after=300, progress=False)
+
+
+@pytest.fixture
+def half(stopped, tmp_path):
+    "A copy of the run that was stopped at 320 of its 640 steps, in `tmp_path`"
+    return Path(shutil.copytree(stopped, tmp_path/"tiny"/"seed-5"))
 
 
 def same_run(a, b):
@@ -68,7 +65,10 @@ def same_state(a, b):
 KILLED = """
 import os, random, signal, sys, time, warnings
 sys.path[:0] = [sys.argv[2]]
-from test_train import TINY, diagnostics, no_film, prepare, train
+from locrl import diagnostics
+from locrl.config import prepare
+from locrl.train import train
+from tiny import TINIEST as TINY, no_film
 diagnostics.filmstrip = no_film
 random.seed(int(sys.argv[3]))
 world, kills = prepare(TINY), 0
@@ -94,20 +94,18 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_bits(whole, tmp_path
     assert int(ran.stdout.split()[-1]) >= 1 and same_run(whole, tmp_path/"tiny"/"seed-5"), seed
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, world, tmp_path):
-    run = train(TINY, seed=5, root=tmp_path, world=world, stop_after=300, progress=False)
-    file = run/"last.pt"
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, half, world, tmp_path):
+    file = half/"last.pt"
     damaged = bytearray(file.read_bytes())
     damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
     file.write_bytes(damaged)
     with pytest.warns(UserWarning, match="last.pt is damaged"):
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
-    assert same_run(whole, run)
+    assert same_run(whole, half)
 
 
-def test_nothing_whole_left_is_said(world, tmp_path):
-    run = train(TINY, seed=5, root=tmp_path, world=world, stop_after=300, progress=False)
-    for name in ("last.pt", "last.pt.previous"): (run/name).write_bytes((run/name).read_bytes()[:1000])
+def test_nothing_whole_left_is_said(half, world, tmp_path):
+    for name in ("last.pt", "last.pt.previous"): (half/name).write_bytes((half/name).read_bytes()[:1000])
     with warnings.catch_warnings(), pytest.raises(ConfigError, match="no whole checkpoint at .*last.pt: delete the run's folder"):
         warnings.simplefilter("ignore")
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
@@ -174,9 +172,6 @@ def quiet(model):
     return callback
 
 
-# Chunks
-
-
 def test_chunks_by_minutes_give_the_same_bits(whole, world, tmp_path):
     "A call that has no minute to spare stops at the first checkpoint; four of them are the whole run"
     for steps in (160, 320, 480, 640):
@@ -207,22 +202,14 @@ def test_a_disk_that_fails_twice_at_each_file_changes_nothing(whole, world, tmp_
     assert {"config.json", "projection.npz", "prototypes.pt", "metrics.jsonl", "best.pt.new", "last.pt.new", "last.pt.sha256"} <= {f.name for f in counts}
 
 
-def test_a_disk_that_fails_for_good_loses_nothing(whole, world, tmp_path, monkeypatch):
-    run = train(TINY, seed=5, root=tmp_path, world=world, stop_after=300, progress=False)
-    before = (run/"last.pt").read_bytes()
+def test_a_disk_that_fails_for_good_loses_nothing(whole, half, world, tmp_path, monkeypatch):
+    before = (half/"last.pt").read_bytes()
     with monkeypatch.context() as m:
         flaky(m, 10**6)
         with pytest.raises(OSError, match="cannot write .*(metrics.jsonl|best.pt): .*Input/output error.*run the same command again"):
             train(TINY, seed=5, root=tmp_path, world=world, progress=False)
-    assert (run/"last.pt").read_bytes() == before
+    assert (half/"last.pt").read_bytes() == before
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
-
-
-# Other encoders and versions
-
-
-@pytest.fixture
-def half(world, tmp_path): return train(TINY, seed=5, root=tmp_path, world=world, stop_after=300, progress=False)
 
 
 def rewrite(run, change):
@@ -261,7 +248,6 @@ def test_another_torch_is_a_warning(half, world, tmp_path):
 
 
 def test_a_finished_run_of_another_version_is_left_as_it_is(whole, world, tmp_path):
-    import shutil
     run = tmp_path/"tiny"/"seed-5"
     shutil.copytree(whole, run)
     rewrite(run, lambda about: about["versions"].update(locrl="7.3.1"))

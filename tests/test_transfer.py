@@ -5,47 +5,39 @@ import numpy as np
 import pytest
 import torch
 
-from locrl.config import Config, ConfigError, prepare
+from locrl.config import ConfigError
 from locrl.evaluate import score
 from locrl.results import searches_of
-from locrl.train import Agent, train
+from locrl.train import Agent
 from locrl.transfer import elsewhere, transfer
+from tiny import TINY
 
-TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:30", report="scenes:test:30", classes=("cat", "dog"), dim=16, input_size=64,
-              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(32, 32), region_width=8, steps=640, eval_every=320, learning_starts=160)
 NEW = dict(classes=["horse", "car"], data="scenes:test:30", fit_on="scenes:train:60")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    "Two seeds of a tiny run"
-    root, world = tmp_path_factory.mktemp("runs"), prepare(TINY)
-    return [train(TINY, seed, root, world, progress=False) for seed in (0, 1)]
+def result(tiny_runs): return transfer(tiny_runs, **NEW)
 
 
-@pytest.fixture(scope="module")
-def result(runs): return transfer(runs, **NEW)
-
-
-def test_the_weights_and_the_checkpoint_stay(runs):
-    before = (runs[0]/"best.pt").read_bytes()
-    agent = Agent.load(runs[0])
+def test_the_weights_and_the_checkpoint_stay(tiny_runs):
+    before = (tiny_runs[0]/"best.pt").read_bytes()
+    agent = Agent.load(tiny_runs[0])
     weights = {k: v.clone() for k, v in agent.policy.state_dict().items()}
     bank, _ = elsewhere(agent, NEW["classes"], NEW["data"], fit_on=NEW["fit_on"])
     searches_of(agent, bank)
     assert all(torch.equal(v, agent.policy.state_dict()[k]) for k, v in weights.items())
-    assert (runs[0]/"best.pt").read_bytes() == before
+    assert (tiny_runs[0]/"best.pt").read_bytes() == before
 
 
-def test_it_looks_through_the_projection_of_the_run(runs):
-    agent = Agent.load(runs[0])
+def test_it_looks_through_the_projection_of_the_run(tiny_runs):
+    agent = Agent.load(tiny_runs[0])
     bank, data = elsewhere(agent, NEW["classes"], NEW["data"], fit_on=NEW["fit_on"])
     assert bank.projection.digest == agent.projection.digest
     assert bank.classes == ("horse", "car") == data.classes and len(bank) == 30
 
 
-def test_numbers_are_those_of_the_evaluator(runs, result):
-    for m, folder in zip(result["metrics"]["seeds"], runs):
+def test_numbers_are_those_of_the_evaluator(tiny_runs, result):
+    for m, folder in zip(result["metrics"]["seeds"], tiny_runs):
         agent = Agent.load(folder)
         bank, data = elsewhere(agent, NEW["classes"], NEW["data"], fit_on=NEW["fit_on"])
         e = score(searches_of(agent, bank), data, bank.classes)
@@ -63,13 +55,13 @@ def test_every_baseline_stands_beside(result):
     assert set(result["baselines"]) == {"whole image", "centre box", "random policy", "saliency box", "greedy oracle", "centre-tie oracle", "planning oracle"}
 
 
-def test_own_classes_on_other_data_use_the_runs_own_prototypes(runs):
-    other = transfer(runs[0], data="simple-scenes:test:20", with_baselines=False)
+def test_own_classes_on_other_data_use_the_runs_own_prototypes(tiny_runs):
+    other = transfer(tiny_runs[0], data="simple-scenes:test:20", with_baselines=False)
     assert other["transfer"]["new_classes"] == [] and other["data"]["classes"] == ["cat", "dog"]
 
 
-def test_a_class_code_cannot_be_asked_for_others(runs):
-    agent = Agent.load(runs[0])
+def test_a_class_code_cannot_be_asked_for_others(tiny_runs):
+    agent = Agent.load(tiny_runs[0])
     agent.config = replace(TINY, observation=replace(TINY.observation, n_classes=2))
     with pytest.raises(ConfigError, match="one-hot code of its 2 classes"): elsewhere(agent, ["horse"], "scenes:test:30")
 
