@@ -41,7 +41,7 @@ from .saliency import presence_score, to_saliency
 class FeatureError(ValueError):
     "A feature store that is missing, damaged, of another encoder or cannot be written; the message names the file and the cure"
 
-# %% ../nbs/06_features.ipynb #e249077e
+# %% ../nbs/06_features.ipynb #c363ad77
 @dataclass(frozen=True, eq=False)
 class Projection:
     "An affine map of feature vectors: `(x - mean) @ matrix`, scale included"
@@ -69,10 +69,8 @@ class Projection:
         "Principal components of `vectors`, scaled so that a kept channel has unit variance on average"
         vectors = np.asarray(vectors, dtype=np.float64)
         if not np.isfinite(vectors).all(): raise FeatureError("the encoder gave NaN or infinite features; check its weights and precision")
-        if dim is None or dim >= vectors.shape[1]:
-            mean = vectors.mean(0)
-            return cls(mean.astype(np.float32), None, float(1/(vectors - mean).std()))
         mean = vectors.mean(0)
+        if dim is None or dim >= vectors.shape[1]: return cls(mean.astype(np.float32), None, float(1/(vectors - mean).std()))
         values, axes = np.linalg.eigh(np.cov(vectors.T))
         axes = axes[:, ::-1][:, :dim]
         axes = axes*np.sign(axes[np.abs(axes).argmax(0), range(dim)])  # eigenvectors have no sign: fix it
@@ -85,9 +83,9 @@ class Projection:
         x = dense.permute(0, 2, 3, 1).float() - torch.as_tensor(self.mean, device=dense.device)
         return (x if self.matrix is None else x @ torch.as_tensor(self.matrix, device=dense.device))*self.scale
 
-    def save(self, path):
-        "Write to `path` (.npz)"
-        np.savez(path, mean=self.mean, scale=self.scale, **({} if self.matrix is None else {"matrix": self.matrix}))
+    def save(self, file):
+        "Write to `file`, a path or an open file: with `write_atomic(path, projection.save)` the file is never half there"
+        np.savez(file, mean=self.mean, scale=self.scale, **({} if self.matrix is None else {"matrix": self.matrix}))
 
     @classmethod
     def load(cls, path):
@@ -160,7 +158,7 @@ def fit_projection(
             bar.update(len(batch))
     return Projection.fit(np.concatenate(cells), dim)
 
-# %% ../nbs/06_features.ipynb #523f290f
+# %% ../nbs/06_features.ipynb #0a6577e4
 def build_store(
     data,                        # a data set: `name`, `fingerprint`, `classes`, `image(i)`
     encoder: Encoder,            # what sees
@@ -179,13 +177,11 @@ def build_store(
     about = _describe(data, encoder, projection, classes, flip)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     path = root/f"{data.name}-{encoder.name}{'-flip'*flip}-{key[:10]}".replace("/", "_")
-    n_shards = -(-len(data)//shard_size)
-    about |= dict(shard_size=shard_size)
-    if (path/"store.json").exists(): about["shard_size"] = shard_size = _about(path)["shard_size"]; n_shards = -(-len(data)//shard_size)
-    todo = [k for k in range(n_shards) if not (path/f"shard-{k:05d}.json").exists()]
+    if (path/"store.json").exists(): shard_size = _about(path)["shard_size"]   # a store keeps its own
+    todo = [k for k in range(-(-len(data)//shard_size)) if not (path/f"shard-{k:05d}.json").exists()]
     if todo:
         _make_folder(path, len(todo)*shard_size*_picture_bytes(encoder, projection, classes))
-        _write(path/"store.json", json.dumps(about, indent=1))
+        _write(path/"store.json", json.dumps(about | dict(shard_size=shard_size), indent=1))
         _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size or encoder.batch_size)
     if not (path/"projection.npz").exists(): _write(path/"projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
