@@ -4,7 +4,8 @@
 
 nbdev processes the notebooks as it would for Quarto, and smalldocs renders them in Quarto's place.
 All of it happens on a copy of the sources in a temporary folder. Checked: every page builds; links, anchors and pictures lead
-somewhere; every notebook is in the sidebar; cells that show something have their output saved.
+somewhere, those into the repository too; every notebook is in the sidebar, and what the sidebar names is there; cells that show something
+have their output saved; every public function and class stands on its module's page.
 """
 import ast
 import json
@@ -59,10 +60,12 @@ def hrefs(entry) -> list[str]:
 
 
 def unreachable(notebooks: Path) -> list[str]:
-    "Notebooks below `notebooks` that the sidebar does not lead to"
+    "Notebooks below `notebooks` that the sidebar does not lead to, and what it names in vain"
     sidebar = hrefs(yaml.safe_load((notebooks / "_quarto.yml").read_text())["website"]["sidebar"]["contents"])
-    listed = {path for pattern in sidebar if "://" not in pattern for path in notebooks.glob(pattern)}
-    return [f"{path.relative_to(notebooks)}: not in the sidebar of _quarto.yml" for path in sorted(set(notebooks.rglob("*.ipynb")) - listed)]
+    leads = {pattern: set(notebooks.glob(pattern)) for pattern in sidebar if "://" not in pattern}
+    lost = set(notebooks.rglob("*.ipynb")).difference(*leads.values())
+    return [f"{pattern}: in the sidebar of _quarto.yml, but there is no such notebook" for pattern, paths in leads.items() if not paths] \
+        + [f"{path.relative_to(notebooks)}: not in the sidebar of _quarto.yml" for path in sorted(lost)]
 
 
 def shows(source: str) -> bool:
@@ -88,32 +91,63 @@ def silent(notebooks: Path) -> list[str]:
 
 
 class Page(HTMLParser):
-    "Where a page leads, what it shows and which anchors it has"
+    "Where a page leads, what it shows, which anchors and headings it has"
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.ids = [], set()
+        self.links, self.ids, self.headings, self.inside = [], set(), [], False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
         self.links += [attrs[key] for key in ("href", "src") if attrs.get(key) and tag in ("a", "img", "source")]
+        if re.fullmatch("h[1-6]", tag):
+            self.inside = True
+            self.headings.append("")
+
+    def handle_endtag(self, tag): self.inside = self.inside and not re.fullmatch("h[1-6]", tag)
+    def handle_data(self, data):
+        if self.inside: self.headings[-1] += data
 
 
-def dead_ends(site: Path) -> list[str]:
-    "Links, anchors and pictures of the built pages that lead nowhere, each with a page that has it"
+def dead_ends(site: Path, repository: Path = ROOT) -> list[str]:
+    "Links, anchors and pictures of the built pages that lead nowhere, each with a page that has it; those into the repository are looked up in it"
     pages, found = {path: Page(path) for path in sorted(site.rglob("*.html"))}, {}
+    project = re.search(r'^Repository = "https://github\.com/(.+?)/?"$', (repository / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     for path, page in pages.items():
         for link in dict.fromkeys(page.links):
             parts = urlsplit(link)
-            if parts.scheme or parts.netloc: continue
+            if own := re.fullmatch(rf"https://(?:colab\.research\.google\.com/github|github\.com)/{re.escape(project)}/(?:blob|tree|edit)/main/([^?#]+)(?:[?#].*)?", link):
+                if not (repository / unquote(own[1])).exists(): found.setdefault((f"{own[1]} of the repository", ""), []).append(path.relative_to(site))
+                continue
+            if parts.netloc or parts.scheme not in ("", "file", "attachment"): continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if target.is_dir(): target /= "index.html"
             anchor = unquote(parts.fragment)
-            if target.exists() and (not anchor or target not in pages or anchor in pages[target].ids): continue
+            if not parts.scheme and target.exists() and (not anchor or target not in pages or anchor in pages[target].ids): continue
             found.setdefault((os.path.relpath(target, site), anchor), []).append(path.relative_to(site))
     return [f"broken link to {target}{'#' if anchor else ''}{anchor}, on {where[0]}" + (f" and {len(where) - 1} more" if where[1:] else "")
             for (target, anchor), where in found.items()]
+
+
+def public_names(module: Path) -> list[str]:
+    "Functions and classes of `module` as nbdev heads them: a method added by fastcore's `patch` goes by its class"
+    nodes = [node for node in ast.parse(module.read_text(encoding="utf-8")).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
+    patched = [any(ast.unparse(each).startswith("patch") for each in node.decorator_list) for node in nodes]
+    return [f"{ast.unparse(node.args.args[0].annotation)}.{node.name}" if method else node.name for node, method in zip(nodes, patched)]
+
+
+def undocumented(notebooks: Path, package: Path, site: Path) -> list[str]:
+    "Public functions and classes of `package` that have no heading on the page of their notebook"
+    found = []
+    for path in sorted(notebooks.rglob("*.ipynb")):
+        source = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+        name = re.search(r"^#\|\s*default_exp\s+([\w.]+)", "\n".join(source), re.M)
+        if not name: continue
+        headings = {heading.strip() for heading in Page(site / path.relative_to(notebooks).with_suffix(".html")).headings}
+        found += [f"{path.relative_to(notebooks)}: {each} is not on the page"
+                  for each in public_names(package / (name[1].replace(".", "/") + ".py")) if each not in headings]
+    return found
 
 
 def main() -> int:
@@ -125,7 +159,7 @@ def main() -> int:
         pages = process(folder)
         rendered = subprocess.run([BIN / "smalldocs", "render", pages], capture_output=True, text=True)
         report = (rendered.stdout + rendered.stderr).splitlines()
-        wrong += report if rendered.returncode else dead_ends(pages / "_docs")
+        wrong += report if rendered.returncode else dead_ends(pages / "_docs") + undocumented(folder / "nbs", folder / "locrl", pages / "_docs")
         print(*(wrong or report[:1]), sep="\n")
         if sys.argv[1:]: shutil.copytree(pages / "_docs", sys.argv[1], dirs_exist_ok=True)
         return int(bool(wrong))
