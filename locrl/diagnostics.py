@@ -99,16 +99,17 @@ def row_key(
     group, short = name.split("/")
     return short if group in ("train", "val", "time") and name != "val/steps" else f"{group}_{short}"
 
-# %% ../nbs/23_diagnostics.ipynb #aa3d150b
+# %% ../nbs/23_diagnostics.ipynb #c8bda0f9
 class ActionValues:
     "Loss term of `DoubleDQN` that adds nothing: what the agent thinks of moving and of TRIGGER, for the log"
     def __call__(self, model, batch, q, trunk):
+        "No loss, and what the log says"
         trigger, moves = q[:, TRIGGER].detach(), q.detach().clone()
         moves[:, TRIGGER] = -torch.inf
         moves = moves.amax(1)
         return 0., dict(q_move_max=moves.mean(), q_trigger=trigger.mean(), trigger_greedy=(trigger > moves).float().mean())
 
-# %% ../nbs/23_diagnostics.ipynb #0f82aa59
+# %% ../nbs/23_diagnostics.ipynb #226be5d8
 def pearson(a, b) -> float | None:
     "Pearson correlation, or None where it is undefined"
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 2 and np.std(a) > 0 and np.std(b) > 0 else None

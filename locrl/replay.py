@@ -11,18 +11,19 @@ __all__ = ['SumTree', 'Samples', 'PrioritizedReplayBuffer', 'DemoReplayBuffer', 
 # %% ../nbs/13_replay.ipynb #dae1d7fc
 """`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on the demonstrations; `pretrain` before interaction."""
 
-# %% ../nbs/13_replay.ipynb #9d2d74f4
+# %% ../nbs/13_replay.ipynb #c5ea192b
 from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import polyak_update
 from tqdm.auto import tqdm
 
-# %% ../nbs/13_replay.ipynb #08849187
+# %% ../nbs/13_replay.ipynb #4d2c9cd7
 class SumTree:
     "Weights of many slots and their sum; changed and drawn from in batches, in O(log n)"
     def __init__(self,
@@ -33,11 +34,16 @@ class SumTree:
         self.node = np.zeros(2*self.first)
 
     @property
-    def total(self) -> float: return float(self.node[1])
+    def total(self) -> float:
+        "Sum of all weights"
+        return float(self.node[1])
 
-    def __getitem__(self, slots): return self.node[self.first + np.asarray(slots)]
+    def __getitem__(self, slots):
+        "The weights of `slots`"
+        return self.node[self.first + np.asarray(slots)]
 
     def __setitem__(self, slots, weights):
+        "Change the weights of `slots`, and the sums above them"
         at = self.first + np.asarray(slots)
         self.node[at] = weights
         for _ in range(self.depth):
@@ -71,7 +77,7 @@ class Samples(NamedTuple):
     is_demo: torch.Tensor            # (B,) bool
     expert: torch.Tensor             # (B, n_actions) bool: the actions that are right for the expert; none where `is_demo` is False
 
-# %% ../nbs/13_replay.ipynb #458c4fe9
+# %% ../nbs/13_replay.ipynb #e8140e27
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 class PrioritizedReplayBuffer(ReplayBuffer):
@@ -119,86 +125,101 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         super().add(*args, **kwargs)
         if self.alpha: self.tree[row*self.n_envs + np.arange(self.n_envs)] = self.max_priority
 
-    def _draw(self, n, beta):
-        "Slots (n,) and their importance weights (n,)"
-        if not self.alpha:
-            rows = np.random.randint(0, self.size(), n)
-            return rows*self.n_envs + np.random.randint(0, self.n_envs, n), np.ones(n, np.float32)
-        slots = self.tree.draw(n)
-        return slots, ((self.tree[slots]*(self.size()*self.n_envs/self.tree.total))**-beta).astype(np.float32)
+# %% ../nbs/13_replay.ipynb #ebb80821
+@patch
+def _draw(self: PrioritizedReplayBuffer, n, beta):
+    "Slots (n,) and their importance weights (n,)"
+    if not self.alpha:
+        rows = np.random.randint(0, self.size(), n)
+        return rows*self.n_envs + np.random.randint(0, self.n_envs, n), np.ones(n, np.float32)
+    slots = self.tree.draw(n)
+    return slots, ((self.tree[slots]*(self.size()*self.n_envs/self.tree.total))**-beta).astype(np.float32)
 
-    def _transitions(self, slots, env=None):
-        "The first six fields of `Samples` for some slots, as arrays"
-        rows, envs = np.divmod(slots, self.n_envs)
-        path = (rows[:, None] + np.arange(self.n_steps)) % self.buffer_size
-        at = path, envs[:, None]
-        over = (self.dones[at] > 0) | (self.timeouts[at] > 0) | (path == (self.pos - 1) % self.buffer_size)
-        over[:, -1] = True
-        steps = over.argmax(1)                                   # transitions after the first
-        gammas = np.float32(self.gamma)**np.arange(self.n_steps, dtype=np.float32)
-        rewards = (self._normalize_reward(self.rewards[at], env)*gammas*(np.arange(self.n_steps) <= steps[:, None])).sum(1, keepdims=True)
-        last = path[np.arange(len(slots)), steps], envs
-        dones = self.dones[last]*(1 - self.timeouts[last])
-        return (self._normalize_obs(self.observations[rows, envs], env), self.actions[rows, envs], self._normalize_obs(self.next_observations[last], env),
-                dones[:, None], rewards, np.float32(self.gamma)**(steps + 1).astype(np.float32)[:, None])
+@patch
+def _transitions(self: PrioritizedReplayBuffer, slots, env=None):
+    "The first six fields of `Samples` for some slots, as arrays"
+    rows, envs = np.divmod(slots, self.n_envs)
+    path = (rows[:, None] + np.arange(self.n_steps)) % self.buffer_size
+    at = path, envs[:, None]
+    over = (self.dones[at] > 0) | (self.timeouts[at] > 0) | (path == (self.pos - 1) % self.buffer_size)
+    over[:, -1] = True
+    steps = over.argmax(1)                                   # transitions after the first
+    gammas = np.float32(self.gamma)**np.arange(self.n_steps, dtype=np.float32)
+    rewards = (self._normalize_reward(self.rewards[at], env)*gammas*(np.arange(self.n_steps) <= steps[:, None])).sum(1, keepdims=True)
+    last = path[np.arange(len(slots)), steps], envs
+    dones = self.dones[last]*(1 - self.timeouts[last])
+    return (self._normalize_obs(self.observations[rows, envs], env), self.actions[rows, envs], self._normalize_obs(self.next_observations[last], env),
+            dones[:, None], rewards, np.float32(self.gamma)**(steps + 1).astype(np.float32)[:, None])
 
-    def _pick(self, n, beta, env):
-        "`n` samples as arrays: the fields of `Samples` in their order, weights not yet divided by the largest"
-        slots, weights = self._draw(n, beta)
-        return *self._transitions(slots, env), weights[:, None], slots, np.zeros(n, bool), np.zeros((n, self.action_space.n), bool)
+# %% ../nbs/13_replay.ipynb #5a9a6da1
+@patch
+def _pick(self: PrioritizedReplayBuffer, n, beta, env):
+    "`n` samples as arrays: the fields of `Samples` in their order, weights not yet divided by the largest"
+    slots, weights = self._draw(n, beta)
+    return *self._transitions(slots, env), weights[:, None], slots, np.zeros(n, bool), np.zeros((n, self.action_space.n), bool)
 
-    def _samples(self, fields):
-        *most, weights, slots, is_demo, expert = fields
-        most, weights, is_demo, expert = map(self.to_torch, most), weights/weights.max(), self.to_torch(is_demo), self.to_torch(expert)
-        return Samples(*most, self.to_torch(weights), slots, is_demo, expert)
+@patch
+def _samples(self: PrioritizedReplayBuffer, fields):
+    "`Samples` as tensors, from arrays"
+    *most, weights, slots, is_demo, expert = fields
+    most, weights, is_demo, expert = map(self.to_torch, most), weights/weights.max(), self.to_torch(is_demo), self.to_torch(expert)
+    return Samples(*most, self.to_torch(weights), slots, is_demo, expert)
 
-    def sample(self,
-        batch_size: int,  # number of transitions
-        env=None,         # `VecNormalize` that normalises them
-    ) -> Samples:
-        "Draw transitions"
-        return self._samples(self._pick(batch_size, self.beta, env))
+@patch
+def sample(self: PrioritizedReplayBuffer,
+    batch_size: int,  # number of transitions
+    env=None,         # `VecNormalize` that normalises them
+) -> Samples:
+    "Draw transitions"
+    return self._samples(self._pick(batch_size, self.beta, env))
 
-    def update_priorities(self,
-        indices: np.ndarray,  # (B,) `Samples.indices`
-        errors,               # (B,) TD errors, array or tensor
-    ):
-        "Set how often these transitions will be drawn. Raises `ValueError` for errors that are not finite."
-        if not self.alpha: return
-        errors = np.abs(torch.as_tensor(errors).detach().cpu().numpy().astype(np.float64))
-        if not np.isfinite(errors).all(): raise ValueError("a TD error is not finite: training diverged; lower the learning rate")
-        self._set_priorities(np.asarray(indices), (errors + self.eps)**self.alpha)
+@patch
+def update_priorities(self: PrioritizedReplayBuffer,
+    indices: np.ndarray,  # (B,) `Samples.indices`
+    errors,               # (B,) TD errors, array or tensor
+):
+    "Set how often these transitions will be drawn. Raises `ValueError` for errors that are not finite."
+    if not self.alpha: return
+    errors = np.abs(torch.as_tensor(errors).detach().cpu().numpy().astype(np.float64))
+    if not np.isfinite(errors).all(): raise ValueError("a TD error is not finite: training diverged; lower the learning rate")
+    self._set_priorities(np.asarray(indices), (errors + self.eps)**self.alpha)
 
-    def _set_priorities(self, slots, priorities):
-        if not len(slots): return
-        self.tree[slots] = priorities
-        self.max_priority = max(self.max_priority, float(priorities.max()))
+@patch
+def _set_priorities(self: PrioritizedReplayBuffer, slots, priorities):
+    "Weights of `slots`, and the largest so far"
+    if not len(slots): return
+    self.tree[slots] = priorities
+    self.max_priority = max(self.max_priority, float(priorities.max()))
 
-    def statistics(self) -> dict[str, float]:
-        "Numbers for the log. `priority_spread`: the effective share of the buffer that is drawn from, 1 when uniform"
-        if not self.alpha: return {}
-        p = self.tree[np.arange(self.size()*self.n_envs)]
-        return dict(beta=self.beta, priority_mean=p.mean(), priority_max=p.max(), priority_spread=p.sum()**2/(len(p)*(p**2).sum()))
+# %% ../nbs/13_replay.ipynb #0d638071
+@patch
+def statistics(self: PrioritizedReplayBuffer) -> dict[str, float]:
+    "Numbers for the log. `priority_spread`: the effective share of the buffer that is drawn from, 1 when uniform"
+    if not self.alpha: return {}
+    p = self.tree[np.arange(self.size()*self.n_envs)]
+    return dict(beta=self.beta, priority_mean=p.mean(), priority_max=p.max(), priority_spread=p.sum()**2/(len(p)*(p**2).sum()))
 
-    def state(self) -> dict:
-        "All it holds, for `load_state`; with NumPy's random state, sampling goes on exactly here"
-        n = self.size()
-        state = {k: getattr(self, k)[:n].copy() for k in _ARRAYS} | dict(pos=self.pos, full=self.full, progress_remaining=self.progress_remaining)
-        return state | dict(max_priority=self.max_priority, priorities=self.tree[np.arange(n*self.n_envs)]) if self.alpha else state
+@patch
+def state(self: PrioritizedReplayBuffer) -> dict:
+    "All it holds, for `load_state`; with NumPy's random state, sampling goes on exactly here"
+    n = self.size()
+    state = {k: getattr(self, k)[:n].copy() for k in _ARRAYS} | dict(pos=self.pos, full=self.full, progress_remaining=self.progress_remaining)
+    return state | dict(max_priority=self.max_priority, priorities=self.tree[np.arange(n*self.n_envs)]) if self.alpha else state
 
-    def load_state(self, state: dict):
-        "Go on where `state` was taken. Raises `ValueError` when it comes from a buffer made otherwise."
-        n, shape = len(state["rewards"]), state["observations"].shape[1:]
-        if shape != self.observations.shape[1:] or n > self.buffer_size or (state["full"] and n != self.buffer_size):
-            raise ValueError(f"the state holds {n} rows of {shape}, {'full' if state['full'] else 'not full'}; this buffer has {self.buffer_size} rows of {self.observations.shape[1:]}")
-        if ("priorities" in state) != bool(self.alpha): raise ValueError(f"the state was saved with{'' if 'priorities' in state else 'out'} priorities, this buffer has alpha={self.alpha}")
-        for k in _ARRAYS: getattr(self, k)[:n] = state[k]
-        self.pos, self.full, self.progress_remaining = state["pos"], state["full"], state["progress_remaining"]
-        if self.alpha:
-            self.tree, self.max_priority = SumTree(self.slots), state["max_priority"]
-            self.tree[np.arange(n*self.n_envs)] = state["priorities"]
+@patch
+def load_state(self: PrioritizedReplayBuffer, state: dict):
+    "Go on where `state` was taken. Raises `ValueError` when it comes from a buffer made otherwise."
+    n, shape = len(state["rewards"]), state["observations"].shape[1:]
+    if shape != self.observations.shape[1:] or n > self.buffer_size or (state["full"] and n != self.buffer_size):
+        raise ValueError(f"the state holds {n} rows of {shape}, {'full' if state['full'] else 'not full'}; this buffer has {self.buffer_size} rows of {self.observations.shape[1:]}")
+    if ("priorities" in state) != bool(self.alpha): raise ValueError(f"the state was saved with{'' if 'priorities' in state else 'out'} priorities, this buffer has alpha={self.alpha}")
+    for k in _ARRAYS: getattr(self, k)[:n] = state[k]
+    self.pos, self.full, self.progress_remaining = state["pos"], state["full"], state["progress_remaining"]
+    if self.alpha:
+        self.tree, self.max_priority = SumTree(self.slots), state["max_priority"]
+        self.tree[np.arange(n*self.n_envs)] = state["priorities"]
 
-# %% ../nbs/13_replay.ipynb #b0db133e
+# %% ../nbs/13_replay.ipynb #ad7f8cd4
 class DemoReplayBuffer(PrioritizedReplayBuffer):
     """`PrioritizedReplayBuffer` with demonstrations that are never evicted. Raises `ValueError` for impossible settings.
     Source: Hester et al. 2018, Deep Q-learning from Demonstrations. Takes all arguments of `PrioritizedReplayBuffer`, and:"""
@@ -266,6 +287,7 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
         return self._samples(parts[0] if len(parts) == 1 else [np.concatenate(field) for field in zip(*parts)])
 
     def _set_priorities(self, slots, priorities):
+        "The same, each to its region"
         demo = slots >= self.slots
         super()._set_priorities(slots[~demo], priorities[~demo])
         if demo.any(): self.demos._set_priorities(slots[demo] - self.slots, priorities[demo])
@@ -282,7 +304,7 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
             self._hold({k: state["demos"][k] for k in _ARRAYS}, state["demos"]["expert"])
             self.demos.load_state(state["demos"])
 
-# %% ../nbs/13_replay.ipynb #0b15b3c7
+# %% ../nbs/13_replay.ipynb #9992013a
 class LargeMarginLoss:
     """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. Its violation adds
     to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
@@ -304,6 +326,7 @@ class LargeMarginLoss:
         return (q + self.margin*~right).amax(1) - q.masked_fill(~right, -torch.inf).amax(1)
 
     def __call__(self, model, batch, q, trunk):
+        "The loss and what the log says of it, as `DoubleDQN` asks its terms"
         if not hasattr(batch, "is_demo"): raise TypeError("LargeMarginLoss needs a replay buffer with demonstrations: replay_buffer_class=DemoReplayBuffer")
         demo = batch.is_demo
         expert = batch.expert if self.labels == "set" else F.one_hot(batch.actions[:, 0].long(), q.shape[1]).bool()
