@@ -109,7 +109,7 @@ class GroundTruth:
 
     def __len__(self): return len(self.label)
 
-# %% ../nbs/01_data.ipynb #d338daac
+# %% ../nbs/01_data.ipynb #cbaca6b9
 class Dataset:
     "Images with annotated objects. Subclasses supply `image`, `size`, `_annotate` and `_stamp`"
     def __init__(self,
@@ -133,8 +133,13 @@ class Dataset:
         "The picture's size, without loading it"
         raise NotImplementedError
 
-    def _annotate(self, i) -> Annotation: raise NotImplementedError
-    def _stamp(self, i) -> str: raise NotImplementedError  # changes when the picture or its annotation does
+    def _annotate(self, i) -> Annotation:
+        "Read the objects of image `i`"
+        raise NotImplementedError
+
+    def _stamp(self, i) -> str:
+        "Text that changes when the picture or its annotation does"
+        raise NotImplementedError
 
     def annotation(self, i: int) -> Annotation:
         "The objects of image `i` that are of this data set's classes; read once, then kept in memory"
@@ -164,7 +169,7 @@ def _hash(annotation):
     arrays = annotation.boxes, annotation.labels, annotation.difficult, annotation.truncated
     return hashlib.sha256(b"|".join(a.tobytes() for a in arrays)).hexdigest()
 
-# %% ../nbs/01_data.ipynb #6e8ae630
+# %% ../nbs/01_data.ipynb #1ab5e1a0
 class View(Dataset):
     "Chosen images of one or more data sets, in a given order"
     def __init__(self,
@@ -178,7 +183,10 @@ class View(Dataset):
             twice = next(id for k, id in enumerate(self.ids) if id in self.ids[:k])
             raise DataError(f"{name} holds the image {twice} twice: take each image from one data set only")
 
-    def _do(self, method, i): return getattr(self.items[i][0], method)(self.items[i][1])
+    def _do(self, method, i):
+        "Ask the data set that image `i` comes from"
+        return getattr(self.items[i][0], method)(self.items[i][1])
+
     def image(self, i): return self._do("image", i)
     def size(self, i): return self._do("size", i)
     def _annotate(self, i): return self._do("annotation", i)
@@ -300,7 +308,7 @@ def open_image(
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"{path} cannot be decoded ({e}): {cure}") from None
 
-# %% ../nbs/01_data.ipynb #9c20304a
+# %% ../nbs/01_data.ipynb #1d29e5f0
 class VOC(Dataset):
     "A split of PASCAL VOC in the standard folder layout; `VOC('2007', 'trainval') + VOC('2012', 'trainval')` is '07+12'"
     def __init__(self,
@@ -322,7 +330,9 @@ class VOC(Dataset):
                                 f"restore from the archive, or take the ids off {split}.txt")
         self._sizes = {}
 
-    def _path(self, i): return self.folder/"JPEGImages"/f"{self.ids[i]}.jpg"
+    def _path(self, i):
+        "Where the photograph lies"
+        return self.folder/"JPEGImages"/f"{self.ids[i]}.jpg"
 
     def _annotate(self, i):
         self._sizes[i], objects = read_xml(self.folder/"Annotations"/f"{self.ids[i]}.xml")

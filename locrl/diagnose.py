@@ -290,7 +290,7 @@ def _img(figure):
     figure.savefig(png, format="png", dpi=90)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"/>'
 
-# %% ../nbs/26_diagnose.ipynb #467c88fd
+# %% ../nbs/26_diagnose.ipynb #41d31d43
 def _drop(ax, names, levels, losses, title):
     "One waterfall, from 1 at the top down to the last level"
     y, before = np.arange(len(names)), np.array([1., *(l["mean"] for l in levels)])
@@ -335,10 +335,13 @@ def signs_figure(
 ):                   # matplotlib Figure
     "IoU of triggered answers, actions taken, and the Q-values and margin violations over training"
     import matplotlib.pyplot as plt
-    curves = [k for k in ("q_mean", "q_trigger", "margin_violations", "trigger_rate_negatives", "rho_head", "rho_probe") if any(k in r for rows in training for r in rows)]
+    curves = [k for k in ("q_mean", "q_trigger", "margin_violations", "trigger_rate_negatives", "rho_head", "rho_probe") if any(k in r for log in training for r in log)]
+    rows = -(-(2 + len(curves))//4)
     with style():
-        figure, axes = plt.subplots(1, 2 + len(curves), figsize=(2.7*(2 + len(curves)), 2.5))
+        figure, axes = plt.subplots(rows, 4, figsize=(10.8, 2.4*rows), squeeze=False)
         plt.close(figure)
+        axes = axes.ravel()
+        for ax in axes[2 + len(curves):]: ax.axis("off")
         ious, actions = np.array(e["trigger_ious"], float), np.array(e["actions"], float)
         axes[0].bar((np.arange(20) + .5)/20, ious/max(ious.sum(), 1), width=.05, color=COLOURS["agent"], edgecolor="white")
         axes[0].axvline(.5, color=COLOURS["truth"], linestyle="--", linewidth=1)
@@ -347,8 +350,8 @@ def signs_figure(
         axes[1].invert_yaxis()
         axes[1].set(title="moves", xlabel="share")
         for name, ax in zip(curves, axes[2:]):
-            for seed, rows in zip(seeds or range(len(training)), training):
-                if points := [(r["step"], r[name]) for r in rows if r.get(name) is not None]: ax.plot(*zip(*points), label=f"seed {seed}")
+            for seed, log in zip(seeds or range(len(training)), training):
+                if points := [(r["step"], r[name]) for r in log if r.get(name) is not None]: ax.plot(*zip(*points), label=f"seed {seed}")
             ax.set(title=name, xlabel="step")
             ax.xaxis.set_major_formatter(lambda x, _: f"{x/1000:g}k" if abs(x) >= 1000 else f"{x:g}")
         if len(training) > 1 and curves: axes[2].legend()

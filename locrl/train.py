@@ -62,8 +62,10 @@ def persistent(
             if attempt < TRIES and e.errno not in _LASTING: time.sleep(WAIT*2**(attempt - 1))
             else: raise OSError(f"cannot {what}: {e}. What was saved before is untouched; mend the disk (free space, mounted, writable) and run the same command again") from e
 
-# %% ../nbs/24_train.ipynb #253165aa
-def _beside(path, suffix): return path.with_name(path.name + suffix)
+# %% ../nbs/24_train.ipynb #a354bd24
+def _beside(path, suffix):
+    "The file next to `path` with more at the end of its name"
+    return path.with_name(path.name + suffix)
 
 def _whole(path):
     "The checkpoints at `path`, newest first: (file, its content if that matches a checksum, else None)"
@@ -111,7 +113,7 @@ def load_checkpoint(
     if damaged: raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
     return None
 
-# %% ../nbs/24_train.ipynb #2a7b70ea
+# %% ../nbs/24_train.ipynb #90161dfc
 def _network(config, dim):
     "What defines the networks of a run, for whoever builds them: training, and `Agent.load`"
     return policy_kwargs(dim, config.observation, config.net_arch, config.region_width, config.dropout, bool(config.iou_weight or config.rank_weight))
@@ -220,8 +222,10 @@ def _demand_version(where, there, here):
         raise ConfigError(f"{where} was trained with locrl {there['locrl']}, this is {here['locrl']}, which may train otherwise: go on with locrl {'.'.join(minor[0])}, or start anew under another name or root")
     if changed := difference(there, here): warnings.warn(f"{where} goes on with other versions ({'; '.join(changed)}): the result need not be bit for bit what it would have been")
 
-# %% ../nbs/24_train.ipynb #f15d7332
-def _write(file, content): persistent(lambda: write_atomic(file, content), f"write {file}")
+# %% ../nbs/24_train.ipynb #565d4fb6
+def _write(file, content):
+    "Write atomically, however often it takes"
+    persistent(lambda: write_atomic(file, content), f"write {file}")
 
 def _config_of(folder):
     "What `config.json` of a run says, or None where there is none"
@@ -236,7 +240,7 @@ def _rows(file, step):
         except ValueError: continue
     return [row for row in rows if row["step"] <= step]
 
-# %% ../nbs/24_train.ipynb #b3a8802f
+# %% ../nbs/24_train.ipynb #c1ca2eda
 @contextmanager
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
@@ -244,6 +248,29 @@ def _flushed():
     try: yield
     finally: torch.set_flush_denormal(False)
 
+def _resume(folder, model, config, seed, about, there):
+    "Put `model` where the last checkpoint in `folder` was taken; the best score and the minutes until then, -1 and 0 without one"
+    state = load_checkpoint(folder/"last.pt")
+    if state is None: return -1., 0.
+    saved = state.get("about", there)
+    _demand_config(folder/"last.pt", saved, config, seed)
+    _demand_encoder(folder/"last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
+    if state["model"]["counters"]["num_timesteps"] < config.steps: _demand_version(folder, saved["versions"], about["versions"])
+    load_model_state(model, state["model"])
+    return state["best"], state["minutes"]
+
+def _begin(folder, model, world, seed, about, there, progress):
+    "Write what stays as it is, take the demonstrations into the buffer, warm up"
+    config = world.config
+    if not there: _write(folder/"config.json", json.dumps(about, indent=1))
+    _write(folder/"projection.npz", world.projection.save)
+    if world.prototypes is not None: _write(folder/"prototypes.pt", lambda f: torch.save(world.prototypes, f))
+    if config.demo_ratio:
+        search = Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), config.observation.max_steps, seed)
+        model.replay_buffer.add_demonstrations(**demonstrations(search, config.demo_oracle))
+    if config.warmup: pretrain(model, config.warmup, config.batch_size, config.warmup_loss, temperature=0.1, progress=progress)
+
+# %% ../nbs/24_train.ipynb #6691212e
 @_flushed()
 def train(
     config: Config,
@@ -267,22 +294,9 @@ def train(
     about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
     model = make_model(world, seed)
     model._setup_learn(config.steps, callback=None, reset_num_timesteps=True)
-    state = load_checkpoint(folder/"last.pt")
-    best, spent = -1., 0.
-    if state is not None:
-        saved = state.get("about", there)
-        _demand_config(folder/"last.pt", saved, config, seed)
-        _demand_encoder(folder/"last.pt", saved.get("encoder", {}).get("fingerprint"), world.encoder.fingerprint)
-        if state["model"]["counters"]["num_timesteps"] < config.steps: _demand_version(folder, saved["versions"], about["versions"])
-        load_model_state(model, state["model"])
-        best, spent = state["best"], state["minutes"]
+    best, spent = _resume(folder, model, config, seed, about, there)
     model.set_logger(Logger(str(folder), [Events(folder, model.num_timesteps)]))
-    if state is None:
-        if not there: _write(folder/"config.json", json.dumps(about, indent=1))
-        _write(folder/"projection.npz", world.projection.save)
-        if world.prototypes is not None: _write(folder/"prototypes.pt", lambda f: torch.save(world.prototypes, f))
-        if config.demo_ratio: model.replay_buffer.add_demonstrations(**demonstrations(Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), config.observation.max_steps, seed), config.demo_oracle))
-        if config.warmup: pretrain(model, config.warmup, config.batch_size, config.warmup_loss, temperature=0.1, progress=progress)
+    if not model.num_timesteps: _begin(folder, model, world, seed, about, there, progress)
     rows = _rows(folder/"metrics.jsonl", model.num_timesteps)
     start, clock, quiet = model.num_timesteps, time.monotonic() - 60*spent, CallbackList([])
     quiet.init_callback(model)
@@ -310,7 +324,7 @@ def train(
     model.logger.close()
     return folder
 
-# %% ../nbs/24_train.ipynb #a55c3126
+# %% ../nbs/24_train.ipynb #1dec0020
 def untrained(
     config: Config,
     dim: int,            # channels of a feature vector
