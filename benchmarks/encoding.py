@@ -6,7 +6,6 @@ comparison take turns, so that what else runs on the machine slows both; torch h
 and caching may use a second core for everything that is not the network, as it does in use. Where no second core is free its share
 says more about the machine than about the code: a network that only waits shows whether anything holds it up.
 """
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,9 +21,8 @@ from locrl.encoders import load_encoder
 from locrl.env import Search, Targets
 from locrl.features import Projection, build_store, integral_image, region_pool
 from locrl.scenes import Scenes
-from speed import SEED, machine, write
+from speed import SEED, command_line
 
-OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"encoding.json"
 ENCODERS = {"EfficientNet-Lite0, 448 px": dict(name="efficientnet_lite0", input_size=448), "ViT-B/16, 224 px": dict(name="ViT-B-16", pretrained=None, precision="fp32")}
 
 
@@ -132,20 +130,5 @@ def table(results: dict) -> str:
     return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def main():
-    "Parse, measure, print, write"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64, help="pictures to cache (default 64)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of bare network and caching (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--out", type=Path, default=OUT, help="file of the results (default results/benchmarks/encoding.json)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(SEED)
-    about, start = machine(args.threads), time.monotonic()
-    results = measure(args.images, args.rounds)
-    print("\n" + table(results))
-    write(args.out, f"python benchmarks/encoding.py --images {args.images} --rounds {args.rounds} --threads {args.threads}", about, start, results)
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    command_line(__doc__, "encoding", measure, table, images=(64, "pictures to cache"), rounds=(2, "turns of bare network and caching"))

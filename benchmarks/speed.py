@@ -32,7 +32,7 @@ from locrl.config import named_config, prepare
 from locrl.train import demonstrations, make_model, versions
 
 SEED = 0
-OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"speed.json"
+RESULTS = Path(__file__).resolve().parents[1]/"results"/"benchmarks"
 
 
 def cpu_model() -> str:
@@ -58,6 +58,23 @@ def write(path: Path, command: str, about: dict, start: float, results: dict):
     content = dict(command=command, machine=about, versions=versions(), seed=SEED, minutes=round((time.monotonic() - start)/60, 2), results=results)
     write_atomic(path, json.dumps(content, indent=1) + "\n")
     print(f"\nwritten to {path.name} after {content['minutes']} minutes", file=sys.stderr)
+
+
+def command_line(about: str, name: str, measure, table, **options: tuple[int, str]):
+    "Parse `options` (default and help of each, whole numbers), measure with them, print the table, write results/benchmarks/`name`.json"
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, (default, text) in (options | dict(threads=(1, "torch threads"))).items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=int, default=default, help=f"{text} (default {default})")
+    parser.add_argument("--out", type=Path, default=RESULTS/f"{name}.json", help=f"file of the results (default results/benchmarks/{name}.json)")
+    given = vars(parser.parse_args())
+    out, threads = given.pop("out"), given["threads"]
+    torch.set_num_threads(threads)
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    here, start = machine(threads), time.monotonic()
+    results = measure(*(given[option] for option in options))
+    print("\n" + table(results))
+    write(out, " ".join([f"python benchmarks/{name}.py", *(f"--{option.replace('_', '-')} {value}" for option, value in given.items())]), here, start, results)
 
 
 def rate(work, units: int, seconds: float) -> float:
@@ -244,21 +261,5 @@ def table(results: dict) -> str:
     return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def main():
-    "Parse, measure, print, write"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200, help="Scenes to encode (default 200)")
-    parser.add_argument("--input-size", type=int, default=448, help="pixels of the encoder's square input (default 448, a 14 x 14 grid)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
-    parser.add_argument("--out", type=Path, default=OUT, help="file of the results (default results/benchmarks/speed.json)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(SEED)
-    np.random.seed(SEED)
-    about, start = machine(args.threads), time.monotonic()
-    results = measure(args.images, args.input_size)
-    print("\n" + table(results))
-    write(args.out, f"python benchmarks/speed.py --images {args.images} --input-size {args.input_size} --threads {args.threads}", about, start, results)
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    command_line(__doc__, "speed", measure, table, images=(200, "Scenes to encode"), input_size=(448, "pixels of the encoder's square input; 448 gives a 14 x 14 grid"))
