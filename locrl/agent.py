@@ -52,7 +52,7 @@ class TrunkPolicy(DQNPolicy):
         "A Q-network of `network_class` on a features extractor of its own"
         return self.network_class(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
 
-# %% ../nbs/12_agent.ipynb #ea5a2e39
+# %% ../nbs/12_agent.ipynb #4622d116
 class DoubleDQN(DQN):
     """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo &
     Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently. Takes all arguments of `DQN`, and:"""
@@ -71,13 +71,12 @@ class DoubleDQN(DQN):
         if discount != self.gamma: raise ValueError(f"gamma={self.gamma}, but the replay buffer discounts by {discount}: give both the same, replay_buffer_kwargs=dict(gamma=...)")
 
     def targets(self,
-        batch,                         # replay samples: next_observations, rewards, dones, discounts
-        features: torch.Tensor | None = None,  # features of the next observations, where they are known already
-    ) -> torch.Tensor:                 # (B, 1)
+        batch,           # replay samples: next_observations, rewards, dones, discounts
+    ) -> torch.Tensor:   # (B, 1)
         "What Q(s, a) should be: r + discount * Q_target(s', argmax Q_online(s', .)), without the future where s' is terminal"
         discounts = self.gamma if batch.discounts is None else batch.discounts
         with torch.no_grad():
-            features = self.q_net.look(batch.next_observations) if features is None else features
+            features = self.q_net.look(batch.next_observations)
             frozen = next(self.q_net_target.features_extractor.parameters(), None) is None
             theirs = features if frozen else self.q_net_target.look(batch.next_observations)
             judged = self.q_net_target.head(self.q_net_target.trunk(theirs))

@@ -175,7 +175,7 @@ def evidence(
         trigger_rate_negatives=share(searches.triggered[~held]),
         trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(), actions=np.bincount(taken, minlength=len(ACTIONS)).tolist())
 
-# %% ../nbs/26_diagnose.ipynb #c4da72d7
+# %% ../nbs/26_diagnose.ipynb #f53df3e4
 def _say(component, e, config):
     "What the evidence `e` says of a component, in a sentence"
     p = lambda x: "none" if x is None else f"{100*x:.0f} %"
@@ -199,6 +199,7 @@ def _say(component, e, config):
             f"{e['questions']:,} questions; it triggers on {p(e['trigger_rate_negatives'])} of them")
 
 def _interval(x):
+    "A number with its interval, for a sentence"
     return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
 SURE = .95     # share of the resamples from which on the largest fall counts as established

@@ -60,7 +60,7 @@ class ObservationConfig:
         "Length of an observation"
         return sum(self.parts(dim).values())
 
-# %% ../nbs/09_observation.ipynb #561fdb6c
+# %% ../nbs/09_observation.ipynb #4e930fa8
 def grown(
     boxes: torch.Tensor,  # (M, 4) xyxy
     reach: float,         # factor of both sides
@@ -68,7 +68,6 @@ def grown(
     "`boxes` grown about their centres"
     centre, half = (boxes[:, :2] + boxes[:, 2:])/2, (boxes[:, 2:] - boxes[:, :2])*(reach/2)
     return torch.cat([centre - half, centre + half], 1)
-
 
 def _cells(frame, n):
     "The n x n cells of each frame: (M, n*n, 4), row by row"

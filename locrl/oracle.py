@@ -204,7 +204,7 @@ def _trace(best_step, best_slot, history, max_steps):
     actions[stop, best_step[stop]] = TRIGGER
     return actions
 
-# %% ../nbs/08_oracle.ipynb #de0d32f5
+# %% ../nbs/08_oracle.ipynb #de3fe255
 def plan(
     truth,         # (N, 4) xyxy in [0, 1], one object per row
     moves=Moves(),
@@ -226,12 +226,11 @@ def replay(
     actions,        # (N, T) int, -1 after the end
     moves=Moves(),
     start=FULL,     # (4,) or (N, 4) first box
-    mask=None,      # (N, G) bool, False where `truth` is padding
 ) -> Rollout:
     "The `Rollout` of given `actions`"
     boxes = [_starts(start, len(truth))]
     for act in actions.T: boxes.append(moves.apply(boxes[-1], np.where(act < 0, TRIGGER, act)))
-    return _rollout(np.stack(boxes, 1), actions, np.asarray(truth, np.float64), mask)
+    return _rollout(np.stack(boxes, 1), actions, np.asarray(truth, np.float64))
 
 # %% ../nbs/08_oracle.ipynb #93e84e07
 def _oracles(width):

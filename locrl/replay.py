@@ -362,7 +362,7 @@ def demo_accuracy(
             right += buffer.expert[part, q.argmax(1).cpu().numpy()].sum()
     return float(right/buffer.n_demos)
 
-# %% ../nbs/13_replay.ipynb #00652d68
+# %% ../nbs/13_replay.ipynb #69ee5091
 def pretrain(
     model,                                # a `DoubleDQN` with a `DemoReplayBuffer` that holds demonstrations
     steps: int,                           # updates
@@ -370,9 +370,8 @@ def pretrain(
     loss: str = "cross_entropy",          # "cross_entropy" or "dqfd"
     temperature: float = 1.,              # of the cross-entropy
     target_update_interval: int = 100,    # updates between copies to the target network; there is one at the end in any case
-    log_interval: int | None = None,      # updates between measurements of the accuracy; default a tenth of `steps`
     progress: bool = True,                # show a progress bar
-) -> list[tuple[int, float]]:             # (updates, accuracy on all demonstrations)
+) -> list[tuple[int, float]]:             # (updates, accuracy on all demonstrations) after each tenth
     "Learn from the demonstrations alone, before the agent acts. Raises `ValueError` when it cannot."
     buffer = model.replay_buffer
     if not getattr(buffer, "n_demos", 0): raise ValueError("pretrain needs demonstrations: use replay_buffer_class=DemoReplayBuffer and call add_demonstrations")
@@ -387,7 +386,7 @@ def pretrain(
             if loss == "dqfd": model.train(1, batch_size)
             else: _imitate(model, buffer.sample(batch_size, env=model._vec_normalize_env), temperature)
             if step % target_update_interval == 0 or step == steps: polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), 1.)
-            if step % (log_interval or max(steps//10, 1)) == 0 or step == steps:
+            if step % max(steps//10, 1) == 0 or step == steps:
                 history.append((step, demo_accuracy(model)))
                 model.logger.record("pretrain/accuracy", history[-1][1])
                 bar.set_postfix(accuracy=f"{history[-1][1]:.3f}")

@@ -76,7 +76,7 @@ def transfer(
     if with_baselines: out["baselines"] = {name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()}
     return out
 
-# %% ../nbs/30_transfer.ipynb #7a59772c
+# %% ../nbs/30_transfer.ipynb #91c19e42
 def compare(
     a,                           # run folder, or several seeds of one configuration
     b,                           # of another; the same classes on the same pictures
