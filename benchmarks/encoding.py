@@ -21,7 +21,7 @@ from locrl.encoders import load_encoder
 from locrl.env import Search, Targets
 from locrl.features import Projection, build_store, integral_image, region_pool
 from locrl.scenes import Scenes
-from speed import SEED, command_line
+from speed import SEED, command_line, markdown
 
 ENCODERS = {"EfficientNet-Lite0, 448 px": dict(name="efficientnet_lite0", input_size=448), "ViT-B/16, 224 px": dict(name="ViT-B-16", pretrained=None, precision="fp32")}
 
@@ -127,7 +127,7 @@ def table(results: dict) -> str:
                  ("share of the bare network", f"{c['share']:.0%}", "90%"),
                  ("the same with a network that waits as long as it would compute", f"{c['waiting_share']:.0%}", "90%"),
                  ("processor time a picture: network, everything, ms", f"{c['bare_processor_ms']:.0f}, {c['cached_processor_ms']:.0f}", "")]
-    return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+    return markdown(rows)
 
 
 if __name__ == "__main__":

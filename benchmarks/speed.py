@@ -77,6 +77,11 @@ def command_line(about: str, name: str, measure, table, **options: tuple[int, st
     write(out, " ".join([f"python benchmarks/{name}.py", *(f"--{option.replace('_', '-')} {value}" for option, value in given.items())]), here, start, results)
 
 
+def markdown(rows: list[tuple[str, str, str]]) -> str:
+    "A table of what was measured and what was hoped for"
+    return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def rate(work, units: int, seconds: float) -> float:
     "Units a second: the median over calls of `work`, which does `units` of them, for `seconds` after a warm-up"
     work()
@@ -258,7 +263,7 @@ def table(results: dict) -> str:
              ("the same as full observations (training), GB", f"{r['training_observation_bytes']/1e9:.1f}", ""),
              ("embeddings of a 40-step episode by pooling, ms", f"{pooled:.1f} + {dense:.0f} once a picture", ""),
              ("the same by encoding 40 crops, ms", f"{crops:,.0f} ({crops/(pooled + dense):.0f} times; {crops/pooled:.0f} from the store)", "")]
-    return "\n".join(["| what | measured | target |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+    return markdown(rows)
 
 
 if __name__ == "__main__":
