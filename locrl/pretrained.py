@@ -34,8 +34,8 @@ from .features import Projection
 from .results import asks_regions, classifier_of
 from .train import Agent, untrained, versions
 
-# %% ../nbs/26a_pretrained.ipynb #51014b41
-FORMAT = 1         # of the file; raised when an older locrl could not read a new one
+# %% ../nbs/26a_pretrained.ipynb #62aeec62
+FORMAT = 2         # of the file; raised when an older locrl could not read a new one
 LIMIT = 2_000_000  # bytes of a file, at most
 AGENTS = Path(str(files("locrl")))/"assets"/"agents"
 
@@ -73,17 +73,17 @@ def _agent(arrays, about, device):
     return PretrainedAgent(config, about["seed"], policy, projection, prototypes, about["step"], cache_root()/"pretrained"/about["name"],
                            about["encoder"]["fingerprint"], classifier, about)
 
-# %% ../nbs/26a_pretrained.ipynb #fb176549
+# %% ../nbs/26a_pretrained.ipynb #0d9a0722
 _SMALL = 4_096   # numbers; an array of fewer keeps its 32 bits
 _ROOM = 2**14    # bytes left for what is measured when the size is settled
 _EIGHT = (), ("projection/",), ("projection/", "classifier/"), ("projection/", "classifier/", "q/")   # stored in eight bits, the first that fits
 
 def _shrunk(arrays, eight=()):
-    "Large matrices as half floats, or, under the names that begin with one of `eight`, as whole numbers with a scale for each output"
+    "Large matrices as the bytes of half floats, or, under the names that begin with one of `eight`, as whole numbers with a scale for each output"
     out = {}
     for name, x in arrays.items():
         if x.size < _SMALL: out[name] = x
-        elif not name.startswith(eight or ("-",)): out[name] = x.astype(np.float16)
+        elif not name.startswith(eight or ("-",)): out[f"{name}:half"] = np.ascontiguousarray(np.moveaxis(x.astype(np.float16)[..., None].view(np.uint8), -1, 0))
         else:
             scale = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True).clip(1e-12)/127
             out[f"{name}:int8"], out[f"{name}:scale"] = np.round(x/scale).astype(np.int8), scale.astype(np.float32)
@@ -92,7 +92,8 @@ def _shrunk(arrays, eight=()):
 def _grown(arrays):
     "What `_shrunk` gave, as 32-bit floats again"
     whole = {k: v if k.endswith("/scale") else v.astype(np.float32) for k, v in arrays.items() if ":" not in k}
-    return whole | {k[:-5]: v.astype(np.float32)*arrays[f"{k[:-5]}:scale"] for k, v in arrays.items() if k.endswith(":int8")}
+    half = {k[:-5]: np.ascontiguousarray(np.moveaxis(v, 0, -1)).view(np.float16)[..., 0].astype(np.float32) for k, v in arrays.items() if k.endswith(":half")}
+    return whole | half | {k[:-5]: v.astype(np.float32)*arrays[f"{k[:-5]}:scale"] for k, v in arrays.items() if k.endswith(":int8")}
 
 def _digest(arrays):
     "SHA-256 over names, types, shapes and numbers"
@@ -161,7 +162,7 @@ def _classifier(agent, config):
     "Of a run, where the confidence asks for one"
     return classifier_of(agent) if asks_regions(config.report_confidence) else None
 
-# %% ../nbs/26a_pretrained.ipynb #de4ea797
+# %% ../nbs/26a_pretrained.ipynb #d3c0a812
 _KEPT = ("one_shot", "tr", "aar", "hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")   # of a results file
 
 def _from_results(file, agent):
@@ -177,6 +178,7 @@ def _from_results(file, agent):
                 seeds=found["seeds"], metrics=pick(mine[0]), aggregate=pick(found["metrics"]["aggregate"]),
                 baselines={name: dict(hit_rate=m["hit_rate"], mean_iou=m["mean_iou"], map11=m["one_shot"]["map11"]) for name, m in found.get("baselines", {}).items()})
 
+# %% ../nbs/26a_pretrained.ipynb #bd159fb3
 def pack(
     run,                           # run folder
     path=None,                     # file to write; default the package's own, named after the configuration without its iteration
@@ -214,4 +216,4 @@ def _parts(arrays):
 
 def _bits(arrays):
     "Bits of a number of the largest array of each part"
-    return {k.split("/")[0]: 8*v.itemsize for k, v in sorted(arrays.items(), key=lambda item: item[1].size)}
+    return {k.split("/")[0]: 16 if k.endswith(":half") else 8*v.itemsize for k, v in sorted(arrays.items(), key=lambda item: item[1].size)}

@@ -151,7 +151,7 @@ def _transitions(self: PrioritizedReplayBuffer, slots, env=None):
     return (self._normalize_obs(self.observations[rows, envs], env), self.actions[rows, envs], self._normalize_obs(self.next_observations[last], env),
             dones[:, None], rewards, np.float32(self.gamma)**(steps + 1).astype(np.float32)[:, None])
 
-# %% ../nbs/13_replay.ipynb #5a9a6da1
+# %% ../nbs/13_replay.ipynb #00a52871
 @patch
 def _pick(self: PrioritizedReplayBuffer, n, beta, env):
     "`n` samples as arrays: the fields of `Samples` in their order, weights not yet divided by the largest"
@@ -163,7 +163,7 @@ def _samples(self: PrioritizedReplayBuffer, fields):
     "`Samples` as tensors, from arrays"
     *most, weights, slots, is_demo, expert = fields
     most, weights, is_demo, expert = map(self.to_torch, most), weights/weights.max(), self.to_torch(is_demo), self.to_torch(expert)
-    return Samples(*most, self.to_torch(weights), slots, is_demo, expert)
+    return Samples._make([*most, self.to_torch(weights), slots, is_demo, expert])
 
 @patch
 def sample(self: PrioritizedReplayBuffer,
