@@ -1,7 +1,7 @@
 """The same run on two devices: cache, train and evaluate on --device, compared with the processor, in one command.
 
     python benchmarks/device.py                 # a GPU against the processor: EfficientNet-Lite0, and ViT-L/14 with random weights
-    python benchmarks/device.py --small --device cpu   # the same steps without a GPU, in a minute
+    python benchmarks/device.py --small --device cpu   # the same steps without a GPU, in a few minutes
 
 Each side has a cache of its own, so everything is encoded on its own device. Training sums in another order on another device and
 drifts apart; so both sides are trained for their throughput, and then the agent that was trained on the processor searches with the
@@ -27,16 +27,20 @@ from speed import machine, write
 
 OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"device.json"
 ENCODERS = {"EfficientNet-Lite0": dict(encoder="efficientnet_lite0", input_size=320, dim=128),
-            "ViT-L/14, random": dict(encoder="ViT-L-14", pretrained=None, input_size=None, dim=128)}
-TOLERANCE = dict(cosine=.999, same_answer=.95, map11=.02)   # half precision on the GPU: smallest cosine of a picture's features, share of answers with IoU .9, difference
+            "ViT-L/14, random": dict(encoder="ViT-L-14", pretrained=None, input_size=None, dim=128, prompts="single")}   # the ensemble takes minutes on a processor
+# What rounding may do: smallest cosine of a picture's features, share of answers with IoU .9, difference. Measured on a processor that rounds the
+# operands as a GPU does. Features: convolutions in TF32 .99983, random ViT-L/14 in fp16 .999999 and in bf16 .99996. Answers are less
+# steady, since one close decision sends a search elsewhere: TF32 leaves 83 % the same, noise of .3, 3 and 10 % of a cell's length 95, 73 and 48 %.
+# The map11 of all these lies within .015. So wrong features, which move more than a tenth, break the first two, and rounding breaks none.
+TOLERANCE = dict(cosine=.9995, same_answer=.65, map11=.03)
 
 
 def configuration(name: str, small: bool) -> Config:
-    "What is run: the demo, shortened; a few pictures of 64 pixels where it is to be small"
+    "What is run: the demo, shortened; a few pictures where it is to be small, of 64 pixels for a network that takes them"
     config = replace(named_config("demo"), name=f"device-{ENCODERS[name]['encoder']}", train="simple-scenes:train:200", select="simple-scenes:val:100",
                      steps=12_800, eval_every=12_800, learning_starts=1_280, **ENCODERS[name])
     if not small: return config
-    return replace(config, train="simple-scenes:train:16", select="simple-scenes:val:8", input_size=64, dim=16, n_envs=8, batch_size=16, gradient_steps=1,
+    return replace(config, train="simple-scenes:train:16", select="simple-scenes:val:8", input_size=config.input_size and 64, dim=16, n_envs=8, batch_size=16, gradient_steps=1,
                    net_arch=(16, 16), region_width=4, steps=320, eval_every=320, learning_starts=64, buffer_size=400, target_update_interval=80)
 
 
@@ -90,7 +94,7 @@ def main(argv=None) -> int:
     "Command line; 0 where everything agrees, 1 where something does not, 2 where there is no such device"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="torch device that is compared with the processor")
-    parser.add_argument("--small", action="store_true", help="a few small pictures and EfficientNet-Lite0 alone")
+    parser.add_argument("--small", action="store_true", help="a few pictures and a short run")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the processor")
     parser.add_argument("--out", type=Path, help="results file; default results/benchmarks/device.json, none for --small")
     args = parser.parse_args(argv)
@@ -104,7 +108,7 @@ def main(argv=None) -> int:
     if args.device.startswith("cuda"): about["gpu"] = torch.cuda.get_device_name(args.device)
     before = os.environ.get("LOCRL_CACHE")
     try:
-        for name in list(ENCODERS)[:1 if args.small else None]: results[name] = compare(configuration(name, args.small), args.device)
+        for name in ENCODERS: results[name] = compare(configuration(name, args.small), args.device)
     finally:
         os.environ.pop("LOCRL_CACHE") if before is None else os.environ.update(LOCRL_CACHE=before)
     print(table([{"encoder": name, "device": which, **{k.replace("_a_second", "/s"): f"{v:.0f}" for k, v in r[key].items()}}

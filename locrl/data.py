@@ -12,7 +12,7 @@ __all__ = ['VOC_CLASSES', 'ANIMALS', 'data_root', 'cache_root', 'write_atomic', 
 """A `Dataset` gives pictures, boxes and a fingerprint. `VOC` reads the standard VOCdevkit folders and checks what it reads
 (`locrl.download` fetches it). Boxes are `(n, 4)` float32 corners `x1, y1, x2, y2` in [0, 1] of the image."""
 
-# %% ../nbs/01_data.ipynb #f467347a
+# %% ../nbs/01_data.ipynb #5616e7d5
 import difflib, hashlib, io, os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -280,10 +280,10 @@ def read_xml(
         objects.append((name, _read_box(node, width, height, path), *flags))
     return (width, height), objects
 
-# %% ../nbs/01_data.ipynb #ebd22709
+# %% ../nbs/01_data.ipynb #d5e2c4a1
 def rgb(
     image: Image.Image,   # of any mode
-) -> Image.Image:         # upright 8-bit RGB
+) -> Image.Image:         # upright 8-bit RGB; the picture itself where nothing is to be done
     "Turned as its EXIF tag says, transparent parts on white, 16-bit greys scaled; raises `DataError` for a picture without pixels"
     if not (image.width and image.height): raise DataError(f"a picture of {image.width} x {image.height} pixels shows nothing: give a larger one")
     if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
@@ -292,7 +292,9 @@ def rgb(
         image = Image.fromarray((grey/257 if ";" in image.mode or grey.max() > 255 else grey).clip(0, 255).round().astype(np.uint8))
     if "A" in image.mode.upper() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
-    return image.convert("RGB")
+    if image.mode != "RGB": return image.convert("RGB")
+    image.load()   # now, if it comes from a file that is damaged
+    return image
 
 # %% ../nbs/01_data.ipynb #c31b818b
 def open_image(

@@ -36,7 +36,7 @@ from .results import asks_regions
 from .saliency import to_saliency
 from .train import Agent
 
-# %% ../nbs/27_localizer.ipynb #e29339c8
+# %% ../nbs/27_localizer.ipynb #00415c90
 EXAMPLE = files("locrl")/"assets"/"pictures"/"cat.jpg"   # a photograph to try things on, in the public domain
 
 def picture(
@@ -44,7 +44,7 @@ def picture(
 ) -> Image.Image:      # upright 8-bit RGB
     "One picture, whatever it came as. Raises `DataError` for what is none, with the reason."
     if isinstance(image, Image.Image):
-        try: return rgb(image)
+        try: return rgb(image).copy()   # what is done to `image` later changes no answer
         except DataError: raise
         except (OSError, SyntaxError, ValueError) as e: raise DataError(f"the picture cannot be decoded ({e}): open the file again, or take another") from e
     if isinstance(image, (str, Path)): return open_image(image)
@@ -170,7 +170,7 @@ def _order(box, q_trigger, believed):
     "Rows sorted by what is seen of them; two searches that saw the same have the same order"
     return np.lexsort([*box.T, q_trigger, believed])
 
-# %% ../nbs/27_localizer.ipynb #c9d3af0f
+# %% ../nbs/27_localizer.ipynb #69363607
 class Localizer:
     "A trained agent for anybody's pictures"
     def __init__(self,
@@ -274,12 +274,12 @@ class Localizer:
         least: float = 0.3,   # confidence that a box must have
         overlap: float = 0.3, # IoU beyond which the less sure of two boxes is dropped
     ) -> list[Location]:      # surest first, none where nothing reaches `least`
-        "Search for all of them, in the way of the run's configuration (`locrl.multi`). Raises as `locate` does."
+        "Search for all of them, in the way of the run's configuration (`locrl.multi`), or from windows where regions are cut out and so cannot be marked. Raises as `locate` does."
         image, name, config = picture(image), self.class_of(phrase), self.agent.config
-        bank = self._bank([image], [name])
+        bank, restarts = self._bank([image], [name]), config.restarts if config.regions == "pooled" else "windows"
         label = bank.classes.index(name)
         with listening(self.agent.policy.q_net) as heard:
-            regions = search_several(self.agent.policy, bank, np.array([0]), np.array([label]), config.moves, config.observation.max_steps, restarts=config.restarts)
+            regions = search_several(self.agent.policy, bank, np.array([0]), np.array([label]), config.moves, config.observation.max_steps, restarts=restarts)
         keys, q, believed = (np.concatenate(x) for x in zip(*heard))
         same = np.empty(len(regions), np.int64)   # where each region was asked about
         same[_order(regions.box, regions.q_trigger, regions.iou)] = _order(keys[:, 2:6], q[:, TRIGGER], believed)

@@ -140,6 +140,7 @@ def test_twenty_megapixels(encoder):
     image = scene().resize((5000, 4000))
     torch.testing.assert_close(encoder.encode([image]), encoder.encode([image.reduce(10)]), atol=.3, rtol=.3)
     assert crop(image, [.5, .5, .5, .5]).size == (1, 1)
+    assert rgb(image) is image   # not copied for each of a search's crops
 
 
 def test_a_picture_without_pixels():

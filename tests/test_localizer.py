@@ -13,13 +13,14 @@ from locrl.boxes import TRIGGER
 from locrl.confidence import ConfidenceError, RegionClassifier, answer_all, region_inputs
 from locrl.config import Config, ConfigError, prepare
 from locrl.data import DataError
-from locrl.encoders import UnknownClass
+from locrl.encoders import ENCODERS, UnknownClass
 from locrl.evaluate import CONFIDENCE, questions, search_all
 from locrl.localizer import Localizer, PictureBank, forms, listening, picture
 from locrl.observation import ObservationConfig
 from locrl.scenes import Scenes
 from locrl.train import train
 from test_clip import TINY as TINY_CLIP
+from test_features import Mosaic
 
 TINY = Config(name="tiny", train="scenes:train:24", select="scenes:val:12", report="scenes:test:12", classes=("cat", "dog"), dim=8, input_size=64,
               n_envs=8, batch_size=16, gradient_steps=1, net_arch=(16,), region_width=4, steps=200, eval_every=200, learning_starts=50)
@@ -95,6 +96,26 @@ def test_cut_out_regions(localizer, world, scenes):
     agent.config = replace(agent.config, observation=replace(TINY.observation, max_steps=6))
     for row, found in enumerate(f for scene in scenes[:2] for f in Localizer(agent, world.encoder).locate(scene, ["cat", "dog"])):
         np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
+
+
+def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
+    "Trained, opened from its folder, and asked: about a picture of any kind, about several at once, about frames one by one"
+    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
+    monkeypatch.setitem(ENCODERS, "mosaic", lambda device, input_size: Mosaic())
+    cut = Localizer.from_run(train(replace(TINY, name="crops", encoder="mosaic", dim=6, regions="crops", select="scenes:val:4", report="scenes:test:4"), root=tmp_path, progress=False))
+    world = cut.agent.world()
+    bank, data = world.bank("report"), world.data["report"]
+    scored = search_all(cut.agent.policy, bank, *questions(len(data), 2))
+    images = [data.image(i) for i in range(len(data))]
+    for k, name in enumerate(TINY.classes):
+        batch = cut.locate(images, name)
+        for i, (together, frame) in enumerate(zip(batch, cut.locate_stream(iter(images), name))):
+            np.testing.assert_allclose(together.box, scored.box[2*i + k], atol=1e-5)
+            same(frame, together)
+    array = np.asarray(images[0])
+    for given in (array, array/255, torch.from_numpy(array.copy()).permute(2, 0, 1), images[0].convert("RGBA")): same(cut.locate(given, "dog"), cut.locate(images[0], "dog"))
+    for odd in (Image.new("L", (1, 1)), Image.new("CMYK", (30, 40)), Image.new("RGB", (5000, 4000))): assert np.isfinite(cut.locate(odd, "cat").confidence)
+    assert all(0 <= found.confidence <= 1 for found in cut.locate_all(images[0], "cat", least=0))
 
 
 def test_a_search_without_trigger_answers_with_what_it_believed_in_most(localizer, scenes, monkeypatch):
