@@ -25,7 +25,7 @@ from .env import Targets
 from .features import FeatureBank
 from .observation import ObservationConfig, observe
 
-# %% ../nbs/14_policy.ipynb #03520f14
+# %% ../nbs/14_policy.ipynb #50c49f33
 class KeyExtractor(BaseFeaturesExtractor):
     "State keys (B, 17) to observations, looked up in a `FeatureBank` that `attach` puts there; has no parameters"
     def __init__(self, observation_space, dim: int, config: ObservationConfig):
@@ -33,10 +33,11 @@ class KeyExtractor(BaseFeaturesExtractor):
         self.dim, self.config, self.bank = dim, config, None
 
     def forward(self, keys):
+        "Observations of state keys"
         if self.bank is None: raise RuntimeError("the policy has no features to look at: call attach(policy, bank) first")
         return observe(self.bank, keys, self.config)
 
-# %% ../nbs/14_policy.ipynb #05211209
+# %% ../nbs/14_policy.ipynb #5d63f174
 class RegionProjection(nn.Module):
     "Narrows every region embedding at the front of an observation with one shared matrix, and keeps the rest as it is"
     def __init__(self,
@@ -50,6 +51,7 @@ class RegionProjection(nn.Module):
         self.shared = nn.Linear(dim, width)
 
     def forward(self, x):
+        "The observation with its regions narrowed"
         regions, rest = x[:, :self.n*self.dim], x[:, self.n*self.dim:]
         return torch.cat([self.shared(regions.unflatten(1, (self.n, self.dim))).relu().flatten(1), rest], 1)
 
@@ -104,7 +106,7 @@ def attach(
     for net in (policy.q_net, policy.q_net_target): net.features_extractor.bank = bank
     return policy
 
-# %% ../nbs/14_policy.ipynb #d7145a10
+# %% ../nbs/14_policy.ipynb #9570c02e
 class IoULoss:
     "Loss term of `DoubleDQN`: predict the IoU of the box in the state. Regression, and pairwise ranking in a band."
     def __init__(self,
@@ -128,6 +130,7 @@ class IoULoss:
         return iou(keys[:, None, 2:6], self.boxes[row]).amax(1)
 
     def __call__(self, model, batch, q, trunk):
+        "The loss and what the log says of it, as `DoubleDQN` asks its terms"
         truth = self.true_iou(batch.observations)
         logit = model.q_net.iou_head(trunk if self.gradient else trunk.detach())[:, 0]
         loss = regression = F.smooth_l1_loss(logit.sigmoid(), truth, beta=0.1)*self.weight

@@ -152,7 +152,7 @@ def trials(
         if made.setdefault(trial.folder, trial) != trial: raise ConfigError(f"two trials would share the folder {trial.folder}: {'; '.join(difference(made[trial.folder].config.to_dict(), config.to_dict()))}")
     return list(made.values())
 
-# %% ../nbs/32_sweep.ipynb #9a90979d
+# %% ../nbs/32_sweep.ipynb #38de6360
 class Progress:
     "One bar for a sweep"
     def __init__(self,
@@ -162,7 +162,9 @@ class Progress:
         self.steps, self.text = {t: t.step for t in trials}, ""
         self.bar = tqdm(total=sum(t.config.steps for t in trials), initial=self._done(), desc=f"{len(trials)} trials", unit="step", unit_scale=True, disable=not show)
 
-    def _done(self): return sum(min(step, t.config.steps) for t, step in self.steps.items())
+    def _done(self):
+        "Transitions of all trials so far"
+        return sum(min(step, t.config.steps) for t, step in self.steps.items())
 
     def __call__(self,
         running,           # trial -> transitions behind its last validation
@@ -180,7 +182,7 @@ class Progress:
         self.bar.update(self._done() - self.bar.n)
         self.bar.refresh()
 
-# %% ../nbs/32_sweep.ipynb #0250ae7f
+# %% ../nbs/32_sweep.ipynb #c3794c21
 @contextmanager
 def _threads(n):
     "Within, processes that are begun use `n` threads each"
@@ -194,6 +196,7 @@ def _threads(n):
             else: os.environ[name] = value
 
 def _leave_with(parent):
+    "End this process when `parent` has ended"
     parent.join()
     os._exit(1)
 
@@ -212,7 +215,9 @@ def _in_process(trial, threads, device, answer):
         if sys.stderr is not sys.__stderr__: traceback.print_exc()
         sys.exit(1)
 
-def _said(error): return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _said(error):
+    "An error in one line"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 # %% ../nbs/32_sweep.ipynb #2a129d97
 def cores() -> int:
@@ -256,7 +261,7 @@ def run_here(
         for process, _ in running.values(): process.join()
     return errors
 
-# %% ../nbs/32_sweep.ipynb #4389efdc
+# %% ../nbs/32_sweep.ipynb #b7f64289
 def _fetch(source, folder):
     "Put the run folder `source` at `folder`; the log, which says how far the run is, comes last"
     for file in sorted(Path(source).rglob("*"), key=lambda f: f.name == "metrics.jsonl"):
@@ -281,10 +286,15 @@ def _on_worker(params, keyed, device, threads, travels):
             if trial.step == step: raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
             tune.report(dict(step=trial.step), checkpoint=tune.Checkpoint.from_directory(trial.folder) if travels else None)
 
-def _books(root): return root/".ray"
+def _books(root):
+    "Where Tune keeps its books when the run folders are on a shared disk"
+    return root/".ray"
 
 _watch = None   # what follows the sweep of this process
-def _watching(): return _watch
+
+def _watching():
+    "What follows the sweep of this process, for books that are read back"
+    return _watch
 
 # %% ../nbs/32_sweep.ipynb #867918e2
 def run_on_ray(
