@@ -36,11 +36,11 @@ TOLERANCE = dict(cosine=.9995, same_answer=.65, map11=.03)
 
 
 def configuration(name: str, small: bool) -> Config:
-    "What is run: the demo, shortened; a few pictures where it is to be small, of 64 pixels for a network that takes them"
+    "What is run: the demo, shortened; a few pictures of 64 pixels, or four patches of ViT-L/14, where it is to be small"
     config = replace(named_config("demo"), name=f"device-{ENCODERS[name]['encoder']}", train="simple-scenes:train:200", select="simple-scenes:val:100",
                      steps=12_800, eval_every=12_800, learning_starts=1_280, **ENCODERS[name])
     if not small: return config
-    return replace(config, train="simple-scenes:train:16", select="simple-scenes:val:8", input_size=config.input_size and 64, dim=16, n_envs=8, batch_size=16, gradient_steps=1,
+    return replace(config, train="simple-scenes:train:16", select="simple-scenes:val:8", input_size=64 if config.input_size else 56, dim=16, n_envs=8, batch_size=16, gradient_steps=1,
                    net_arch=(16, 16), region_width=4, steps=320, eval_every=320, learning_starts=64, buffer_size=400, target_update_interval=80)
 
 
@@ -94,7 +94,7 @@ def main(argv=None) -> int:
     "Command line; 0 where everything agrees, 1 where something does not, 2 where there is no such device"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="torch device that is compared with the processor")
-    parser.add_argument("--small", action="store_true", help="a few pictures and a short run")
+    parser.add_argument("--small", action="store_true", help="a few small pictures and a short run")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the processor")
     parser.add_argument("--out", type=Path, help="results file; default results/benchmarks/device.json, none for --small")
     args = parser.parse_args(argv)

@@ -166,7 +166,7 @@ class EpisodeState:
         if e.ious is not None: panels.append((f"IoU {e.ious[t]:.2f}", 200, curve_svg({"IoU": (COLOURS["agent"], e.ious)}, t, e.steps + 1, height=tall)))
         return panels_svg(panels, tall)
 
-# %% ../nbs/28_widgets.ipynb #51ca98e9
+# %% ../nbs/28_widgets.ipynb #b8235e5a
 class View:
     "Something that shows itself as live widgets where there is a front end for them, else as a picture"
     widget = None   # the ipywidgets tree
@@ -176,7 +176,7 @@ class View:
         raise NotImplementedError
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        live = self.widget._repr_mimebundle_() if self.widget is not None else {}
+        live = {"application/vnd.jupyter.widget-view+json": dict(version_major=2, version_minor=0, model_id=self.widget.model_id)} if self.widget is not None else {}
         return {**live, "text/plain": repr(self), "image/png": base64.b64encode(self.still()._repr_png_()).decode()}
 
 def _widgets():
