@@ -79,7 +79,7 @@ def shows(source: str) -> bool:
 
 
 def silent(notebooks: Path) -> list[str]:
-    "Cells that promise an output and have none, or have an error"
+    "Cells that promise an output and have none, or have an error or a warning"
     found = []
     for path in sorted(notebooks.rglob("*.ipynb")):
         for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
@@ -87,6 +87,7 @@ def silent(notebooks: Path) -> list[str]:
             where = f"{path.relative_to(notebooks)}, cell {number} ({source.strip().splitlines()[-1][:60] if source.strip() else ''})"
             if cell["cell_type"] == "code" and not outputs and shows(source): found.append(f"{where}: no output is saved")
             found += [f"{where}: its output is an error" for output in outputs if output["output_type"] == "error"]
+            found += [f"{where}: a warning is saved with it" for output in outputs if output.get("name") == "stderr"]
     return found
 
 

@@ -35,12 +35,12 @@ def notebook(path, *cells):
 
 
 def test_silent_cells_are_found(tmp_path):
-    "A missing output and an error are named with their cell"
+    "A missing output, an error and a warning are named with their cell"
     result = dict(output_type="execute_result")
     notebook(tmp_path / "a.ipynb", ("x = 1", []), ("x", [result]))
     assert docs.silent(tmp_path) == []
-    notebook(tmp_path / "sub/b.ipynb", ("x", []), ("x = 1/0", [dict(output_type="error")]))
-    assert docs.silent(tmp_path) == ["sub/b.ipynb, cell 0 (x): no output is saved", "sub/b.ipynb, cell 1 (x = 1/0): its output is an error"]
+    notebook(tmp_path / "sub/b.ipynb", ("x", []), ("x = 1/0", [dict(output_type="error")]), ("y = 1", [dict(output_type="stream", name="stderr")]))
+    assert docs.silent(tmp_path) == ["sub/b.ipynb, cell 0 (x): no output is saved", "sub/b.ipynb, cell 1 (x = 1/0): its output is an error", "sub/b.ipynb, cell 2 (y = 1): a warning is saved with it"]
 
 
 def test_notebooks_outside_the_sidebar_are_found(tmp_path):
