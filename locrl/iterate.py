@@ -22,7 +22,7 @@ from .results import report, save_results
 from .sweep import Trial, run_sweep, trials
 from .train import load_checkpoint, save_checkpoint
 
-# %% ../nbs/35_iterate.ipynb #c871146b
+# %% ../nbs/35_iterate.ipynb #56505ff4
 class SweepError(ValueError):
     "Trials that failed; the message has them all, each with its error"
 
@@ -56,7 +56,7 @@ def take_over(
     for name in ("projection.npz", "prototypes.pt"):
         if (source.folder/name).exists(): write_atomic(trial.folder/name, (source.folder/name).read_bytes())
     for name in ("best.pt", "last.pt"):
-        state = load_checkpoint(source.folder/name)
+        state: dict = load_checkpoint(source.folder/name)   # there, as the run is finished
         save_checkpoint(trial.folder/name, state | dict(about=about) if "about" in state else state)
     write_atomic(trial.folder/"metrics.jsonl", (source.folder/"metrics.jsonl").read_bytes())   # last: without it the run is not finished
     return True

@@ -233,7 +233,7 @@ def player(
     "Play an episode in a notebook"
     return Player(EpisodeState(episode, step, saliency))
 
-# %% ../nbs/28_widgets.ipynb #efc8c51e
+# %% ../nbs/28_widgets.ipynb #b904dca2
 class Picker:
     "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds what the search had against them."
     def __init__(self,
@@ -243,7 +243,8 @@ class Picker:
     ):
         self.search, self.pictures, self.classes = search, [str(p) for p in pictures], list(classes)
         if not self.pictures or not self.classes: raise ValueError("a picker needs at least one picture and one class to choose from")
-        self.image, self.class_name, self.episode, self.error, self._found = 0, self.classes[0], None, "", {}
+        self.image, self.class_name, self.error, self._found = 0, self.classes[0], "", {}
+        self.episode: Episode = None   # until the first search
 
     def pick(self,
         image: int | None = None,       # position of a picture; default stays
@@ -263,8 +264,9 @@ class PickerView(View):
     "Two fields to choose a picture and a class, and the player"
     def __init__(self, state: Picker):
         self.state, w = state, _widgets()
-        if all(state.pick(class_name=c) is None for c in state.classes): raise ValueError(f"no class can be looked for in {state.pictures[0]}: {state.error}")
-        self.player = Player(EpisodeState(state.episode))
+        first = next((e for e in (state.pick(class_name=c) for c in state.classes) if e is not None), None)
+        if first is None: raise ValueError(f"no class can be looked for in {state.pictures[0]}: {state.error}")
+        self.player = Player(EpisodeState(first))
         if w is None: return
         self.image = w.Dropdown(description="picture", options=[(name, i) for i, name in enumerate(state.pictures)], value=0)
         self.class_name = w.Combobox(description="class", options=tuple(state.classes), value=state.class_name, continuous_update=False)
