@@ -233,7 +233,7 @@ def player(
     "Play an episode in a notebook"
     return Player(EpisodeState(episode, step, saliency))
 
-# %% ../nbs/28_widgets.ipynb #b904dca2
+# %% ../nbs/28_widgets.ipynb #b0a3e60d
 class Picker:
     "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds what the search had against them."
     def __init__(self,
@@ -243,8 +243,7 @@ class Picker:
     ):
         self.search, self.pictures, self.classes = search, [str(p) for p in pictures], list(classes)
         if not self.pictures or not self.classes: raise ValueError("a picker needs at least one picture and one class to choose from")
-        self.image, self.class_name, self.error, self._found = 0, self.classes[0], "", {}
-        self.episode: Episode = None   # until the first search
+        self.image, self.class_name, self.episode, self.error, self._found = 0, self.classes[0], None, "", {}
 
     def pick(self,
         image: int | None = None,       # position of a picture; default stays
