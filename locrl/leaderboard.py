@@ -11,7 +11,7 @@ __all__ = ['METRICS', 'CITED', 'Cited', 'moved', 'told', 'Comparison', 'change_t
 # %% ../nbs/34_leaderboard.ipynb #5f237870
 """`Leaderboard` reads a folder of results: table, plots, and each iteration beside the one before (`Comparison`). `CITED` holds what others published."""
 
-# %% ../nbs/34_leaderboard.ipynb #118e8bb1
+# %% ../nbs/34_leaderboard.ipynb #93eb302a
 import json
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +22,7 @@ import torch
 from scipy.stats import ttest_1samp, ttest_ind
 
 from .boxes import FULL, iou
-from .config import AFTER_TRAINING, ConfigError, difference
+from .config import AFTER_TRAINING, Config, ConfigError, difference
 from .data import write_atomic
 from .env import Search, Targets
 from .iterations import ITERATIONS, MAP, Verdict, changes_of, find_config, seed_values
@@ -60,7 +60,7 @@ CITED = (
     Cited(f"{_AUTHOR}, v9.2", _CLIP, "VOC2007", {"rho.probe": .48}, _NOTES, "v9.2"),
 )
 
-# %% ../nbs/34_leaderboard.ipynb #778df619
+# %% ../nbs/34_leaderboard.ipynb #9cb9d976
 def moved(
     result: dict,   # a results file
     before: dict,   # that of another iteration
@@ -78,7 +78,8 @@ def moved(
 
 def _same_agents(a, b):
     "Whether two results differ in nothing that training sees"
-    return a["seeds"] == b["seeds"] and all(line.split(":")[0] in AFTER_TRAINING for line in difference(a["config"], b["config"]))
+    a_config, b_config = (Config().to_dict() | x["config"] for x in (a, b))   # a field younger than a file had its default
+    return a["seeds"] == b["seeds"] and all(line.split(":")[0] in AFTER_TRAINING for line in difference(a_config, b_config))
 
 # %% ../nbs/34_leaderboard.ipynb #2feb7210
 def told(

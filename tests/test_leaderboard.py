@@ -9,7 +9,7 @@ from conftest import ROOT
 from scipy import stats
 
 from locrl.config import ConfigError
-from locrl.iterations import ITERATIONS
+from locrl.iterations import ITERATIONS, find_config
 from locrl.leaderboard import CITED, METRICS, Leaderboard, iterations_figure, learning_figure, moved
 
 RESULTS, PAGES = ROOT / "results/animals-5", ROOT / "nbs/iterations"
@@ -148,6 +148,21 @@ def test_page_is_in_step(board, name):
     assert board.table([before, name] if before else [name])._repr_html_() in shown
     if before: assert comparison.moves._repr_html_() in shown
     assert re.search(r"^FROM_SCRATCH = False\b", source, re.M) and f"locrl iterate {name} --seeds 3" in source
+
+
+@pytest.mark.parametrize("name", ITERATIONS)
+def test_from_scratch_measures_the_same(board, name, tmp_path):
+    "With its flag up, a page runs the iterations it shows, ranked and searched as in the committed results"
+    asked = {}
+
+    def iterate(name, out, root, confidence=None, multi=True): asked[name] = (confidence or find_config(f"animals-5/{name}").final_confidence, multi)
+
+    cell = next(source for cell in json.loads(page_of(name).read_text())["cells"] if "if FROM_SCRATCH" in (source := "".join(cell["source"])))
+    exec(cell, dict(FROM_SCRATCH=True, iterate=iterate, save_expectations=lambda *a, **k: None, cache_root=lambda: tmp_path, Path=Path, Leaderboard=lambda folder: board))
+    assert {ITERATIONS[name].after, name} - {None} <= asked.keys()
+    for one, how in asked.items():
+        committed = board[one]["metrics"]["seeds"][0]
+        assert how == (committed["one_shot"]["confidence"], "tr" in committed), one
 
 
 def test_leaderboard_page_is_in_step(board):
