@@ -25,7 +25,7 @@ def rewritten(path: Path, owner: str, name: str) -> str:
     badge = rf"{COLAB}/{owner}/{name}/blob/main/"
     text = re.sub(re.escape(COLAB) + r"/[\w.-]+/[\w.-]+/blob/main/([\w./-]+)", lambda m: badge + (place if "/tutorials/" in place else m[1]), text)
     text = re.sub(r"git\+https://github\.com/[\w.-]+/[\w.-]+?\.git", f"git+https://github.com/{owner}/{name}.git", text)
-    text = re.sub(r"(href: )https://github\.com/[\w.-]+/[\w.-]+", rf"\1https://github.com/{owner}/{name}", text)
+    text = re.sub(r"(href: |url += \{)https://github\.com/[\w.-]+/[\w.-]+", rf"\1https://github.com/{owner}/{name}", text)
     return re.sub(r'(Documentation = "|repository-code: "?)https://[\w.-]+/[\w./-]*', lambda m: m[1] + (f"https://{owner}.github.io/{name}/" if "Doc" in m[1] else f"https://github.com/{owner}/{name}"), text)
 
 
