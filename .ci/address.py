@@ -26,11 +26,12 @@ def rewritten(path: Path, owner: str, name: str) -> str:
     text = re.sub(re.escape(COLAB) + r"/[\w.-]+/[\w.-]+/blob/main/([\w./-]+)", lambda m: badge + (place if "/tutorials/" in place else m[1]), text)
     text = re.sub(r"git\+https://github\.com/[\w.-]+/[\w.-]+?\.git", f"git+https://github.com/{owner}/{name}.git", text)
     text = re.sub(r"(href: |url += \{)https://github\.com/[\w.-]+/[\w.-]+", rf"\1https://github.com/{owner}/{name}", text)
+    text = re.sub(r'(\n *url: "?)https://[\w.-]+\.github\.io/[\w.-]+/', rf"\1https://{owner}.github.io/{name}/", text)
     return re.sub(r'(Documentation = "|repository-code: "?)https://[\w.-]+/[\w./-]*', lambda m: m[1] + (f"https://{owner}.github.io/{name}/" if "Doc" in m[1] else f"https://github.com/{owner}/{name}"), text)
 
 
 if __name__ == "__main__":
-    files = [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / f for f in ("_quarto.yml", "pyproject.toml", "CITATION.cff") if (ROOT / f).exists())]
+    files = [*(ROOT / "nbs").rglob("*.ipynb"), *(ROOT / f for f in ("_quarto.yml", "pyproject.toml", "CITATION.cff", ".github/ISSUE_TEMPLATE/config.yml") if (ROOT / f).exists())]
     files = [f for f in files if ".ipynb_checkpoints" not in f.parts]
     stale = {f: text for f in files if (text := rewritten(f, *address())) != f.read_text(encoding="utf-8")}
     if sys.argv[1:] == ["--check"]:
