@@ -49,4 +49,4 @@ def test_hooks_run_what_is_there():
     "Every local hook of pre-commit names a command of the environment or a script of the repository"
     for hook in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]:
         words = hook["entry"].split()
-        assert (ROOT / words[1]).is_file() if words[0] == "python" else words[0] in {"nbdev-clean", "nbdev-export", "mypy"}
+        assert (ROOT / words[1]).is_file() if words[0] == "python" else words[0] in {"nbdev-clean", "nbdev-export", "mypy", "ruff"}
