@@ -31,7 +31,7 @@ ENCODERS = {"EfficientNet-Lite0": dict(encoder="efficientnet_lite0", input_size=
 # What rounding may do: smallest cosine of a picture's features, share of answers with IoU .9, difference. Measured on a processor that rounds the
 # operands as a GPU does. Features: convolutions in TF32 .99983, random ViT-L/14 in fp16 .999999 and in bf16 .99996. Answers are less
 # steady, since one close decision sends a search elsewhere: TF32 leaves 83 % the same, noise of .3, 3 and 10 % of a cell's length 95, 73 and 48 %.
-# The map11 of all these lies within .015. So wrong features, which move more than a tenth, break the first two, and rounding breaks none.
+# The map11 of all these lies within .015. So wrong features, which move more than a tenth, break the first two, and in this emulation rounding broke none.
 TOLERANCE = dict(cosine=.9995, same_answer=.65, map11=.03)
 
 

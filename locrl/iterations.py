@@ -40,7 +40,7 @@ def seed_values(
     for part in metric.split("."): values = [v[part] for v in values if isinstance(v, dict) and v.get(part) is not None]
     return values
 
-# %% ../nbs/22_iterations.ipynb #e843ed7e
+# %% ../nbs/22_iterations.ipynb #44623ddf
 def rises(
     metric: str,      # path within a seed's metrics
     by: float = 0.,   # the least rise that counts
@@ -50,8 +50,8 @@ def rises(
         new, old = seed_values(result, metric), seed_values(before, metric)
         if min(len(new), len(old)) < 2: return Verdict(None, f"{metric} is not there for two seeds of both")
         gap = np.mean(new) - np.mean(old)
-        low, high = (gap, gap) if np.ptp(new) + np.ptp(old) == 0 else ttest_ind(new, old, equal_var=False).confidence_interval()
-        return Verdict(bool(low > by), f"{metric} {np.mean(old):.3f} -> {np.mean(new):.3f}, a difference of {gap:+.3f} [{low:+.3f}, {high:+.3f}], needs more than {by:g}")
+        bounds = ttest_ind(new, old, equal_var=False).confidence_interval() if np.ptp(new) + np.ptp(old) else (gap, gap)
+        return _risen(metric, old, new, "a difference", gap, bounds, by)
     return judge
 
 def gains(
@@ -61,11 +61,17 @@ def gains(
     "Criterion where the agents are those of the iteration before, used otherwise: each seed is compared with itself"
     def judge(result, before):
         new, old = (dict(zip(seed_values(r, "seed"), seed_values(r, metric))) for r in (result, before))
-        gap = np.array([new[s] - old[s] for s in new if s in old])
-        if len(gap) < 2: return Verdict(None, f"{metric} is not there for two seeds of both")
-        low, high = (gap.mean(),)*2 if np.ptp(gap) == 0 else ttest_1samp(gap, 0).confidence_interval()
-        return Verdict(bool(low > by), f"{metric} {np.mean(list(old.values())):.3f} -> {np.mean(list(new.values())):.3f}, seed by seed a difference of {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}], needs more than {by:g}")
+        if len(both := sorted(set(new) & set(old))) < 2: return Verdict(None, f"{metric} is not there for two seeds of both")
+        new, old = ([values[s] for s in both] for values in (new, old))
+        gaps = np.subtract(new, old)
+        bounds = ttest_1samp(gaps, 0).confidence_interval() if np.ptp(gaps) else (gaps[0], gaps[0])
+        return _risen(metric, old, new, "seed by seed a difference", gaps.mean(), bounds, by)
     return judge
+
+def _risen(metric, old, new, how, gap, bounds, by):
+    "The verdict on a difference and its interval"
+    low, high = bounds
+    return Verdict(bool(low > by), f"{metric} {np.mean(old):.3f} -> {np.mean(new):.3f}, {how} of {gap:+.3f} [{low:+.3f}, {high:+.3f}], needs more than {by:g}")
 
 def within(
     metric: str,            # path within a seed's metrics; its value is a number, or a [smallest, largest] over the run
