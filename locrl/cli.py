@@ -46,8 +46,9 @@ def main():
         print(f"locrl: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(1)
 
-# %% ../nbs/40_cli.ipynb #6b2d4046
+# %% ../nbs/40_cli.ipynb #e0225d0e
 def _config(name, steps=None):
+    "The configuration or iteration called `name`, with another budget where `steps` is given"
     from locrl.iterations import find_config
     config = find_config(name)
     return config if steps is None else replace(config, name=f"{config.name}-{steps}", steps=steps, eval_every=min(config.eval_every, steps))
@@ -173,12 +174,13 @@ def iterate(
     result, verdict, file = run(name, on, seeds, split, out, processes, root, device, confidence, multi)
     print(f"{results_table(result)}\n\n{name} {verdict}\nresults: {file}")
 
-# %% ../nbs/40_cli.ipynb #07b00e00
+# %% ../nbs/40_cli.ipynb #ea1af4f5
 Runs = Annotated[list[Path], typer.Argument(help="Run folders of one configuration, one per seed.")]
 Folder = Annotated[Optional[Path], typer.Option("--out", help="Folder to write: index.html, results.json, results.csv, figures.")]
 Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Score the baselines too.")]
 
 def _written(out, title, parts, numbers, rows=()):
+    "Write the folder of an evaluation where one was asked for, and say so"
     from locrl.pages import write_folder
     if out is not None: print(f"written: {write_folder(out, title, parts, numbers, rows, _command())}")
 

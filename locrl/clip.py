@@ -229,7 +229,7 @@ def encode_texts(
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:n, :n]))
     return x[torch.arange(len(x), device=x.device), end] @ model.text_projection
 
-# %% ../nbs/05_clip.ipynb #d5a261e5
+# %% ../nbs/05_clip.ipynb #4cece739
 class ClassTexts:
     "The embedding of a class name by a model's text tower: made once, then remembered in memory and on disk"
     def __init__(self,
@@ -248,6 +248,7 @@ class ClassTexts:
 
     @cached_property
     def _tokenize(self):
+        "Texts to tokens, as the architecture wants them"
         import open_clip
         return open_clip.get_tokenizer(self.architecture)
 

@@ -54,7 +54,7 @@ def region_inputs(
     shape = torch.cat([side, (w + h)[:, None]/2, (w - h)[:, None], touches, (box[:, :2] + box[:, 2:])/2], 1)
     return torch.cat([features.flatten(1), evidence.flatten(1), bank.presence[image], shape], 1)
 
-# %% ../nbs/18_confidence.ipynb #e0a908f4
+# %% ../nbs/18_confidence.ipynb #03b6e241
 class ConfidenceError(ValueError):
     "A classifier that is damaged or does not belong to these features, or data it cannot be fitted on or judged by"
 
@@ -105,6 +105,7 @@ class RegionClassifier:
         return out
 
     def _demand(self, bank):
+        "Raises `ConfidenceError` for a bank of other classes or features"
         for what, mine, theirs in ("classes", ", ".join(self.classes), ", ".join(bank.classes)), ("features", self.features, bank.projection.digest):
             if mine != theirs: raise ConfidenceError(f"this region classifier is for the {what} {mine}, the bank has {theirs}: fit one for them (fit_region_classifier)")
 

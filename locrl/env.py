@@ -165,7 +165,7 @@ class Search:
         self.rng.bit_generator.state = state["rng"]
         for k in ("queue", "episode", "box", "step_count", "history"): setattr(self, k, state[k].copy())
 
-# %% ../nbs/10_env.ipynb #9648b0d4
+# %% ../nbs/10_env.ipynb #c9d012fe
 class LocalizationEnv(gym.Env):
     """One search at a time, with the full observation. `reset(options={"episode": k})` asks question `k` of `targets`.
     Registered as `locrl/Localization-v0`; made without arguments it searches composed Scenes through EfficientNet-Lite0."""
@@ -193,6 +193,7 @@ class LocalizationEnv(gym.Env):
     def _observe(self): return observe(self.bank, torch.from_numpy(self.search.keys), self.config)[0].cpu().numpy()
 
     def _info(self):
+        "What Gymnasium hands out beside the observation"
         s = self.search
         return dict(iou=float(s.iou[0]), box=s.box[0].copy(), image=int(s.targets.image[s.episode[0]]), class_name=self.bank.classes[s.targets.label[s.episode[0]]])
 

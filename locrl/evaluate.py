@@ -66,8 +66,9 @@ def search_all(
     presence = bank.presence[image, label].cpu().numpy()
     return Searches(np.asarray(image), np.asarray(label), **out, presence=presence, evidence=evidence_inside(bank, image, label, out["box"]))
 
-# %% ../nbs/15_evaluate.ipynb #802da638
+# %% ../nbs/15_evaluate.ipynb #c3c05738
 def _lockstep(net, image, label, moves, max_steps):
+    "The greedy searches of one batch of questions, and their answers"
     n = len(image)
     box, history = np.tile(FULL, (n, 1)), np.full((n, HISTORY), -1)
     answer = dict(box=box.copy(), triggered=np.zeros(n, bool), steps=np.zeros(n, np.int64), q_trigger=np.zeros(n, np.float32), iou=np.full(n, -1, np.float32))
@@ -127,10 +128,11 @@ def trace(
         if actions[-1] == TRIGGER: break
     return dict(boxes=np.stack(boxes), actions=np.array(actions), q_values=np.stack(values), believed=np.array(beliefs), triggered=actions[-1] == TRIGGER)
 
-# %% ../nbs/15_evaluate.ipynb #73379f05
+# %% ../nbs/15_evaluate.ipynb #ec277eaf
 def _log(*factors): return sum(np.log(f.astype(float) + 1e-6) for f in factors)
 
 def _region(s):
+    "The region probability. Raises `ValueError` where it was not filled in."
     if s.region is None: raise ValueError("these answers have no region probability: fill it in with locrl.confidence.with_region(answers, classifier, bank)")
     return s.region.astype(float)
 
@@ -183,7 +185,7 @@ class Evaluation:
         return {"method": name, "mAP (11 pt)": d.map11, "mAP (area)": d.map_area, "recall ceiling": d.recall_ceiling,
                 "hit rate": l.hit_rate, "mean IoU": l.mean_iou, "steps": l.mean_steps}
 
-# %% ../nbs/15_evaluate.ipynb #5f5b94fb
+# %% ../nbs/15_evaluate.ipynb #4862cff2
 def questions(
     n_images: int,   # pictures of the split
     n_classes: int,  # classes asked for

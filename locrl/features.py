@@ -186,7 +186,7 @@ def build_store(
     if not (path/"projection.npz").exists(): _write(path/"projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
 
-# %% ../nbs/06_features.ipynb #f01c08d0
+# %% ../nbs/06_features.ipynb #7fb95102
 def _picture_bytes(encoder, projection, classes):
     "What a picture takes in a store: half floats of every cell"
     return encoder.grid[0]*encoder.grid[1]*2*(projection.dim + len(classes))
@@ -200,6 +200,7 @@ def demand_mounted(
         raise FeatureError(f"{path} is on Google Drive, which is not mounted: run `from google.colab import drive; drive.mount('{drive}')` first")
 
 def _make_folder(path, bytes_needed):
+    "Make a store's folder, where there is room for it. Raises `FeatureError` with the cure."
     demand_mounted(path)
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise FeatureError(f"cannot make {path}: {e.strerror}. Set LOCRL_CACHE to a folder that can be written") from e

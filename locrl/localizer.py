@@ -170,7 +170,7 @@ def _order(box, q_trigger, believed):
     "Rows sorted by what is seen of them; two searches that saw the same have the same order"
     return np.lexsort([*box.T, q_trigger, believed])
 
-# %% ../nbs/27_localizer.ipynb #69363607
+# %% ../nbs/27_localizer.ipynb #3c28cc72
 class Localizer:
     "A trained agent for anybody's pictures"
     def __init__(self,
@@ -237,6 +237,7 @@ class Localizer:
         return answers if several or not isinstance(phrases, str) else answers[0]
 
     def _picture(self, i, image):
+        "Picture `i` of several; an error says which it is"
         try: return picture(image)
         except DataError as e: raise DataError(f"picture {i}: {e}") from None
 

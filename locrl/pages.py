@@ -101,8 +101,9 @@ code { font-size: .88em; overflow-wrap: anywhere } footer { margin-top: 3rem; pa
 </html>
 """
 
-# %% ../nbs/31_pages.ipynb #d7a9a9d3
+# %% ../nbs/31_pages.ipynb #b609153e
 def _png(figure):
+    "A figure as the bytes of a PNG"
     data = BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return data.getvalue()

@@ -94,7 +94,7 @@ class Episode:
         filmstrip(self).savefig(data, format="png", dpi=80)
         return data.getvalue()
 
-# %% ../nbs/16_report.ipynb #b1ae6cb5
+# %% ../nbs/16_report.ipynb #c7f45fa9
 def _pixels(image, longest=480):
     "`image` as a (H, W, 3) uint8 array whose longer side is at most `longest`"
     if not isinstance(image, Image.Image):
@@ -106,6 +106,7 @@ def _pixels(image, longest=480):
     return np.asarray(image)
 
 def _box(ax, box, size, colour, width, dashed=False, label=None):
+    "Draw one box, and its label within the picture"
     from matplotlib.patches import Rectangle
     (w, h), (x1, y1, x2, y2) = size, box
     common = dict(fill=False, clip_on=False, joinstyle="miter", zorder=3)
@@ -176,8 +177,9 @@ def _summary(episode):
     score = "" if episode.confidence is None else f", confidence {episode.confidence:.2f}"
     return f"{episode.class_name}: {episode.steps} step{'s'*(episode.steps != 1)}, {end}{score}"
 
-# %% ../nbs/16_report.ipynb #4ffcaae5
+# %% ../nbs/16_report.ipynb #ba0821ae
 def _draw_picture(ax, episode, step):
+    "The panel with picture and boxes"
     draw_boxes(episode.image, episode.boxes[step], truth=episode.truth, thick=step == episode.steps, ax=ax)
     h, w = _pixels(episode.image).shape[:2]
     for x1, y1, x2, y2 in episode.boxes[:step]:
@@ -185,6 +187,7 @@ def _draw_picture(ax, episode, step):
     ax.set_title(f"{episode.class_name}, " + _words(episode, step))
 
 def _draw_saliency(ax, episode, step):
+    "The panel with the saliency of the class over the picture"
     pixels = _pixels(episode.image)
     h, w = pixels.shape[:2]
     ax.imshow(pixels.mean(-1), cmap="gray", extent=(0, w, h, 0), vmin=0, vmax=255)
@@ -195,6 +198,7 @@ def _draw_saliency(ax, episode, step):
     ax.set_title("saliency")
 
 def _draw_q_values(ax, episode, step):
+    "The panel with a bar for each action"
     q, taken = episode.q_values[step], episode.actions[step]
     names = [name.replace("_", " ") for name in ACTIONS[:len(q)]]
     ax.barh(names, q, color=[COLOURS["agent"] if a == taken else COLOURS["faint"] for a in range(len(q))])
@@ -205,6 +209,7 @@ def _draw_q_values(ax, episode, step):
     ax.set(title=f"Q before action {step + 1}")
 
 def _draw_ious(ax, episode, step):
+    "The panel with the IoU so far"
     ax.axhline(.5, color=COLOURS["truth"], linestyle="--", linewidth=1)
     ax.plot(episode.ious, color=COLOURS["agent"], marker=".", markersize=4)
     ax.plot(step, episode.ious[step], "o", color=COLOURS["ink"], markersize=7, clip_on=False, zorder=4)
@@ -347,8 +352,9 @@ def training_curves(
         figure.supxlabel("step", fontsize=10)
     return figure
 
-# %% ../nbs/16_report.ipynb #25ba0a16
+# %% ../nbs/16_report.ipynb #205f8e65
 def _text(value):
+    "A cell of a table as text"
     if value is None: return "–"
     if isinstance(value, (tuple, list)): return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
     if isinstance(value, (float, np.floating)): return "–" if np.isnan(value) else f"{value:.3f}"
@@ -367,6 +373,7 @@ class Table:
         return [i == 0 or any(isinstance(v := row.get(c), str) and v[:1].isalpha() for row in self.rows) for i, c in enumerate(self.columns)]
 
     def _lines(self):
+        "The cells of each row, as text"
         for row in self.rows:
             cells = [_text(row.get(c)) for c in self.columns]
             yield cells, cells[0] in self.emphasise

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../nbs/04_saliency.ipynb #c5abcd93
+# %% ../nbs/04_saliency.ipynb #b18c0092
 METHODS = ("sclip", "maskclip", "clearclip", "vanilla")
 
 def _check_method(method):
+    "Raises `ValueError` for an unknown attention"
     if method not in METHODS: raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
 
 # %% ../nbs/04_saliency.ipynb #787d50af

@@ -200,9 +200,10 @@ def _layout(self: Scenes, i):
     self._sizes[i], self._annotations[i], self._latest = (w, h), Annotation.of(found), (i, placed)
     return placed
 
-# %% ../nbs/02_scenes.ipynb #8db2f397
+# %% ../nbs/02_scenes.ipynb #a542319a
 @patch
 def _annotate(self: Scenes, i):
+    "The objects of scene `i`, for `Dataset`"
     self._layout(i)
     return self._annotations[i]
 

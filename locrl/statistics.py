@@ -21,14 +21,16 @@ from .boxes import iou
 from .metrics import Detections, MetricError, evaluate_detections, match
 from .report import table
 
-# %% ../nbs/20_statistics.ipynb #3077b43a
+# %% ../nbs/20_statistics.ipynb #3b55352a
 def _finite(values):
+    "`values` as an array. Raises `ValueError` where one is missing or not finite."
     values = np.asarray(values, dtype=np.float64)
     if not values.size: raise ValueError("no values: expected a number for each seed")
     if not np.isfinite(values).all(): raise ValueError(f"values holds {values[~np.isfinite(values)][0]}: expected finite numbers")
     return values
 
 def _check_level(level):
+    "Raises `ValueError` for a confidence outside (0, 1)"
     if not 0 < level < 1: raise ValueError(f"level={level}: must lie between 0 and 1")
 
 def interval(
@@ -61,7 +63,7 @@ def iqm(
     low, high = np.quantile(means, [(1 - level)/2, (1 + level)/2])
     return dict(mean=mean, low=float(low), high=float(high))
 
-# %% ../nbs/20_statistics.ipynb #2e356c56
+# %% ../nbs/20_statistics.ipynb #97380610
 @dataclass(frozen=True, eq=False)
 class Ranked:
     "The detections of one class that count, from the highest score down, and the images of the objects to be found"
@@ -90,6 +92,7 @@ class Ranked:
         return tuple(np.concatenate(p) for p in zip(*parts))
 
     def _ap(self, weights):
+        "Both kinds of AP for a part of the rows"
         drawn = weights[:, self.image].astype(np.float64)
         everything, found = drawn.cumsum(1)[:, self.tp], drawn[:, self.tp].cumsum(1)
         npos = weights[:, self.objects].sum(1, dtype=np.float64)

@@ -25,7 +25,7 @@ from .boxes import ACTIONS, TRIGGER, Moves, iou
 from .observation import MAX_STEPS
 from .report import COLOURS, Episode, _pixels, _words
 
-# %% ../nbs/28_widgets.ipynb #967b8994
+# %% ../nbs/28_widgets.ipynb #bb4654b2
 def _jpeg(pixels):
     "`pixels` (H, W, 3) as the address of an inline JPEG"
     Image.fromarray(pixels).save(data := BytesIO(), format="JPEG", quality=85)
@@ -44,10 +44,12 @@ def _heat(saliency, size):
     return np.concatenate([cold + (hot - cold)*level, np.full_like(level, 150)], -1).astype(np.uint8)
 
 def _text(x, y, words, size=12, anchor="start", bold=False):
+    "Words, as SVG"
     weight = "bold" if bold else "normal"
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{COLOURS["ink"]}">{escape(str(words))}</text>'
 
 def _line(x1, y1, x2, y2, colour, width=1., dash="none"):
+    "A line, as SVG"
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
 
 def _rect(box, size, colour, width, dash="none", outline="black", opacity=1.):
@@ -185,7 +187,7 @@ def _widgets():
     except ImportError: return None
     return ipywidgets
 
-# %% ../nbs/28_widgets.ipynb #3860a84c
+# %% ../nbs/28_widgets.ipynb #160c5fc3
 class Player(View):
     "Step slider, play button and saliency switch for an episode"
     def __init__(self, state: EpisodeState):
@@ -214,10 +216,12 @@ class Player(View):
         self.draw()
 
     def _moved(self, change):
+        "The slider went elsewhere"
         self.state.go(change["new"])
         self.draw()
 
     def _switched(self, change):
+        "The overlay was switched"
         self.state.saliency = change["new"]
         self.draw()
 
@@ -233,7 +237,7 @@ def player(
     "Play an episode in a notebook"
     return Player(EpisodeState(episode, step, saliency))
 
-# %% ../nbs/28_widgets.ipynb #b0a3e60d
+# %% ../nbs/28_widgets.ipynb #8f69c44e
 class Picker:
     "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds what the search had against them."
     def __init__(self,
@@ -274,6 +278,7 @@ class PickerView(View):
         self.widget = w.VBox([w.HBox([self.image, self.class_name]), self.words, self.player.widget])
 
     def _chosen(self, change):
+        "Another picture or class was picked"
         self.state.pick(self.image.value, self.class_name.value)
         self.words.value = escape(self.state.error)
         if not self.state.error: self.player.show(self.state.episode)
@@ -362,7 +367,7 @@ def svg(self: Game) -> str:
                    ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key)]
     return panels_svg(panels, tall)
 
-# %% ../nbs/28_widgets.ipynb #3d499c94
+# %% ../nbs/28_widgets.ipynb #1a22c558
 class GameView(View):
     "Ten buttons, the picture, and how it stands"
     def __init__(self, state: Game):
@@ -383,10 +388,12 @@ class GameView(View):
         for button in self.buttons.values(): button.disabled = self.state.over
 
     def _pressed(self, action):
+        "The user pressed an action"
         self.state.press(action)
         self.draw()
 
     def _restarted(self):
+        "The user wants another game"
         self.state.restart()
         self.draw()
 
