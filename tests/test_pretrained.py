@@ -143,9 +143,9 @@ def test_changed_numbers_and_other_versions(file):
     with np.load(file) as z: arrays = {k: z[k] for k in z.files}
     np.savez(file, **arrays | {"q/iou_head.bias": arrays["q/iou_head.bias"] + 1})
     with pytest.raises(PackError, match="checksum does not match"): load_pretrained(file)
-    about = json.loads(arrays["about"].tobytes()) | {"format": 2}
+    about = json.loads(arrays["about"].tobytes()) | {"format": pretrained.FORMAT + 1}
     np.savez(file, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
-    with pytest.raises(PackError, match=r"format 2, this locrl reads format 1: install the locrl that wrote it \(0"): load_pretrained(file)
+    with pytest.raises(PackError, match=rf"format {pretrained.FORMAT + 1}, this locrl reads format {pretrained.FORMAT}: install the locrl that wrote it \(0"): load_pretrained(file)
 
 
 def test_unknown_names():

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,16 @@ def little_process(*args):
     in_process(*args)
 
 
+def slow_process(*args):
+    "The same, slow enough to be watched: each validation takes longer than a look does"
+    def slow_film(episode, n):
+        time.sleep(2)
+        return no_film(episode, n)
+
+    diagnostics.filmstrip = slow_film
+    in_process(*args)
+
+
 in_process = sweep._in_process
 
 
@@ -107,6 +118,8 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
 
     def interrupt(running, failed):
         if stopped.step: raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_in_process", slow_process)
     with pytest.raises(KeyboardInterrupt): run_here([stopped], tell=interrupt)
     assert not multiprocessing.active_children() and 0 < stopped.step < TINY.steps and not stopped.finished
     taken.folder.unlink()
