@@ -317,7 +317,7 @@ def _check_sizes(name, patch, **sizes):
     whole, window, stride = sizes["input_size"], sizes["window"], sizes["stride"]
     if window and not stride <= window <= whole: raise ValueError(f"window={window}, stride={stride}: need stride <= window <= input_size={whole}")
 
-# %% ../nbs/05_clip.ipynb #4837bd4f
+# %% ../nbs/05_clip.ipynb #b3957f56
 class OpenClipEncoder(Encoder):
     "Frozen CLIP through open_clip: patch tokens, exact crops and class names in one space"
 
@@ -358,7 +358,7 @@ class OpenClipEncoder(Encoder):
         self._batches = Batches(device, bytes_each=4*cells*(14*width + 3*heads*cells), size=batch_size)  # the last block: activations, attention
         pre = getattr(model.visual, "preprocess_cfg", {})
         self._resample = pre.get("interpolation", "bicubic")
-        self._mean, self._std = (torch.tensor(getattr(model.visual, f"image_{k}")).view(3, 1, 1) for k in ("mean", "std"))
+        self._mean, self._std = (torch.tensor(getattr(model.visual, f"image_{k}")) for k in ("mean", "std"))
 
     @property
     def crop_size(self): return self._native
@@ -370,7 +370,7 @@ class OpenClipEncoder(Encoder):
     def fingerprint(self):
         "Digest over architecture, input, everything that makes up the evidence, and all weights; device and precision do not count"
         about = dict(name=self.texts.architecture, method=self.method, input_size=self.input_size, resample=self._resample,
-                     mean=self._mean.flatten().tolist(), std=self._std.flatten().tolist(), prompts=self.texts.prompts, bank=self.bank,
+                     mean=self._mean.tolist(), std=self._std.tolist(), prompts=self.texts.prompts, bank=self.bank,
                      scale=self.scale, synonyms=SYNONYMS, window=self.window, stride=self.stride, activation=repr(self.model.visual.transformer.resblocks[-1].mlp.gelu))
         return weights_digest(json.dumps(about, sort_keys=True), self.model.state_dict())
 
@@ -382,7 +382,7 @@ class OpenClipEncoder(Encoder):
         return self._batches(run, inputs)
 
     def preprocess(self, images, size=None):
-        return warp(images, size or self.input_size, self._resample).div_(255).sub_(self._mean).div_(self._std)
+        return warp(images, size or self.input_size, self._resample, 255*self._mean, 255*self._std)
 
     def _cells(self, pixels):
         "Unit vectors (B, dim, h, w) of the patches"

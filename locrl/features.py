@@ -41,7 +41,7 @@ from .saliency import presence_score, to_saliency
 class FeatureError(ValueError):
     "A feature store that is missing, damaged, of another encoder or cannot be written; the message names the file and the cure"
 
-# %% ../nbs/06_features.ipynb #c363ad77
+# %% ../nbs/06_features.ipynb #7da2c898
 @dataclass(frozen=True, eq=False)
 class Projection:
     "An affine map of feature vectors: `(x - mean) @ matrix`, scale included"
@@ -81,7 +81,7 @@ class Projection:
     ) -> torch.Tensor:        # (B, H, W, d)
         "Project every cell"
         x = dense.permute(0, 2, 3, 1).float() - torch.as_tensor(self.mean, device=dense.device)
-        return (x if self.matrix is None else x @ torch.as_tensor(self.matrix, device=dense.device))*self.scale
+        return (x if self.matrix is None else x @ torch.as_tensor(self.matrix, device=dense.device)).mul_(self.scale)
 
     def save(self, file):
         "Write to `file`, a path or an open file: with `write_atomic(path, projection.save)` the file is never half there"
@@ -221,7 +221,7 @@ def _fitted(root, data, encoder, dim):
         _write(path, projection.save)
     return Projection.load(path)
 
-# %% ../nbs/06_features.ipynb #d94758b2
+# %% ../nbs/06_features.ipynb #e136a78d
 def _ahead(pool, work, items, n, keep=False):
     "Yields `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for. With `keep`, those are done even where `items` fails"
     waiting = deque()
@@ -244,15 +244,16 @@ def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_s
         images = [data.image(i) for i in batch[1]]
         return batch, encoder.preprocess([ImageOps.mirror(im) for im in images] if flip else images)
 
-    def finish(seen):
-        (k, ids), dense = seen
+    def finish(batch):
+        (k, ids), seen = batch
         if failed: return   # a shard that failed is the last that was tried
         try:
-            features = projection(dense).half()
-            if not features.isfinite().all(): raise FeatureError(f"{encoder} gave NaN or infinite features for pictures {ids} of {data.name}")
-            evidence = encoder.evidence(dense, classes).half() if classes else dense.new_zeros(len(dense), 0, *encoder.grid).half()
-            presence = encoder.presence(dense, classes) if classes else dense.new_zeros(len(dense), 0)
-            parts.append([x.cpu().numpy() for x in (features, evidence, presence.float())])
+            for dense in seen.split(1 if seen.device.type == "cpu" else batch_size):   # one by one, each stays in a processor's cache
+                features = projection(dense).half()
+                if not features.isfinite().all(): raise FeatureError(f"{encoder} gave NaN or infinite features for pictures {ids} of {data.name}")
+                evidence = encoder.evidence(dense, classes).half() if classes else dense.new_zeros(len(dense), 0, *encoder.grid).half()
+                presence = encoder.presence(dense, classes) if classes else dense.new_zeros(len(dense), 0)
+                parts.append([x.cpu().numpy() for x in (features, evidence, presence.float())])
             if ids[-1] == shards[k][-1]:
                 _write_shard(path, k, *map(np.concatenate, zip(*parts)))
                 parts.clear()

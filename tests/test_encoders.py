@@ -1,5 +1,9 @@
 """Pictures of every kind through an encoder, and batches that fit into memory."""
 import io
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +61,29 @@ def test_the_first_size_follows_the_memory(monkeypatch):
         monkeypatch.setattr("locrl.encoders.free_memory", lambda device: free)
         assert Batches(bytes_each=each).size == size
     assert Batches("cuda", bytes_each=1 << 20).size == 256 and Batches(size=5).size == 5
+
+
+FAULTS = """
+import resource, sys, torch
+from locrl.encoders import Batches, keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "kept": Batches()
+def layers():
+    for _ in range(20): torch.ones(5_000_000).mul(2)
+layers()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+layers()
+print(keep_freed_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of GNU's C library")
+def test_freed_memory_is_kept_for_the_next_pass():
+    "Two blocks of 20 MB, twenty times: 4,883 pages each where the system has to give them anew"
+    def faults(how, **env): return subprocess.run([sys.executable, "-c", FAULTS, how], env=os.environ | env, capture_output=True, text=True, check=True).stdout.split()
+    kept, tuned = faults("kept"), faults("kept", MALLOC_MMAP_THRESHOLD_="65536")
+    assert kept[0] == "True" and int(kept[1]) < 1000
+    assert tuned[0] == "False" and int(tuned[1]) > 50_000   # whoever sets the C library's own switches is left alone
 
 
 def test_the_embedded_encoder_halves_too(monkeypatch):
