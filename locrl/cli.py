@@ -116,7 +116,7 @@ def train(
     from locrl.train import train as run
     print(run(_config(config, steps), seed, root, device=device, minutes=minutes))
 
-# %% ../nbs/40_cli.ipynb #d8cbc15e
+# %% ../nbs/40_cli.ipynb #a1ff8acc
 def _failures(errors):
     "Say what failed; exit code 1 if anything did"
     for trial, error in errors.items(): print(f"{trial} failed: {error}", file=sys.stderr)
@@ -138,7 +138,7 @@ def sweep(
 
     Finished trials are recognised by their run folders, interrupted ones go on; the same command does what is missing.
 
-    Example: locrl sweep --on animals-5 --iterations v11,v12 --seeds 3 --set learning_rate=1e-4,8e-4
+    Example: `locrl sweep --on animals-5 --iterations v11,v12 --seeds 3 --set learning_rate=1e-4,8e-4`
     """
     from locrl.config import ConfigError
     from locrl.sweep import parse_values, run_sweep, sweep_table, trials
@@ -148,7 +148,7 @@ def sweep(
     print(sweep_table(runs, errors))
     _failures(errors)
 
-# %% ../nbs/40_cli.ipynb #65af096c
+# %% ../nbs/40_cli.ipynb #081877d6
 @app.command()
 def iterate(
     name: Annotated[str, typer.Argument(help="An iteration (`locrl iterations` lists them), e.g. v11.")],
@@ -167,7 +167,7 @@ def iterate(
     The verdict is by the iteration's own criterion, against the results file of the iteration before. A results file that has
     all that is asked for is taken as it stands.
 
-    Example: locrl iterate v11 --seeds 3
+    Example: `locrl iterate v11 --seeds 3`
     """
     from locrl.iterate import iterate as run
     from locrl.results import results_table
@@ -307,7 +307,7 @@ def draw(
     out.parent.mkdir(parents=True, exist_ok=True)
     animate(episode, out) if out.suffix == ".gif" else filmstrip(episode).savefig(out, dpi=110)
 
-# %% ../nbs/40_cli.ipynb #d68023f8
+# %% ../nbs/40_cli.ipynb #7ae9a1d3
 @app.command()
 def locate(
     image: Annotated[Path, typer.Argument(help="A picture of your own.")],
@@ -319,7 +319,7 @@ def locate(
 ):
     """Look for something in a picture of your own. Prints class, box in pixels (x1 y1 x2 y2), confidence.
 
-    Example: locrl locate farm.jpg "a sheep" --all
+    Example: `locrl locate farm.jpg "a sheep" --all`
     """
     from locrl.config import ConfigError
     from locrl.localizer import Localizer
