@@ -12,7 +12,7 @@ __all__ = ['ANSWERS', 'SURE', 'NOISE', 'Walks', 'walk', 'planned', 'demonstrated
 """`diagnose` says where the mAP of a run is lost, component by component, with intervals, evidence and a verdict (`Diagnosis`).
 `walk` records every box of a greedy search."""
 
-# %% ../nbs/26_diagnose.ipynb #94a9b81a
+# %% ../nbs/26_diagnose.ipynb #ff33ff6d
 from dataclasses import dataclass
 from html import escape
 
@@ -31,7 +31,7 @@ from .observation import HISTORY, MAX_STEPS
 from .oracle import greedy, plan
 from .policy import RegionPolicy, attach
 from .report import COLOURS, style, table
-from .results import answers_of, history, kept, opened
+from .results import answers_of, array_digest, history, kept, opened, source_digest
 from .statistics import Ranked
 from .train import Agent
 
@@ -358,7 +358,7 @@ def signs_figure(
         if len(training) > 1 and curves: axes[2].legend()
     return figure
 
-# %% ../nbs/26_diagnose.ipynb #1ba62ba2
+# %% ../nbs/26_diagnose.ipynb #2d54e379
 def diagnose(
     runs,                      # a run folder, or several of one configuration
     split: str = "select",     # "select" or "report"
@@ -380,7 +380,8 @@ def diagnose(
     taught = demonstrated(targets, moves, limit, "centre" if config.demo_oracle == "centre" else "none") if greedily else best
     probe, found, told = Probe(bank, targets, moves, limit), [], []
     for a in agents:
-        walks = kept(a, bank, "walks", Walks, lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit), asked=len(targets))
+        walks = kept(a, bank, "walks", Walks, lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit),
+                     asked=array_digest(targets.image, targets.label), walked_by=source_digest("diagnose"))
         parts = answers_of(a, bank, confidence, progress), walks, targets, gt, len(classes), confidence, best, taught
         found.append(levels(*parts))
         told.append(evidence(*parts) | {f"rho_{k}": v for k, v in probe(a.policy).items()})

@@ -10,19 +10,17 @@ __all__ = ['elsewhere', 'transfer', 'compare']
 # %% ../nbs/30_transfer.ipynb #15f27977
 """`transfer` scores runs on classes or data they were not trained on, beside the baselines. `compare` puts two configurations side by side on the same pictures."""
 
-# %% ../nbs/30_transfer.ipynb #9e856178
-from pathlib import Path
-
+# %% ../nbs/30_transfer.ipynb #11f89666
 from .config import ConfigError, World, load_data
 from .data import VOC_CLASSES
 from .evaluate import relabelled, baselines, confidence_of, score
 from .features import build_store, fit_prototypes
 from .metrics import Detections
-from .results import aggregate, answers_of, opened, searches_of
+from .results import agents_of, aggregate, answers_of, opened, searches_of
 from .statistics import Paired, paired
 from .train import Agent, versions
 
-# %% ../nbs/30_transfer.ipynb #de84610f
+# %% ../nbs/30_transfer.ipynb #78d64d8e
 def elsewhere(
     agent: Agent,
     classes,                     # names of the classes asked for
@@ -42,10 +40,11 @@ def elsewhere(
     spec = fit_on or agent.config.train
     seen = load_data(spec, agent.config.classes if fit_on is None else classes)
     boxes = load_data(spec, tuple(dict.fromkeys([*agent.config.classes, *classes]))) if "scenes" not in spec else seen
+    if none := [c for c in classes if c not in boxes.classes]: raise ConfigError(f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or take evidence='encoder'")
     prototypes = fit_prototypes(build_store(seen, world.encoder, projection=agent.projection), boxes, classes)
     return world.look(store, own, classes, prototypes), data
 
-# %% ../nbs/30_transfer.ipynb #dd786abd
+# %% ../nbs/30_transfer.ipynb #745ba10f
 def transfer(
     runs,                          # a run folder, or several of one configuration
     classes=None,                  # names; default the VOC classes the run was not trained on, or on other data the run's own
@@ -60,8 +59,7 @@ def transfer(
     progress: bool = False,        # show progress bars
 ) -> dict:                         # as `locrl.results.report`, with what was new to the agent under "transfer"
     "Score runs where they were not trained. Raises `ConfigError` where nothing is new."
-    agents = [Agent.load(f) for f in ([runs] if isinstance(runs, (str, Path)) else runs)]
-    if not agents: raise ConfigError("no run given: name at least one run folder")
+    agents = agents_of(runs)
     config, world = agents[0].config, world or agents[0].world()
     if classes is None: classes = config.classes if data is not None else [c for c in VOC_CLASSES if c not in config.classes]
     spec, new = data or getattr(config, split), [c for c in classes if c not in config.classes]

@@ -1,6 +1,7 @@
 """The ladder of oracles: it adds up, a perfect agent loses only what one box must lose, each oracle costs what it should."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_searches_and_walks_are_made_once(made, monkeypatch):
     monkeypatch.setitem(diagnose.__globals__, "walk", never)
     assert diagnose(runs, world=world, resamples=20).to_dict() == first.to_dict()
     with pytest.raises(AssertionError, match="searched again"): diagnose(runs, "report", world=world, resamples=20)
+
+
+def test_walks_of_other_questions_are_not_taken(made, monkeypatch):
+    "As many questions in another order: what was walked for the first of them is no answer to the second"
+    world, runs = made
+    diagnose(runs, world=world, resamples=20)
+    monkeypatch.setitem(diagnose.__globals__, "walk", never)
+    turned = SimpleNamespace(of=lambda *args: Targets.of(*args)[::-1])
+    monkeypatch.setitem(diagnose.__globals__, "Targets", turned)
+    with pytest.raises(AssertionError, match="searched again"): diagnose(runs, world=world, resamples=20)
 
 
 @pytest.mark.parametrize("kind", ["one-shot", "walks"])

@@ -81,6 +81,20 @@ def test_a_changed_policy_has_another_key(first):
     assert len(list((agent.folder / "searches").glob("*.npz"))) == 2
 
 
+def test_each_policy_has_a_region_classifier_of_its_own(first, monkeypatch):
+    "A run that was reported and then trained further is not ranked by what was fitted on its former answers"
+    agent, _, _ = first
+    made = results.classifier_of(agent)
+    with monkeypatch.context() as m:
+        m.setattr(results, "fit_region_classifier", never)
+        assert results.classifier_of(agent).digest == made.digest
+        for change in (lambda: agent.policy.q_net.iou_head.bias.add_(1), lambda: setattr(agent, "config", replace(agent.config, classifiers=2))):
+            with torch.no_grad(): change()
+            with pytest.raises(AssertionError, match="searched again"): results.classifier_of(agent)
+    results.classifier_file(agent).write_bytes(b"no archive")
+    with pytest.warns(UserWarning, match="made anew"): assert results.classifier_of(agent).digest != made.digest
+
+
 def test_where_nothing_can_be_written_the_answers_still_come(first, monkeypatch):
     agent, bank, _ = first
     def full(*args): raise OSError(28, "No space left on device")

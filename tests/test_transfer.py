@@ -1,4 +1,6 @@
 """Scored where it was not trained: the weights stay, what was new is named, and what cannot be asked is refused."""
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from locrl.config import ConfigError
 from locrl.evaluate import score
 from locrl.results import searches_of
-from locrl.train import Agent
+from locrl.train import Agent, load_checkpoint, save_checkpoint
 from locrl.transfer import elsewhere, transfer
 from tiny import TINY
 
@@ -64,6 +66,21 @@ def test_a_class_code_cannot_be_asked_for_others(tiny_runs):
     agent = Agent.load(tiny_runs[0])
     agent.config = replace(TINY, observation=replace(TINY.observation, n_classes=2))
     with pytest.raises(ConfigError, match="one-hot code of its 2 classes"): elsewhere(agent, ["horse"], "scenes:test:30")
+
+
+def test_runs_of_two_configurations_are_refused(tiny_runs, tmp_path):
+    other = shutil.copytree(tiny_runs[0], tmp_path/"other")
+    about = json.loads((other/"config.json").read_text())
+    about["config"]["gamma"] = .5
+    (other/"config.json").write_text(json.dumps(about))
+    for name in ("best.pt", "last.pt"):
+        state = load_checkpoint(other/name)
+        save_checkpoint(other/name, state | dict(about=about) if "about" in state else state)
+    with pytest.raises(ConfigError, match="of another configuration .gamma"): transfer([tiny_runs[0], other], ["horse"], "scenes:test:10", fit_on="scenes:train:20")
+
+
+def test_classes_without_boxes_to_learn_from(tiny_runs):
+    with pytest.raises(ConfigError, match=r"has no boxes of horse .*fit_on"): transfer(tiny_runs[0], ["horse"], "scenes:test:10")
 
 
 def test_nothing_given():
