@@ -171,7 +171,7 @@ def difference(a: dict, b: dict) -> list[str]:
     "Where two configurations (as dictionaries) differ, a line each"
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
 
-# %% ../nbs/21_config.ipynb #b992ac75
+# %% ../nbs/21_config.ipynb #fdf08ac8
 SCENES = {"scenes": {}, "simple-scenes": dict(objects=(1, 2), scale=(.3, .75), distractors=0)}   # fewer and larger objects
 
 def load_data(
@@ -183,7 +183,7 @@ def load_data(
     try:
         if kind in SCENES and len(rest) == 2: return Scenes(int(rest[1]), split=rest[0], classes=tuple(classes), **SCENES[kind])
         years = kind.split("+")
-        if len(rest) == 1 and all(y.startswith("voc") for y in years):
+        if len(rest) == 1 and len(years) < 3 and all(y.startswith("voc") for y in years):
             parts = [VOC(y[3:], rest[0], tuple(classes)) for y in years]
             return parts[0] if len(parts) == 1 else parts[0] + parts[1]
     except ValueError as e:

@@ -133,7 +133,7 @@ def load_pretrained(
     del arrays["about"]
     return _agent(_grown(arrays), about, device)
 
-# %% ../nbs/26a_pretrained.ipynb #ce68c3f8
+# %% ../nbs/26a_pretrained.ipynb #ff661883
 def measure(
     agent: Agent,            # of the run
     packed: PretrainedAgent, # the same from its file
@@ -155,7 +155,7 @@ def measure(
     for source in dict.fromkeys([c.final_confidence, *["region"]*(b.region is not None)]):
         p = confidence_of(b, source)
         p = np.exp(p) if "*" in source else p
-        if p.min() >= 0 and p.max() <= 1: curves[source] = dict(ece=(r := reliability(p, hit)).ece, predicted=r.predicted.tolist(), observed=r.observed.tolist())
+        if p.min() >= 0 and p.max() < 1 + 1e-5: curves[source] = dict(ece=(r := reliability(p.clip(max=1), hit)).ece, predicted=r.predicted.tolist(), observed=r.observed.tolist())
     return dict(data=w.data[split].name, images=len(bank), questions=len(b), **rows, same_answer=float(same.mean()), calibration=curves)
 
 def _classifier(agent, config):
