@@ -6,7 +6,8 @@ Docs: https://locrl.github.io/locrl/clip.html.md"""
 
 # %% auto #0
 __all__ = ['SINGLE_PROMPT', 'SYNONYMS', 'BACKGROUND', 'resize_position_embedding', 'last_block', 'joint_tokens', 'sliding_dense',
-           'dense_unsupported', 'WeightsError', 'phrases', 'rivals', 'encode_texts', 'ClassTexts', 'OpenClipEncoder']
+           'dense_unsupported', 'WeightsError', 'phrases', 'forms', 'rivals', 'encode_texts', 'ClassTexts',
+           'OpenClipEncoder']
 
 # %% ../nbs/05_clip.ipynb #18ab9fe9
 import hashlib
@@ -205,14 +206,30 @@ def phrases(
     if words[0] in ("a", "an", "the") and len(words) > 1: words = words[1:]
     return SYNONYMS.get("".join(words), (" ".join(words),))
 
-# %% ../nbs/05_clip.ipynb #b62d7f5b
+# %% ../nbs/05_clip.ipynb #c9464910
+_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child"}
+_OTHER_WORDS = {word: name for name, words in SYNONYMS.items() for word in words}
+
+def forms(
+    phrase: str,    # e.g. "a sheep", "the dining tables"
+) -> list[str]:     # class names it may stand for, likeliest first
+    "The phrase without its article, then what it may be the plural or another word of. Raises `ValueError` for an empty one."
+    words = phrase.lower().replace("_", " ").split() if isinstance(phrase, str) else []
+    if len(words) > 1 and words[0] in ("a", "an", "the"): words = words[1:]
+    if not words: raise ValueError(f"name what to look for, in a word or a phrase, not {phrase!r}")
+    *front, last = words
+    ends = [last, _PLURALS.get(last)] + [last.removesuffix(end) + add for end, add in (("s", ""), ("es", ""), ("ies", "y")) if last.endswith(end)]
+    said = [" ".join([*front, end]) for end in ends if end]
+    return list(dict.fromkeys(f for s in said for f in (s, s.replace(" ", ""), _OTHER_WORDS.get(s)) if f))
+
+# %% ../nbs/05_clip.ipynb #3531ae92
 def rivals(
     name: str,           # a class name or a phrase
     bank: tuple[str, ...],  # names the class may compete with
 ) -> list[bool]:         # for each member of `bank`, whether it competes
     "Which members of `bank` compete with `name`: those whose words do not occur in it"
     def padded(s): return f" {' '.join(w.rstrip('s') for w in s.split())} "
-    own = [padded(p) for p in phrases(name)]
+    own = [padded(p) for f in forms(name) for p in phrases(f)]
     return [not any(padded(p) in o for p in phrases(b) for o in own) for b in bank]
 
 # %% ../nbs/05_clip.ipynb #e4265760
@@ -317,7 +334,7 @@ def _check_sizes(name, patch, **sizes):
     whole, window, stride = sizes["input_size"], sizes["window"], sizes["stride"]
     if window and not stride <= window <= whole: raise ValueError(f"window={window}, stride={stride}: need stride <= window <= input_size={whole}")
 
-# %% ../nbs/05_clip.ipynb #b3957f56
+# %% ../nbs/05_clip.ipynb #7fdb1008
 class OpenClipEncoder(Encoder):
     "Frozen CLIP through open_clip: patch tokens, exact crops and class names in one space"
 
@@ -350,6 +367,7 @@ class OpenClipEncoder(Encoder):
         self.device, self.dim = device, model.visual.output_dim
         self._native, patch = model.visual.image_size[0], model.visual.patch_size[0]
         self.input_size = input_size or self._native
+        if stride and not window: raise ValueError(f"stride={stride} is from one window to the next: give window too")
         self.window, self.stride = window, stride or (window and max(1, window//2//patch)*patch)
         _check_sizes(name, patch, input_size=self.input_size, window=self.window, stride=self.stride)
         self.grid = (self.input_size//patch,)*2

@@ -10,9 +10,10 @@ __all__ = ['in_colab', 'persist', 'tensorboard']
 # %% ../nbs/29_colab.ipynb #a8cc99de
 """`persist` keeps features and runs on Google Drive, with a fallback; `tensorboard` shows a run beside the notebook."""
 
-# %% ../nbs/29_colab.ipynb #23989a88
+# %% ../nbs/29_colab.ipynb #f962bd95
 import importlib.util
 import os
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -45,7 +46,7 @@ def persist(
     print(f"features and runs are kept in {root.name} ({free:.0f} GB free)" + ("" if in_colab() else ", on this machine: it is not a Colab session"))
     return root
 
-# %% ../nbs/29_colab.ipynb #f6d012ce
+# %% ../nbs/29_colab.ipynb #a4da8d05
 def tensorboard(
     folder,            # of a run, or of many
     height: int = 700, # of the view, pixels
@@ -54,9 +55,9 @@ def tensorboard(
     from IPython import get_ipython
     shell = get_ipython()
     if shell is None or "IN_TEST" in os.environ:
-        print(f"tensorboard --logdir {Path(folder).name}")
+        print(f"tensorboard --logdir {shlex.quote(str(folder))}")
         return False
     from tensorboard import notebook
-    notebook.start(f"--logdir {folder}")
+    notebook.start(f"--logdir {shlex.quote(str(folder))}")
     notebook.display(height=height)
     return True

@@ -280,31 +280,40 @@ def read_xml(
         objects.append((name, _read_box(node, width, height, path), *flags))
     return (width, height), objects
 
-# %% ../nbs/01_data.ipynb #d5e2c4a1
+# %% ../nbs/01_data.ipynb #c4b88516
 def rgb(
     image: Image.Image,   # of any mode
 ) -> Image.Image:         # upright 8-bit RGB; the picture itself where nothing is to be done
-    "Turned as its EXIF tag says, transparent parts on white, 16-bit greys scaled; raises `DataError` for a picture without pixels"
+    "Turned as its EXIF tag says, transparent parts on white, 16-bit and floating greys scaled; raises `DataError` for a picture without pixels"
     if not (image.width and image.height): raise DataError(f"a picture of {image.width} x {image.height} pixels shows nothing: give a larger one")
     if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
         grey = np.asarray(image).astype(np.float32)
-        image = Image.fromarray((grey/257 if ";" in image.mode or grey.max() > 255 else grey).clip(0, 255).round().astype(np.uint8))
+        if not np.isfinite(grey).all(): raise DataError("the picture holds NaN or infinity: save it with 8 bits")
+        white = 1 if image.mode == "F" and grey.max() <= 1 else 65535 if ";" in image.mode or grey.max() > 255 else 255
+        image = Image.fromarray((grey/(white/255)).clip(0, 255).round().astype(np.uint8))
     if "A" in image.mode.upper() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
     if image.mode != "RGB": return image.convert("RGB")
     image.load()   # now, if it comes from a file that is damaged
     return image
 
-# %% ../nbs/01_data.ipynb #c31b818b
+# %% ../nbs/01_data.ipynb #cdd5ce66
+def _ends(jpeg):
+    "Whether the scans of a JPEG reach their end marker; a thumbnail, in a segment before them, has another, and a film may follow"
+    at = 2
+    while jpeg[at:at + 1] == b"\xff" and jpeg[at + 1] != 0xda: at += 2 + int.from_bytes(jpeg[at + 2:at + 4], "big")
+    return jpeg.find(b"\xff\xd9", at) >= 0
+
 def open_image(
-    path,  # a JPEG file
+    path,  # a JPEG file, or another that Pillow reads
+    cure: str = "restore it from the archive, or take its id off the list",   # what the error tells to do
 ) -> Image.Image:
     "The picture as upright RGB; raises `DataError` where the file is missing, damaged or cut short"
-    cure = "restore it from the archive, or take its id off the list"
     try: raw = Path(path).read_bytes()
     except FileNotFoundError: raise DataError(f"no image {path}: {cure}") from None
-    if raw[:2] == b"\xff\xd8" and raw.rfind(b"\xff\xd9") < raw.rfind(b"\xff\xda"):
+    except OSError as e: raise DataError(f"{path} cannot be read ({e.strerror}): {cure}") from None
+    if raw[:2] == b"\xff\xd8" and not _ends(raw):
         raise DataError(f"{path} is cut short: its {len(raw):,} bytes have no end marker: {cure}")
     try: return rgb(Image.open(io.BytesIO(raw)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:

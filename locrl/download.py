@@ -40,7 +40,7 @@ ARCHIVES = {
     "2012": (_official(2012, "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040, "trainval"),),
 }
 
-# %% ../nbs/01a_download.ipynb #1baeb4f3
+# %% ../nbs/01a_download.ipynb #c6367ac3
 def _md5(path):
     "Checksum of a file, 32 hex digits"
     digest = hashlib.md5(usedforsecurity=False)
@@ -56,6 +56,7 @@ def _resume(url, part, size, timeout):
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         if answer.status != 206: have = 0
         missing = answer.headers.get("Content-Length")
+        if not have and missing and int(missing) != size: raise ConnectionError(f"the answer has {int(missing):,} bytes instead of {size:,}")
         with open(part, "ab" if have else "wb") as out, tqdm(total=size, initial=have, unit="B", unit_scale=True,
                                                              desc=part.stem) as bar:
             while block := answer.read(1 << 18):
@@ -63,7 +64,7 @@ def _resume(url, part, size, timeout):
         got = part.stat().st_size - have
     if missing and got < int(missing): raise ConnectionError(f"the connection broke after {have + got:,} bytes")
 
-# %% ../nbs/01a_download.ipynb #c1c323c2
+# %% ../nbs/01a_download.ipynb #fba9ddd8
 def fetch(
     archive: Archive,
     folder,      # where it goes; a partial file stays there as `<name>.part`
@@ -83,7 +84,7 @@ def fetch(
             try: _resume(url, part, archive.size, timeout)
             except urllib.error.HTTPError as e:
                 reason = f"{e.code} {e.reason}"
-                if e.code != 416: break
+                if e.code != 416 or not part.exists(): break
             except (OSError, HTTPException) as e:
                 if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
                     raise DataError(f"cannot write {part} ({e}): make room there or set LOCRL_DATA to another folder") from None

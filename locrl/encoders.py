@@ -111,7 +111,7 @@ class Encoder(ABC):
 
     def __repr__(self): return f"{type(self).__name__}({self.name}, {self.dim}-d, {self.input_size} px, grid {self.grid[0]}x{self.grid[1]}, {self.fingerprint[:8]})"
 
-# %% ../nbs/03_encoders.ipynb #09bf246e
+# %% ../nbs/03_encoders.ipynb #a89e4a31
 def crop(
     image: Image.Image,   # a picture
     box,                  # (4,) xyxy in [0, 1]
@@ -122,6 +122,7 @@ def crop(
     grow = context/(1 - 2*context)
     dx, dy = (x2 - x1)*grow, (y2 - y1)*grow
     x1, y1, x2, y2 = round(x1 - dx), round(y1 - dy), round(x2 + dx), round(y2 + dy)
+    if not context: x1, y1 = min(x1, image.width - 1), min(y1, image.height - 1)   # a sliver at the far edge is still of the picture
     return image.crop((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
 
 # %% ../nbs/03_encoders.ipynb #ffee1e43

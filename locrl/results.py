@@ -13,14 +13,14 @@ __all__ = ['source_digest', 'array_digest', 'bank_digest', 'kept', 'searches_of'
 """`report` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps what it took long to
 find, `classifier_of` what ranks it, `episode_of` draws one search."""
 
-# %% ../nbs/25_results.ipynb #6561a514
+# %% ../nbs/25_results.ipynb #b6aa467d
 import hashlib
-import importlib.util
 import json
 import warnings
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,12 @@ from .report import Episode, table
 from .statistics import interval
 from .train import Agent, versions
 
-# %% ../nbs/25_results.ipynb #5e1a6669
+# %% ../nbs/25_results.ipynb #3431dcb3
 def source_digest(
     *modules: str,  # names of modules of this package
 ) -> str:           # 64 hex digits
     "SHA-256 over the source of modules"
-    return hashlib.sha256(b"".join(Path(importlib.util.find_spec(f"locrl.{m}").origin).read_bytes() for m in modules)).hexdigest()
+    return hashlib.sha256(b"".join((files("locrl")/f"{m}.py").read_bytes() for m in modules)).hexdigest()
 
 def array_digest(
     *arrays: np.ndarray,

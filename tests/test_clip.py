@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from locrl import clip
-from locrl.clip import (BACKGROUND, OpenClipEncoder, WeightsError, dense_unsupported, encode_texts, joint_tokens, last_block, phrases,
+from locrl.clip import (BACKGROUND, OpenClipEncoder, WeightsError, dense_unsupported, encode_texts, forms, joint_tokens, last_block, phrases,
                         resize_position_embedding, rivals, sliding_dense)
+from locrl.data import VOC_CLASSES
 from locrl.encoders import ensure_torchvision, load_encoder
 from locrl.saliency import METHODS
 
@@ -227,6 +228,19 @@ def windows_in_pixels(maps, size, window, stride, patch):
             count[y1:y2, x1:x2] += 1
     assert (count > 0).all()
     return (total/count)[..., ::patch, ::patch]
+
+
+def test_a_stride_wants_a_window():
+    with pytest.raises(ValueError, match="window too"): random_encoder(stride=16)
+
+
+@pytest.mark.parametrize("phrase, no_rivals", [("women", {"person"}), ("the black dogs", {"dog"}), ("buses", {"bus"}), ("a television", {"tvmonitor"}),
+                                               ("airplanes", {"aeroplane"}), ("a zebra", set())])
+def test_rivals_know_the_plural(phrase, no_rivals):
+    assert {b for b, is_rival in zip(VOC_CLASSES, rivals(phrase, VOC_CLASSES)) if not is_rival} == no_rivals
+
+
+def test_people_are_persons(): assert {"person"} <= set(forms("people")) & set(forms("men")) & set(forms("children"))
 
 
 @pytest.mark.parametrize("size,window,stride", [(64, 64, 32), (96, 64, 32), (96, 64, 16), (120, 64, 48), (128, 40, 40), (72, 64, 64)])

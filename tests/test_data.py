@@ -1,4 +1,5 @@
 "Reading PASCAL VOC: the real photographs, and every way in which files can be wrong"
+import io
 import pickle
 import re
 import time
@@ -10,7 +11,7 @@ from PIL import Image, ImageFile
 
 import locrl.data as data
 from conftest import VocFolder, box_xml
-from locrl.data import ANIMALS, VOC, VOC_CLASSES, DataError, check_classes, data_root
+from locrl.data import ANIMALS, VOC, VOC_CLASSES, DataError, check_classes, data_root, rgb
 
 
 @pytest.fixture
@@ -150,6 +151,41 @@ def test_a_file_that_is_no_picture(folder):
 def test_trailing_bytes_are_no_truncation(folder):
     with open(folder.path/"JPEGImages"/"a.jpg", "ab") as file: file.write(b"\0"*100)
     assert folder.voc().image(0).size == (100, 80)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_film_may_follow_the_picture(folder, seed, progressive):
+    "A phone's moving picture: any bytes after the end marker, the markers of a scan among them"
+    folder.image("a", progressive=progressive)
+    path = folder.path/"JPEGImages"/"a.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole + np.random.default_rng(seed).bytes(200_000) + b"\xff\xda")
+    assert folder.voc().image(0).size == (100, 80)
+    path.write_bytes(whole[:-40])
+    with pytest.raises(DataError, match="cut short|cannot be decoded"): folder.voc().image(0)
+
+
+def test_a_thumbnail_does_not_hide_the_end(folder):
+    "The picture in a JPEG's EXIF segment has an end marker of its own"
+    small, exif = io.BytesIO(), Image.Exif()
+    Image.new("RGB", (8, 8)).save(small, "JPEG")
+    exif[0x9286] = small.getvalue()   # any field may hold it
+    folder.image("a", exif=exif)
+    path = folder.path/"JPEGImages"/"a.jpg"
+    raw = path.read_bytes()
+    assert raw.count(b"\xff\xd9") == 2
+    assert folder.voc().image(0).size == (100, 80)
+    path.write_bytes(raw[:-2])
+    broken(folder, r"a\.jpg is cut short")
+
+
+def test_floating_greys():
+    "Read as a share of white where they lie in [0, 1], else as 8 bits"
+    grey = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
+    for image in Image.fromarray(grey), Image.fromarray(255*grey): np.testing.assert_array_equal(np.asarray(rgb(image))[..., 0], (255*grey).round())
+    grey[0, 0] = np.nan
+    with pytest.raises(DataError, match="NaN"): rgb(Image.fromarray(grey))
 
 
 @pytest.mark.parametrize("text", ["", "<annotation><size>", "no xml", "<annotation><size></annotation>"])

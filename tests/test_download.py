@@ -21,6 +21,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server, name = self.server, self.path.strip("/")
         server.asked.append((name, self.headers.get("Range")))
         if name not in server.files: return self.send_error(404)
+        if name in server.refuse: return self.send_error(416)
         body, first = server.files[name], 0
         if (wanted := self.headers.get("Range")) and server.ranges:
             first = int(wanted.split("=")[1].rstrip("-"))
@@ -39,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.asked, server.ranges, server.cut, server.whole = {}, [], True, 0, set()
+    server.files, server.asked, server.ranges, server.cut, server.whole, server.refuse = {}, [], True, 0, set(), set()
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
@@ -101,6 +102,22 @@ def test_fetch_keeps_the_part_of_a_broken_mirror(server, tmp_path):
     (tmp_path/"some.tar.part").write_bytes(BODY[:50_000])
     assert fetch(archive(server, "gone", "good"), tmp_path).read_bytes() == BODY
     assert server.asked[-1] == ("good", "bytes=50000-")
+
+
+def test_fetch_keeps_the_part_from_what_is_no_archive(server, tmp_path):
+    "A page that answers in the archive's place, with 200, writes over nothing"
+    server.files.update(page=b"<html>log in</html>")
+    server.ranges = False
+    (tmp_path/"some.tar.part").write_bytes(BODY[:100_000])
+    with pytest.raises(DataError, match="19 bytes instead of 300,000"): fetch(archive(server, "page"), tmp_path)
+    assert (tmp_path/"some.tar.part").read_bytes() == BODY[:100_000]
+
+
+def test_fetch_goes_on_after_a_refused_beginning(server, tmp_path):
+    "416 to a request without a range: no reason to look for a part that is not there"
+    server.files.update(empty=b"", good=BODY)
+    server.refuse = {"empty"}
+    assert fetch(archive(server, "empty", "good"), tmp_path).read_bytes() == BODY
 
 
 def test_fetch_says_what_to_do(server, tmp_path):

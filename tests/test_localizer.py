@@ -15,9 +15,10 @@ from locrl.config import Config, ConfigError, prepare
 from locrl.data import DataError
 from locrl.encoders import ENCODERS, UnknownClass
 from locrl.evaluate import CONFIDENCE, questions, search_all
-from locrl.localizer import Localizer, PictureBank, forms, listening, picture
+from locrl.localizer import Localizer, PictureBank, listening, picture
 from locrl.observation import ObservationConfig
 from locrl.scenes import Scenes
+from locrl.results import classifier_file
 from locrl.train import train
 from test_clip import TINY as TINY_CLIP
 from test_features import Mosaic
@@ -139,7 +140,7 @@ def classifier(localizer, world, scenes):
     "A region classifier in the run's folder that gives cats 0.25 and dogs 0.75"
     size = region_inputs(world.banks["report"], np.zeros(1, int), np.float32([[0, 0, 1, 1]])).shape[1]
     zero, odds = np.zeros((size, 1), np.float32), np.log(np.float32([1/3, 3]))
-    file = localizer.agent.folder/"region_classifier.npz"
+    file = classifier_file(localizer.agent)
     RegionClassifier(TINY.classes, world.projection.digest, zero, zero[0], np.zeros((1, 2), np.float32), odds).save(file)
     yield file
     file.unlink()
@@ -206,12 +207,23 @@ def test_a_truncated_file(localizer, scenes, tmp_path):
     with pytest.raises(DataError, match="picture 1: .*cut.jpg"): localizer.locate([scenes[0], tmp_path/"cut.jpg"], "dog")
 
 
+def test_what_cannot_be_opened(localizer, tmp_path):
+    "A folder, or nothing: the cure is the caller's, no matter of VOC's archives"
+    for path in tmp_path, tmp_path/"none.jpg":
+        with pytest.raises(DataError, match=f"{path}.*give the path of a picture"): localizer.locate(path, "dog")
+
+
+def test_an_answer_has_pixels(localizer):
+    for size in (1, 1), (3, 1), (1, 200):
+        x1, y1, x2, y2 = localizer.locate(Image.new("RGB", size), "dog").pixels
+        assert 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]
+
+
 @pytest.mark.parametrize("phrase, name", [("a sheep", "sheep"), ("The  Cat", "cat"), ("dogs", "dog"), ("buses", "bus"), ("potted plants", "pottedplant"),
                                           ("an airplane", "aeroplane"), ("couch", "sofa"), ("a television", "tvmonitor"), ("bus", "bus"), ("motorcycles", "motorbike")])
 def test_words(localizer, phrase, name): assert localizer.class_of(phrase) == name
 
 
-def test_people_are_persons(): assert {"person"} <= set(forms("people")) & set(forms("men")) & set(forms("children"))
 
 
 def test_unknown_words(localizer, scenes):
