@@ -9,10 +9,11 @@ __all__ = ['SINGLE_PROMPT', 'SYNONYMS', 'BACKGROUND', 'resize_position_embedding
            'dense_unsupported', 'WeightsError', 'phrases', 'forms', 'rivals', 'encode_texts', 'ClassTexts',
            'OpenClipEncoder']
 
-# %% ../nbs/05_clip.ipynb #18ab9fe9
+# %% ../nbs/05_clip.ipynb #3ac25ab3
 import hashlib
 import json
 import socket
+import textwrap
 import urllib.parse
 import urllib.request
 import warnings
@@ -111,7 +112,7 @@ def dense_unsupported(
     if not isinstance(vision.get("image_size", 224), int): return f"its input is not square: {vision['image_size']}"
     return None
 
-# %% ../nbs/05_clip.ipynb #8bde858b
+# %% ../nbs/05_clip.ipynb #17d990d9
 class WeightsError(OSError):
     "Weights that cannot be found, fetched or fitted; the message says how to get them"
 
@@ -119,6 +120,10 @@ def _tag(name, pretrained):
     "open_clip's entry for a pretrained tag, or an empty dict"
     from open_clip.pretrained import get_pretrained_cfg
     return get_pretrained_cfg(name, str(pretrained)) or {}
+
+def _cause(e):
+    "What an error says, in its first line"
+    return textwrap.shorten((str(e).splitlines() or [type(e).__name__])[0], 400, placeholder=" ...").rstrip(".")
 
 def _cure(name, pretrained):
     "How to get the weights, in commands"
@@ -142,7 +147,7 @@ def _offline_if_unreachable():
     try: yield
     finally: constants.HF_HUB_OFFLINE = before
 
-# %% ../nbs/05_clip.ipynb #5eeda235
+# %% ../nbs/05_clip.ipynb #80652c15
 def _create(name, pretrained, seed):
     "An open_clip model on the CPU in float32, its weights checked to be there, and a label for where they come from"
     import open_clip
@@ -169,8 +174,7 @@ def _create(name, pretrained, seed):
         with _offline_if_unreachable(): return open_clip.create_model(name, **options), label
     except Exception as e:
         source = name if remote else f"{name} from {pretrained!r}"
-        cause = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
-        raise WeightsError(f"no weights for {source}: {cause}. {_cure(name, pretrained)}") from e
+        raise WeightsError(f"no weights for {source}: {_cause(e)}. {_cure(name, pretrained)}") from e
 
 def _is_torchscript(path):
     "OpenAI published its weights as TorchScript archives"
@@ -313,13 +317,13 @@ def _precision(precision, device):
         raise ValueError("this CPU has no bf16 arithmetic, use precision='fp32'")
     return dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)[precision]
 
-# %% ../nbs/05_clip.ipynb #aee07fe1
+# %% ../nbs/05_clip.ipynb #578d85d3
 def _check_model(name, pretrained):
     "Refuse unknown names and models without usable patch tokens before anything large is fetched"
     import open_clip
     try:
         with _offline_if_unreachable(): config = open_clip.get_model_config(name)
-    except Exception as e: raise WeightsError(f"no configuration of {name}: {str(e).splitlines()[0][:200]}. {_cure(name, pretrained)}") from e
+    except Exception as e: raise WeightsError(f"no configuration of {name}: {_cause(e)}. {_cure(name, pretrained)}") from e
     if config is None:
         near = ", ".join(get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.3)) or "none is near"
         raise ValueError(f"unknown encoder {name!r}; nearest open_clip models: {near}. The embedded encoder is efficientnet_lite0")
