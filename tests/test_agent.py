@@ -33,9 +33,10 @@ class Greedy(DQN):
     def predict(self, observation, state=None, episode_start=None, deterministic=False): return self.policy.predict(observation, state, episode_start, True)
 
 
-def test_without_double_it_is_sb3s_dqn():
+@pytest.mark.parametrize("max_grad_norm", [10, .05])
+def test_without_double_it_is_sb3s_dqn(max_grad_norm):
     "The same seed gives the same weights as SB3's DQN, where nothing is explored (they draw explored actions in other ways)"
-    kwargs = SMALL | dict(learning_starts=0, exploration_initial_eps=0., exploration_final_eps=0., target_update_interval=40)
+    kwargs = SMALL | dict(max_grad_norm=max_grad_norm, learning_starts=0, exploration_initial_eps=0., exploration_final_eps=0., target_update_interval=40)
     ours = DoubleDQN("MlpPolicy", gym.make("CartPole-v1"), double=False, **kwargs).learn(300)
     theirs = Greedy("MlpPolicy", gym.make("CartPole-v1"), **kwargs).learn(300)
     torch.testing.assert_close(dict(ours.policy.state_dict()), dict(theirs.policy.state_dict()))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from stable_baselines3.common.callbacks import CallbackList
 
 from conftest import ROOT
 from locrl import train as training
-from locrl.config import ConfigError, prepare
+from locrl.boxes import Moves
+from locrl.config import AFTER_TRAINING, LOOKS, Config, ConfigError, prepare
 from locrl.train import CLOCK, Agent, load_checkpoint, make_model, model_state, save_checkpoint, train
 from tiny import TINIEST as TINY
 
@@ -264,3 +265,36 @@ def test_a_run_that_noted_neither_encoder_nor_more_goes_on(whole, half, world, t
     save_checkpoint(half/"last.pt", state)
     assert Agent.load(half).world().encoder.fingerprint == world.encoder.fingerprint
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
+
+
+EVERYTHING = replace(TINY, name="everything", reward="centre", random_starts=.3, trigger_share=.2, dropout=.1, rank_weight=.2, n_steps=3, alpha=.6, demo_ratio=.5, demo_episodes=16,
+                     demo_oracle="greedy", warmup=4, warmup_loss="dqfd", margin_weight=.5, margin_end=.5, exploration_fraction=.5, buffer_size=128, steps=240, eval_every=240)
+CHANGED = dict(observation=replace(TINY.observation, grid=2), moves=Moves(alpha=.1), reward="paper", double=False, gamma=.8, n_envs=4, gradient_steps=2, batch_size=8,
+               learning_rate=4e-4, buffer_size=64, learning_starts=128, target_update_interval=160, exploration_fraction=.9, exploration_initial_eps=.6,
+               exploration_final_eps=.3, random_starts=.9, guided=False, trigger_share=.6, net_arch=(8, 8), region_width=6, dropout=.3, iou_weight=.5, rank_weight=.6,
+               iou_gradient=False, n_steps=2, alpha=.3, beta=.9, demo_ratio=.25, demo_episodes=8, demo_oracle="planning", warmup=6, warmup_loss="cross_entropy",
+               margin=.3, margin_weight=.2, margin_end=.1, margin_labels="single", steps=248)
+
+
+@pytest.fixture(scope="module")
+def learned(world, tmp_path_factory):
+    "The weights that a configuration ends with"
+    def learned(config):
+        folder = train(config, seed=0, root=tmp_path_factory.mktemp("fields"), world=world, progress=False)
+        return load_checkpoint(folder/"last.pt")["model"]["policy"]
+    base = learned(EVERYTHING)
+    assert same_weights(base, learned(EVERYTHING))
+    return lambda **changes: (base, learned(replace(EVERYTHING, **changes)))
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_no_field_is_idle(field, learned):
+    "Each field that learning depends on changes what is learned; `margin_end` and the like would otherwise be read by nobody, unnoticed"
+    changes = {field: CHANGED[field]} | (dict(trigger_share=0.) if field == "guided" else {})
+    assert getattr(EVERYTHING, field) != CHANGED[field]
+    assert not same_weights(*learned(**changes))
+
+
+def test_all_fields_of_learning_are_tried():
+    "Those left out say what is looked at, when it is validated, or what happens to a trained agent"
+    assert {f.name for f in fields(Config)} - set(LOOKS) - set(AFTER_TRAINING) - {"eval_every", "confidence"} == set(CHANGED)
