@@ -132,6 +132,29 @@ def test_a_committee_is_the_mean_of_its_members(fitted, monkeypatch):
         with pytest.raises(ConfidenceError, match="1 to 5"): fit_region_classifier(fitted.bank, fitted.train, members=n)
 
 
+def test_what_is_learned_from_and_what_calibrates(monkeypatch):
+    "No picture, nor its mirror image, serves both; difficult objects serve neither; the mean probability where it was calibrated is the share that is right"
+    data, seen, fits, fit, inputs = Squares(100), {}, [], module._fit, module._inputs
+    bank = MapBank(data, flip=True)
+    own = answers_for(data, bank)
+    monkeypatch.setattr(module, "_inputs", lambda bank, image, boxes: seen.update(image=image, boxes=boxes) or inputs(bank, image, boxes))
+    monkeypatch.setattr(module, "_fit", lambda x, right, learn, check, *more: fits.append((x, right, learn, check, fit(x, right, learn, check, *more))) or fits[-1][-1])
+    fit_region_classifier(bank, data, [own], width=16, epochs=3, members=2)
+    picture, mirrored = seen["image"] % 100, seen["image"] >= 100
+    boxes = np.where(mirrored[:, None], 1 - seen["boxes"][:, [2, 1, 0, 3]]*[1, -1, 1, -1] - [0, 1, 0, 1], seen["boxes"])
+    objects = np.stack([data.objects[p][0][0] for p in picture])
+    label, difficult = np.array([data.objects[p][0][1:3] for p in picture]).T
+    close = np.array([pairwise_iou(b[None], o[None])[0, 0] for b, o in zip(boxes, objects)]) >= .5
+    assert mirrored.any() and (close & mirrored).any() and (difficult.astype(bool) & close).any()
+    for x, right, learn, check, (w, b, v, c) in fits:
+        assert not set(picture[learn]) & set(picture[check])
+        assert not (learn | check)[close & difficult.astype(bool)].any() and not check[-len(own):].any()
+        used = learn | check
+        np.testing.assert_array_equal(right[used], (close[:, None] & (label[:, None] == np.arange(2)))[used])
+        p = 1/(1 + np.exp(-(np.maximum(x[check] @ w + b, 0) @ v + c)))
+        assert p.mean() == pytest.approx(right[check].mean(), abs=2e-3)
+
+
 def test_batches_change_nothing(fitted):
     a = fitted.answers
     assert np.allclose(fitted.classifier.predict(fitted.elsewhere, a.image, a.label, a.box, batch=7), fitted.classifier.predict(fitted.elsewhere, a.image, a.label, a.box), atol=1e-6)

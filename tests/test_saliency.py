@@ -76,6 +76,7 @@ def test_presence_is_monotone_and_absolute():
     score = presence_score(evidence)
     assert score.shape == (5,) and (score <= evidence.amax((1, 2))).all() and (score >= evidence.mean((1, 2))).all()
     torch.testing.assert_close(presence_score(evidence*0.5), score*0.5)
+    torch.testing.assert_close(presence_score(torch.arange(100.).view(1, 10, 10)/99, top=.05), torch.tensor([97/99]))   # the mean of 95 to 99
     torch.testing.assert_close(presence_score(evidence[:, :1, :1]), evidence[:, 0, 0])
 
 
