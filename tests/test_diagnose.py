@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from locrl import results
-from locrl.boxes import FULL
+from locrl.boxes import FULL, Moves, iou
 from locrl.config import ConfigError
 from locrl.data import GroundTruth
-from locrl.diagnose import ANSWERS, Step, Walks, auc, demonstrated, diagnose, levels, planned, verdict
+from locrl.diagnose import ANSWERS, Step, Walks, auc, demonstrated, diagnose, evidence, levels, planned, verdict
 from locrl.env import Targets
 from locrl.evaluate import Searches, questions
 from locrl.metrics import evaluate_detections
+from locrl.oracle import greedy, plan
 from locrl.train import train
 from tiny import TINY
 
@@ -137,3 +138,96 @@ def test_auc_by_hand():
     a, b = rng.integers(0, 5, 30), rng.integers(0, 5, 40)
     assert auc(a, b) == pytest.approx(np.mean((a[:, None] > b) + (a[:, None] == b)/2))
     assert auc(a, b[:0]) is None
+
+
+def drawn_boxes(rng, *shape):
+    side = rng.uniform(.2, .7, (*shape, 2))
+    corner = (1 - side)*rng.random((*shape, 2))
+    return np.concatenate([corner, corner + side], -1).astype(np.float32)
+
+
+@pytest.fixture
+def questioned():
+    """Twelve pictures, three classes, up to three objects of each in a picture, some of them difficult; answers near an object or
+    anywhere, and walks that pass by"""
+    rng, n, c, t = np.random.default_rng(0), 12, 3, 7
+    things = [(i, k, b, d) for i in range(n) for k in range(c) for b, d in zip(drawn_boxes(rng, 3)[:rng.integers(0, 4)], rng.random(3) < .3)]
+    gt = GroundTruth(*(np.array(x) for x in zip(*things)), np.zeros(len(things), bool))
+    asked = sorted({(i, k) for i, k, _, d in things if not d})
+    boxes = np.zeros((len(asked), 3, 4), np.float32)
+    for row, q in zip(boxes, asked):
+        count = [b for i, k, b, d in things if (i, k) == q and not d]
+        row[:len(count)] = count
+    targets = Targets(*np.array(asked).T, boxes)
+    image, label = questions(n, c)
+    answer = drawn_boxes(rng, n*c)
+    of = {q: e for e, q in enumerate(asked)}
+    for row, q in enumerate(zip(image, label)):
+        if q in of and rng.random() < .6: answer[row] = boxes[of[q], 0].clip(.05, .95)
+    stop = rng.integers(1, t + 1, len(asked))
+    walks = Walks(drawn_boxes(rng, len(asked), t), rng.integers(0, 9, (len(asked), t)), stop)
+    for e in range(0, len(asked), 2): walks.boxes[e, rng.integers(t)] = boxes[e, 0]
+    triggered = rng.random(n*c) < .7
+    score, zero = rng.random(n*c), np.zeros(n*c)
+    return SimpleNamespace(searches=Searches(image, label, answer, triggered, rng.integers(1, 40, n*c), zero, zero, score, zero), walks=walks, targets=targets, gt=gt, things=things, of=of, n_classes=c)
+
+
+def best(box, objects): return max((float(iou(np.float64(box), np.float64(o))) for o in objects), default=0.)
+
+
+def objects_of(p, q): return [b for i, k, b, d in p.things if (i, k) == q and not d]
+
+
+def test_levels_against_a_loop(questioned):
+    p = questioned
+    out = levels(p.searches, p.walks, p.targets, p.gt, p.n_classes, "presence", planned(p.targets), demonstrated(p.targets))
+    assert list(out) == list(ANSWERS)
+    for q, e in p.of.items():
+        mine, row = objects_of(p, q), q[0]*p.n_classes + q[1]
+        reached = [plan(o[None], max_steps=39).final_boxes[0] for o in mine]
+        expected = {"multiple instances": mine[0], "action space": max(zip(mine, reached), key=lambda z: iou(*z))[1], "demonstrations": greedy(np.array(mine)[None], ties="centre", max_steps=39).final_boxes[0],
+                    "movement": max(p.walks.boxes[e], key=lambda b: best(b, mine)), "trigger": p.searches.box[row]}
+        for name, box in expected.items():
+            assert (out[name].image[e], out[name].label[e]) == q, name
+            np.testing.assert_allclose(out[name].boxes[e], box, atol=1e-5, err_msg=name)
+            assert out[name].scores[e] == pytest.approx(best(box, mine), abs=1e-5), name
+    there = {(i, k) for i, k, *_ in p.things}   # a difficult object is there too
+    kept = [(i, k) for i, k in zip(p.searches.image, p.searches.label) if (i, k) in there]
+    assert list(zip(out["ranking"].image, out["ranking"].label)) == kept and len(kept) < len(p.searches) == len(out["presence"])
+    np.testing.assert_allclose(out["presence"].scores, p.searches.presence)
+
+
+def test_the_oracles_of_the_ladder_have_time_to_trigger(questioned):
+    "Their moves and TRIGGER fit into the step limit"
+    boxes = questioned.targets.boxes
+    np.testing.assert_array_equal(demonstrated(questioned.targets, max_steps=4), greedy(boxes, ties="centre", max_steps=3, mask=boxes[..., 2] > boxes[..., 0]).final_boxes)
+    assert (demonstrated(questioned.targets, max_steps=4) != demonstrated(questioned.targets, max_steps=5)).any()
+    moved = planned(questioned.targets, Moves(), max_steps=2)
+    assert {tuple(b.round(4)) for b in moved} <= {tuple(b.round(4)) for b in [FULL, *Moves().all(FULL[None])[0]]}
+
+
+def test_evidence_against_a_loop(questioned):
+    p, s = questioned, questioned.searches
+    plans, demos = planned(p.targets), demonstrated(p.targets)
+    e = evidence(s, p.walks, p.targets, p.gt, p.n_classes, "presence", plans, demos)
+    held, rows = {(i, k) for i, k, *_ in p.things}, []
+    for q, j in p.of.items():
+        mine, row, along = objects_of(p, q), q[0]*p.n_classes + q[1], [best(b, objects_of(p, q)) for b in p.walks.boxes[j]]
+        rows.append(dict(planned=best(plans[j], mine), demo=best(demos[j], mine), at=best(s.box[row], mine), passed=max(along), step=int(np.argmax(along)), steps=s.steps[row],
+                         triggered=bool(s.triggered[row]), sure=s.presence[row], later=any(u >= .5 for u in along[p.walks.stop[j] + 1:]), taken=list(p.walks.actions[j][:p.walks.stop[j]])))
+    def of(key, keep=lambda r: True): return [r[key] for r in rows if keep(r)]
+    def share(values): return pytest.approx(np.mean(values), abs=1e-5)
+    hits, misses = [r for r in rows if r["at"] >= .5], [r for r in rows if r["at"] < .5]
+    lost = [r for r in misses if r["passed"] >= .5]
+    absent = [row for row, q in enumerate(zip(s.image, s.label)) if q not in held]
+    assert len(hits) > 3 and len(lost) > 2 and len(absent) > 2
+    assert (e["questions"], e["objects"], e["negatives"], e["lost"]) == (len(rows), sum(not d for *_, d in p.things), len(absent), len(lost))
+    for name, key in dict(planned="planned", demonstrated="demo", passed="passed").items():
+        assert e[f"{name}_iou"] == share(of(key)) and e[f"{name}_hit"] == share([u >= .5 for u in of(key)])
+    assert e["hit"] == share([r["at"] >= .5 for r in rows]) and e["mean_iou"] == share(of("at")) and e["steps"] == share(of("steps")) and e["passed_step"] == share(of("step"))
+    assert e["trigger_rate"] == share(of("triggered")) and e["trigger_iou"] == share(of("at", lambda r: r["triggered"]))
+    assert e["lost_early"] == share([r["triggered"] and r["later"] for r in lost]) and e["lost_late"] == share([r["triggered"] and not r["later"] for r in lost])
+    assert e["lost_never"] == share([not r["triggered"] for r in lost])
+    assert e["auc_miss"] == auc(np.array([r["sure"] for r in hits]), np.array([r["sure"] for r in misses]))
+    assert e["auc_negative"] == auc(np.array([r["sure"] for r in hits]), s.presence[absent]) and e["trigger_rate_negatives"] == share(s.triggered[absent])
+    assert sum(e["trigger_ious"]) == sum(of("triggered")) and e["actions"] == [sum(a == k for r in rows for a in r["taken"]) for k in range(10)]
