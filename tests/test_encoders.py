@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from locrl.data import DataError, rgb
-from locrl.encoders import Batches, EfficientNetLite0, crop, free_memory, out_of_memory, warp
+from locrl.encoders import Batches, EfficientNetLite0, Prototypes, crop, free_memory, out_of_memory, warp
 
 
 # Memory
@@ -168,6 +168,28 @@ def test_twenty_megapixels(encoder):
     torch.testing.assert_close(encoder.encode([image]), encoder.encode([image.reduce(10)]), atol=.3, rtol=.3)
     assert crop(image, [.5, .5, .5, .5]).size == (1, 1)
     assert rgb(image) is image   # not copied for each of a search's crops
+
+
+@pytest.mark.parametrize("context", [0., 16/224, .2])
+def test_context_is_a_share_of_the_whole_crop(context):
+    "The box fills the crop but for its border, on all sides, which is black beyond the picture"
+    image, box = Image.new("RGB", (400, 300), "white"), np.array([.5, .25, 1, .75])   # 200 x 150 pixels at the right edge
+    cut = crop(image, box, context)
+    border = context*np.array(cut.size)
+    np.testing.assert_allclose(np.array(cut.size) - 2*border, [200, 150], atol=1.5)
+    white = np.asarray(cut)[..., 0] == 255
+    assert white[:, :round(200 + border[0])].all() and not white[:, round(200 + border[0]) + 1:].any()
+    assert cut.tobytes() == image.crop(tuple(np.round([200 - border[0], 75 - border[1], 400 + border[0], 225 + border[1]]).astype(int))).tobytes()
+
+
+def test_prototypes_know_their_cells_from_background():
+    "Well separated clusters: each cell goes to its class, the first class among them, the others to the background in the last row"
+    rng, centres = np.random.default_rng(0), 6*np.eye(4, 8)
+    labels = rng.integers(-1, 3, 600)
+    fitted = Prototypes.fit(centres[labels] + rng.normal(size=(600, 8)), labels, ("a", "b", "c"))   # the background is at the last centre
+    test = torch.from_numpy(centres).float()
+    assert (test @ fitted.weight.T + fitted.bias).argmax(1).tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="no training cells for b, background"): Prototypes.fit(centres[:3], np.array([0, 0, 2]), ("a", "b", "c"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (320, 240)])

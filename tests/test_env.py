@@ -308,3 +308,25 @@ def test_sb3_sees_a_vec_env():
     assert np.array_equal(a, vec.reset())
     assert vec.env_method("positive_actions", indices=0)[0].shape == (3, 10)
     assert vec.get_attr("num_envs", indices=[0, 1]) == [3, 3]
+
+
+@pytest.mark.parametrize("share", [0, .4])
+def test_guided_exploration_by_hand(share):
+    "What pays is worth exploring, and nothing else: a move that changes nothing earns 0 and is not; TRIGGER gets its share beside the others"
+    search = Search(invented(40), 40, reward=named_reward("potential"), seed=0, random_starts=.5)
+    vec = LocalizationVecEnv(search, share)
+    vec.reset()
+    paid, unchanged = search.try_all()[1], (search.moves.all(search.box) == search.box[:, None]).all(-1)
+    unchanged[:, TRIGGER] = False
+    assert unchanged.any() and (paid[unchanged] == 0).all()
+    weights = vec.exploration_weights()
+    seen = set()
+    for row, pay in zip(weights, paid):
+        good = [a for a in range(10) if pay[a] > 0]
+        expected = np.zeros(10)
+        expected[good] = 1
+        others = [a for a in good if a != TRIGGER]
+        if share and TRIGGER in good and others: expected[TRIGGER] = len(others)*share/(1 - share)
+        np.testing.assert_allclose(row, expected)
+        seen.add((TRIGGER in good, bool(others)))
+    assert {(True, True), (False, True)} <= seen

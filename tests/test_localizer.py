@@ -242,6 +242,24 @@ def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes
     with pytest.raises(UnknownClass, match="none for others"): coded.class_of("bus")
 
 
+def test_the_way_to_each_of_them(localizer, scenes):
+    "Box after box as the actions say, from where a search began to the answer; a trigger leaves the box as it is"
+    moves, ways = TINY.moves, [x for scene in scenes[:4] for x in localizer.locate_all(scene, "dog", least=0)]
+    assert any(x.triggered for x in ways) and not all(x.triggered for x in ways)
+    for x in ways:
+        assert len(x.boxes) == len(x.actions) + 1 == len(x.q_values) + 1 == len(x.believed) + 1
+        np.testing.assert_allclose(x.boxes[1:], moves.apply(x.boxes[:-1], x.actions), atol=1e-6)
+        np.testing.assert_array_equal(x.boxes[-1], x.box)
+        assert (x.actions[-1:] == TRIGGER).all() == x.triggered or not len(x.actions)
+
+
+def test_pixels_of_a_sliver(localizer, scenes):
+    found, (w, h) = localizer.locate(scenes[0], "dog"), scenes[0].size
+    def pixels(*box): return replace(found, box=np.float32(box)).pixels
+    assert pixels(0, 0, 1, 1) == (0, 0, w, h)
+    assert pixels(.9999, 0, 1, .5) == (w - 1, 0, w, h//2) and pixels(0, .9999, 0, 1) == (0, h - 1, 1, h)
+
+
 def test_several_phrases(localizer, scenes):
     several = localizer.locate(scenes[0], ["a cat", "bus", "the dog", "cat"])
     assert [f.class_name for f in several] == ["cat", "bus", "dog", "cat"]

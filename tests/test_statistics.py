@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
+from locrl.data import GroundTruth
 from locrl.metrics import Detections, MetricError, evaluate_detections
 from locrl.statistics import Ranked, _localised, _resampled, interval, iqm, paired
 from test_metrics import random_set
@@ -101,6 +102,12 @@ def test_paired_sees_what_is_there():
     assert back.improvement == 0 and back.difference == -d.difference
     assert p.to_dict()["metrics"]["map11"]["a"] == evaluate_detections(make(.5), gt, ["a"]).map11
     assert "P(b > a)" in repr(p) and "<table" in p._repr_html_()
+
+
+def test_paired_with_itself_is_a_tie():
+    gt = GroundTruth(np.arange(4), np.zeros(4, int), np.tile(np.float32([.1, .1, .6, .6]), (4, 1)), np.zeros(4, bool), np.zeros(4, bool))
+    det = Detections(np.arange(4), np.zeros(4, int), np.float32([[.1, .1, .6, .6], [.5, .5, .9, .9]]*2), np.arange(4.))
+    for d in paired(det, det, gt, ("cat",), 4, resamples=50).metrics.values(): assert (d.difference, d.low, d.high, d.improvement) == (0, 0, 0, .5)
 
 
 def test_paired_averages_seeds():
