@@ -272,7 +272,9 @@ def test_bad_detections_name_the_row():
 
 def test_bad_evaluation_input():
     gt, det = truth((0, 0, WHOLE)), found((7, 0, WHOLE, .5))
-    with pytest.raises(MetricError, match="image 7 in row 0 of the detections: the split has 3 images"): evaluate_detections(det, gt, ["cat"], n_images=3)
+    for n in (3, 7):
+        with pytest.raises(MetricError, match=f"image 7 in row 0 of the detections: the split has {n} images"): evaluate_detections(det, gt, ["cat"], n_images=n)
+    evaluate_detections(det, gt, ["cat"], n_images=8)
     with pytest.raises(MetricError, match="label 1 in row 0 of the detections"): evaluate_detections(found((0, 1, WHOLE, 1.)), gt, ["cat"])
     with pytest.raises(MetricError, match="no difficult"): evaluate_detections(det, SimpleNamespace(image=[], label=[], boxes=[]), ["cat"])
     with pytest.raises(MetricError, match="inverted"): evaluate_detections(det, truth((0, 0, [1, 0, 0, 1])), ["cat"])

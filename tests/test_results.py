@@ -7,10 +7,11 @@ import torch
 
 from locrl import results
 from locrl.config import ConfigError
-from locrl.evaluate import evaluate
+from locrl.confidence import ANSWER, answer_all
+from locrl.evaluate import evaluate, questions
 from locrl.multi import evaluate_multi
 from locrl.pages import class_records, write_folder
-from locrl.results import opened, report, results_table, searches_of
+from locrl.results import answers_of, opened, report, results_table, searches_of
 from locrl.transfer import compare, transfer
 from tiny import TINY
 
@@ -115,6 +116,28 @@ def test_transfer_says_what_was_new(tiny_runs, tmp_path):
     assert "planning oracle" in page.read_text() and (tmp_path / "results.csv").read_text().count("\n") == 3
     with pytest.raises(ConfigError, match="the run's own"): transfer(tiny_runs[0], ["cat"])
     with pytest.raises(ConfigError, match="use 'prototypes' or 'encoder'"): transfer(tiny_runs[0], ["horse"], "scenes:test:30", evidence="none")
+
+
+@pytest.mark.parametrize("answer", ["stop", "surest"])
+def test_answers_are_chosen_as_the_configuration_says(first, monkeypatch, answer):
+    agent, bank, _ = first
+    agent.config = replace(agent.config, answer=answer)
+    made = answers_of(agent, bank, "presence*iou")
+    expected = {way: answer_all(agent.policy, bank, *questions(len(bank), len(bank.classes)), answer=way, confidence="presence*iou") for way in ANSWER}
+    np.testing.assert_array_equal(made.box, expected[answer].box)
+    assert not np.array_equal(expected["stop"].box, expected["surest"].box)
+    for name in ("search_all", "answer_all"): monkeypatch.setattr(results, name, never)
+    np.testing.assert_array_equal(answers_of(agent, bank, "presence*iou").box, made.box)
+
+
+def test_the_table_says_what_the_report_does(tiny_runs):
+    result = report(tiny_runs, multi=True)
+    made = results_table(result).rows
+    (agent,), several = [[r for r in made if r["method"].startswith(s)] for s in ("agent", "the same")]
+    assert agent["method"] == "agent (2 seeds)" and results_table(report(tiny_runs[:1])).rows[-1]["method"] == "agent (1 seed)"
+    assert agent["hit rate"][0] == result["metrics"]["aggregate"]["hit_rate"]["mean"] and agent["mAP (11 pt)"][0] == result["metrics"]["aggregate"]["one_shot"]["map11"]["mean"]
+    assert [r["mAP (area)"][0] for r in several] == [result["metrics"]["aggregate"][mode]["map_area"]["mean"] for mode in ("tr", "aar")] and all(r.get("hit rate") is None for r in several)
+    assert [r["method"] for r in made if r not in (agent, *several)] == list(result["baselines"])
 
 
 def test_report_has_both_kinds_of_search(tiny_runs):

@@ -185,6 +185,16 @@ def test_a_chunk_with_time_left_goes_on(whole, world, tmp_path):
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, minutes=60, progress=False))
 
 
+def test_the_clock_goes_on_where_it_stopped(half, world, tmp_path):
+    "Minutes count those of the chunks before, and not the time between"
+    state = load_checkpoint(half/"last.pt")
+    save_checkpoint(half/"last.pt", state | dict(minutes=30.))
+    train(TINY, seed=5, root=tmp_path, world=world, progress=False)
+    minutes = [json.loads(row)["minutes"] for row in (half/"metrics.jsonl").read_text().splitlines()]
+    assert minutes[1] < 5 and 30 <= minutes[2] <= minutes[3] < 35
+    assert minutes[3] - .02 <= load_checkpoint(half/"last.pt")["minutes"] < 35
+
+
 def flaky(monkeypatch, fails):
     "Every file's first `fails` writes end in an input/output error; waits take no time. Gives the names that were written"
     counts, real = {}, training.write_atomic
