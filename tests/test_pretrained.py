@@ -110,6 +110,24 @@ def test_results_of_another_run_are_refused(run, results, tmp_path):
     assert not (tmp_path/"a.npz").exists()
 
 
+@pytest.mark.parametrize("eight", pretrained._EIGHT)
+def test_shrunk_and_grown_again(eight):
+    "Half floats keep three digits, eight bits the nearest of 255 steps up to the largest weight of an output, small arrays everything"
+    rng = np.random.default_rng(0)
+    arrays = {"projection/matrix": rng.normal(size=(100, 64)), "classifier/hidden": rng.normal(size=(100, 64)), "q/0.weight": rng.normal(size=(64, 100))*rng.uniform(.01, 9, (64, 1)),
+              "q/0.bias": rng.normal(size=64), "projection/scale": np.array(.3)}
+    arrays = {k: v.astype(np.float32) for k, v in arrays.items()}
+    back = pretrained._grown(pretrained._shrunk(arrays, eight))
+    assert back.keys() == arrays.keys()
+    for name, x in arrays.items():
+        assert back[name].dtype == np.float32 and back[name].shape == x.shape
+        if x.size < 4096: np.testing.assert_array_equal(back[name], x)
+        elif any(name.startswith(e) for e in eight):
+            step = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True)/127
+            assert (np.abs(back[name] - x) <= step*.501).all() and (np.abs(back[name] - x).max(1 if name.startswith("q/") else 0) > 0).all()
+        else: np.testing.assert_allclose(back[name], x, rtol=1e-3, atol=1e-6)
+
+
 def test_it_shrinks_until_it_fits(run, tmp_path, monkeypatch):
     "Eight bits for the projection first, then for all; what does not fit then is refused"
     agent = pack(run, tmp_path/"a.npz", confidence="presence*iou", measured=False)
