@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,6 +171,18 @@ def test_download_wants_room(server, tar, tmp_path, monkeypatch):
     monkeypatch.setitem(downloads.ARCHIVES, "2007", (Archive("some.tar", "", 10**18, (server.url,), "test"),))
     with pytest.raises(DataError, match="GB free: make room"): download("2007", tmp_path)
     assert not server.asked
+
+
+def test_download_counts_what_is_there(server, tar, tmp_path, monkeypatch):
+    "Room for the archive and what is unpacked from it, less the part that was downloaded before"
+    server.files["tar"] = tar
+    monkeypatch.setitem(downloads.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
+    (tmp_path/"some.tar.part").write_bytes(tar[:1000])
+    def free(n): monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: SimpleNamespace(free=n))
+    free(2*len(tar) - 1001)
+    with pytest.raises(DataError, match="make room"): download("2007", tmp_path)
+    free(2*len(tar) - 1000)
+    assert download("2007", tmp_path).is_dir()
 
 
 def test_download_to_a_place_that_cannot_be_written(server, tar, tmp_path, monkeypatch):

@@ -366,10 +366,13 @@ def test_a_drive_that_is_not_mounted(monkeypatch):
 
 def test_what_is_ahead_is_told(tmp_path, capsys):
     data = Scenes(60, seed=0, size=(40, 60), classes=("cat", "dog", "bird"))
-    build_store(data, Mosaic(), 6, root=tmp_path)
+    encoder = Mosaic()
+    store = build_store(data, encoder, 6, root=tmp_path)
     told = capsys.readouterr().err
     assert "60 pictures at" in told and "minutes; 0.00 GB to write" in told and "GB are free" in told
     assert features._estimate(tmp_path, 5000, .12, 2e5).startswith("5,000 pictures at 8.3 img/s (measured on the first batch): about 10.0 minutes; 1.00 GB to write")
+    written, foretold = sum(f.stat().st_size for f in store.path.rglob("*.npy")), 60*features._picture_bytes(encoder, store.projection, store.classes)
+    assert foretold <= written < 1.2*foretold   # beside the cells stand only presences and headers
 
 
 def test_a_damaged_picture_stops_the_build_and_the_rest_is_kept(tmp_path):

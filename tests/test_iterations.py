@@ -81,6 +81,19 @@ def test_a_gain_is_of_each_seed_over_itself():
     assert gains("x")(old, old).passed is False and gains("x")(old, None).passed is None
 
 
+@pytest.mark.parametrize("judge", [rises("x"), gains("x")])
+def test_a_verdict_in_numbers(judge):
+    "Mean difference with its interval, by hand, where each seed gains what the others do; two seeds suffice and one does not"
+    old, new = (dict(metrics=dict(seeds=[dict(seed=s, x=x + up) for s, x in enumerate((.25, .5))])) for up in (0, .125))
+    verdict = judge(new, old)
+    assert verdict.text.startswith("x 0.375 -> 0.500, ") and " difference of +0.125 [" in verdict.text and verdict.passed is not None
+    low, high = (float(x) for x in verdict.text.split("[")[1].split("]")[0].split(","))
+    half = 0 if "seed by seed" in verdict.text else 4.303*.125*2**.5   # Student's t with 2 degrees of freedom times the standard error
+    assert (low, high) == (pytest.approx(.125 - half, abs=2e-3), pytest.approx(.125 + half, abs=2e-3)) and verdict.passed == (half == 0)
+    for r in (new, old): r["metrics"]["seeds"].pop()
+    assert judge(new, old).passed is None
+
+
 def test_a_range_holds_for_every_seed():
     "One seed outside fails it"
     assert within("x", 0, 1)(result_of(x=[.1, .2, 1.]), None).passed is True
