@@ -13,7 +13,7 @@ __all__ = ['CONTEXT', 'ANSWER', 'ORACLE', 'region_inputs', 'ConfidenceError', 'R
 """`fit_region_classifier` trains a `RegionClassifier` on the training split, `with_region` lets it judge answers; `ablation` compares
 sources of confidence, `reliability` says whether a probability can be taken at its word."""
 
-# %% ../nbs/18_confidence.ipynb #1c191409
+# %% ../nbs/18_confidence.ipynb #15857496
 import hashlib
 from dataclasses import dataclass, replace
 from zipfile import BadZipFile
@@ -27,7 +27,7 @@ from .boxes import FULL, Moves, iou, mirror
 from .data import write_atomic
 from .evaluate import Searches, confidence_of, relabelled, search_all, sources_of
 from .features import FeatureBank, integral_image, region_pool
-from .metrics import Detections, evaluate_detections
+from .metrics import Detections, evaluate_detections, image_pairs
 from .multi import search_windows
 from .observation import MAX_STEPS, grown
 from .policy import RegionPolicy
@@ -123,7 +123,7 @@ class RegionClassifier:
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ZlibError) as e:
             raise ConfidenceError(f"{path} is damaged or no region classifier ({e}): delete it and fit another (fit_region_classifier)") from e
 
-# %% ../nbs/18_confidence.ipynb #a7bcf8ca
+# %% ../nbs/18_confidence.ipynb #ce08c02e
 def sample_boxes(
     data,                      # a data set with boxes
     rng: np.random.Generator,
@@ -153,17 +153,11 @@ def best_iou(
     difficult: bool = False,  # with the difficult objects instead of the others
 ) -> np.ndarray:        # (N, n_classes) float32
     "IoU of each box with the object of each class it overlaps most; 0 where there is none"
-    out, order = np.zeros((len(image), n_classes), np.float32), np.argsort(image, kind="stable")
-    objects = np.flatnonzero(gt.difficult == difficult)
-    first, last = np.searchsorted(image[order], [gt.image[objects], gt.image[objects] + 1])
-    box = order[np.repeat(first, last - first) + _ranges(last - first)]
-    who = np.repeat(objects, last - first)
+    out, objects = np.zeros((len(image), n_classes), np.float32), np.flatnonzero(gt.difficult == difficult)
+    box, which = image_pairs(image, gt.image[objects])
+    who = objects[which]
     np.maximum.at(out, (box, gt.label[who]), iou(boxes[box], gt.boxes[who]))
     return out
-
-def _ranges(n):
-    "0 .. n[0]-1, 0 .. n[1]-1, and so on"
-    return np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)
 
 # %% ../nbs/18_confidence.ipynb #bcfc7c2c
 def fit_region_classifier(

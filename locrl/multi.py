@@ -13,7 +13,7 @@ __all__ = ['CROSS_AREA', 'BAR', 'REACH', 'CORNERS', 'TOTAL_STEPS', 'WINDOWS', 'c
 """Searching for several objects: `search_multi` as the paper does, `search_windows` from everywhere; `evaluate_multi` scores the
 terminal regions and all of them, `recall_curve` says how many it takes."""
 
-# %% ../nbs/17_multi.ipynb #0bf4d907
+# %% ../nbs/17_multi.ipynb #cef4fd67
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .boxes import FULL, TRIGGER, Moves, iou
 from .evaluate import evidence_inside, relabelled, confidence_of, questions
 from .features import FeatureBank, integral_image
-from .metrics import DetectionResult, Detections, evaluate_detections
+from .metrics import DetectionResult, Detections, evaluate_detections, image_pairs
 from .observation import HISTORY, MAX_STEPS
 from .policy import RegionPolicy, attach
 from .saliency import presence_score
@@ -190,7 +190,7 @@ def windows(
 
 WINDOWS = windows()
 
-# %% ../nbs/17_multi.ipynb #5a94510f
+# %% ../nbs/17_multi.ipynb #cc545e35
 @torch.no_grad()
 def search_windows(
     policy: RegionPolicy,       # the agent's policy
@@ -283,7 +283,7 @@ def _by_question(regions, value):
     _, first, count = np.unique(code[order], return_index=True, return_counts=True)
     return order, first, count
 
-# %% ../nbs/17_multi.ipynb #804925f4
+# %% ../nbs/17_multi.ipynb #3b744770
 def first_cover(
     regions: Regions,
     value: np.ndarray,           # (N,) float
@@ -293,15 +293,9 @@ def first_cover(
     "Smallest `value` among the regions of its question that cover each object; infinity where none does"
     if not len(regions) or not len(gt.image): return np.full(len(gt.image), np.inf)
     n = max(regions.label.max(), gt.label.max()) + 1
-    code = regions.image*n + regions.label
-    order = np.argsort(code, kind="stable")
-    asked = gt.image*n + gt.label
-    first = np.searchsorted(code[order], asked)
-    count = np.searchsorted(code[order], asked, "right") - first
-    thing = np.repeat(np.arange(len(asked)), count)
-    row = order[np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count)]
+    thing, row = image_pairs(gt.image*n + gt.label, regions.image*n + regions.label)   # of the same question
     covers = iou(regions.box[row].astype(np.float64), gt.boxes[thing].astype(np.float64)) >= iou_threshold
-    out = np.full(len(asked), np.inf)
+    out = np.full(len(gt.image), np.inf)
     np.minimum.at(out, thing[covers], np.asarray(value, np.float64)[row[covers]])
     return out
 
