@@ -2,7 +2,6 @@
 import io
 import pickle
 import re
-import time
 
 import numpy as np
 import pytest
@@ -265,9 +264,8 @@ def real(year, split):
 
 @real("2007", "test")
 def test_voc2007_test():
-    voc, start = VOC("2007", "test"), time.process_time()
+    voc = VOC("2007", "test")
     truth = voc.ground_truth()
-    assert time.process_time() - start < 6
     easy = ~truth.difficult
     assert (len(voc), len(truth), easy.sum()) == (4952, 14976, 12032)
     images = {c: len(set(truth.image[easy & (truth.label == VOC_CLASSES.index(c))])) for c in (*ANIMALS, "person", "bottle")}
