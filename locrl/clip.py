@@ -191,7 +191,7 @@ def _openai_archive(name, path):
     if tuple(held) != asked: raise WeightsError(f"{path} does not fit {name}: its width and patch size are {tuple(held)}, not {asked}")
     return model
 
-# %% ../nbs/05_clip.ipynb #36e95192
+# %% ../nbs/05_clip.ipynb #4938fd74
 SINGLE_PROMPT = "a photo of a {}."
 
 SYNONYMS = {"aeroplane": ("airplane",), "diningtable": ("dining table",), "motorbike": ("motorcycle",),
@@ -201,16 +201,20 @@ SYNONYMS = {"aeroplane": ("airplane",), "diningtable": ("dining table",), "motor
 BACKGROUND = ("sky", "cloud", "grass", "tree", "forest", "field", "road", "street", "water", "sea", "sand", "snow", "mountain", "rock",
               "building", "wall", "floor", "ceiling", "window", "door", "curtain", "shelf", "fence", "carpet")
 
+def _words(text):
+    "Its words in small letters without the article before them; none where it is no text"
+    words = text.lower().replace("_", " ").split() if isinstance(text, str) else []
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+
 def phrases(
     name: str,  # a class name or a phrase, e.g. "tvmonitor" or "a black dog"
 ) -> tuple:     # what to say instead, one or more phrases
     "The phrases that stand for a class; raises `ValueError` for an empty name"
-    if not isinstance(name, str) or not name.strip(): raise ValueError(f"a class name is a word or a phrase, not {name!r}")
-    words = name.lower().replace("_", " ").split()
-    if words[0] in ("a", "an", "the") and len(words) > 1: words = words[1:]
+    words = _words(name)
+    if not words: raise ValueError(f"a class name is a word or a phrase, not {name!r}")
     return SYNONYMS.get("".join(words), (" ".join(words),))
 
-# %% ../nbs/05_clip.ipynb #c9464910
+# %% ../nbs/05_clip.ipynb #95a15dad
 _PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child"}
 _OTHER_WORDS = {word: name for name, words in SYNONYMS.items() for word in words}
 
@@ -218,8 +222,7 @@ def forms(
     phrase: str,    # e.g. "a sheep", "the dining tables"
 ) -> list[str]:     # class names it may stand for, likeliest first
     "The phrase without its article, then what it may be the plural or another word of. Raises `ValueError` for an empty one."
-    words = phrase.lower().replace("_", " ").split() if isinstance(phrase, str) else []
-    if len(words) > 1 and words[0] in ("a", "an", "the"): words = words[1:]
+    words = _words(phrase)
     if not words: raise ValueError(f"name what to look for, in a word or a phrase, not {phrase!r}")
     *front, last = words
     ends = [last, _PLURALS.get(last)] + [last.removesuffix(end) + add for end, add in (("s", ""), ("es", ""), ("ies", "y")) if last.endswith(end)]
@@ -329,16 +332,17 @@ def _check_model(name, pretrained):
         raise ValueError(f"unknown encoder {name!r}; nearest open_clip models: {near}. The embedded encoder is efficientnet_lite0")
     if why := dense_unsupported(config): raise ValueError(f"{name} cannot give dense features: {why}. Use e.g. ViT-L-14 or ViT-B-16")
 
-# %% ../nbs/05_clip.ipynb #0389603e
+# %% ../nbs/05_clip.ipynb #51254767
 def _check_sizes(name, patch, **sizes):
     "Refuse pixels that do not come in whole patches, and windows that leave gaps or reach beyond the input"
     for what, n in sizes.items():
         if n is not None and (n % patch or n < patch):
             raise ValueError(f"{what}={n}: must be a multiple of {name}'s patch size {patch}, e.g. {max(1, round(n/patch))*patch}")
     whole, window, stride = sizes["input_size"], sizes["window"], sizes["stride"]
+    if stride and not window: raise ValueError(f"stride={stride} is from one window to the next: give window too")
     if window and not stride <= window <= whole: raise ValueError(f"window={window}, stride={stride}: need stride <= window <= input_size={whole}")
 
-# %% ../nbs/05_clip.ipynb #7fdb1008
+# %% ../nbs/05_clip.ipynb #b3957f56
 class OpenClipEncoder(Encoder):
     "Frozen CLIP through open_clip: patch tokens, exact crops and class names in one space"
 
@@ -371,7 +375,6 @@ class OpenClipEncoder(Encoder):
         self.device, self.dim = device, model.visual.output_dim
         self._native, patch = model.visual.image_size[0], model.visual.patch_size[0]
         self.input_size = input_size or self._native
-        if stride and not window: raise ValueError(f"stride={stride} is from one window to the next: give window too")
         self.window, self.stride = window, stride or (window and max(1, window//2//patch)*patch)
         _check_sizes(name, patch, input_size=self.input_size, window=self.window, stride=self.stride)
         self.grid = (self.input_size//patch,)*2

@@ -46,18 +46,18 @@ def persist(
     print(f"features and runs are kept in {root.name} ({free:.0f} GB free)" + ("" if in_colab() else ", on this machine: it is not a Colab session"))
     return root
 
-# %% ../nbs/29_colab.ipynb #a4da8d05
+# %% ../nbs/29_colab.ipynb #f58ee9fa
 def tensorboard(
     folder,            # of a run, or of many
     height: int = 700, # of the view, pixels
 ) -> bool:             # whether it is shown
     "Show TensorBoard in the notebook, in Colab and Jupyter; elsewhere print the command that does"
     from IPython import get_ipython
-    shell = get_ipython()
+    shell, logdir = get_ipython(), f"--logdir {shlex.quote(str(folder))}"
     if shell is None or "IN_TEST" in os.environ:
-        print(f"tensorboard --logdir {shlex.quote(str(folder))}")
+        print(f"tensorboard {logdir}")
         return False
     from tensorboard import notebook
-    notebook.start(f"--logdir {shlex.quote(str(folder))}")
+    notebook.start(logdir)
     notebook.display(height=height)
     return True

@@ -13,8 +13,7 @@ __all__ = ['CONTEXT', 'ANSWER', 'ORACLE', 'region_inputs', 'ConfidenceError', 'R
 """`fit_region_classifier` trains a `RegionClassifier` on the training split, `with_region` lets it judge answers; `ablation` compares
 sources of confidence, `reliability` says whether a probability can be taken at its word."""
 
-# %% ../nbs/18_confidence.ipynb #15857496
-import hashlib
+# %% ../nbs/18_confidence.ipynb #3da067c1
 from dataclasses import dataclass, replace
 from zipfile import BadZipFile
 from zlib import error as ZlibError
@@ -24,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .boxes import FULL, Moves, iou, mirror
-from .data import write_atomic
+from .data import array_digest, write_atomic
 from .evaluate import Searches, confidence_of, relabelled, search_all, sources_of
 from .features import FeatureBank, integral_image, region_pool
 from .metrics import Detections, evaluate_detections, image_pairs
@@ -54,7 +53,7 @@ def region_inputs(
     shape = torch.cat([side, (w + h)[:, None]/2, (w - h)[:, None], touches, (box[:, :2] + box[:, 2:])/2], 1)
     return torch.cat([features.flatten(1), evidence.flatten(1), bank.presence[image], shape], 1)
 
-# %% ../nbs/18_confidence.ipynb #03b6e241
+# %% ../nbs/18_confidence.ipynb #bb66d237
 class ConfidenceError(ValueError):
     "A classifier that is damaged or does not belong to these features, or data it cannot be fitted on or judged by"
 
@@ -78,7 +77,7 @@ class RegionClassifier:
     @property
     def digest(self) -> str:
         "SHA-256 over its numbers"
-        return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in (self.hidden, self.hidden_bias, self.out, self.out_bias))).hexdigest()
+        return array_digest(self.hidden, self.hidden_bias, self.out, self.out_bias)
 
     def logits(self,
         inputs: torch.Tensor,  # (N, D) from `region_inputs`

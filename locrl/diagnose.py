@@ -12,7 +12,7 @@ __all__ = ['ANSWERS', 'SURE', 'NOISE', 'Walks', 'walk', 'planned', 'demonstrated
 """`diagnose` says where the mAP of a run is lost, component by component, with intervals, evidence and a verdict (`Diagnosis`).
 `walk` records every box of a greedy search."""
 
-# %% ../nbs/26_diagnose.ipynb #ff33ff6d
+# %% ../nbs/26_diagnose.ipynb #89d3d2e2
 from dataclasses import dataclass
 from html import escape
 
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .boxes import ACTIONS, FULL, TRIGGER, Moves, iou
 from .config import ConfigError, World
+from .data import array_digest
 from .diagnostics import Probe
 from .env import Targets
 from .evaluate import Searches, relabelled, confidence_of
@@ -31,7 +32,7 @@ from .observation import HISTORY, MAX_STEPS
 from .oracle import greedy, plan
 from .policy import RegionPolicy, attach
 from .report import COLOURS, style, table
-from .results import answers_of, array_digest, history, kept, opened, source_digest
+from .results import answers_of, history, kept, opened, source_digest
 from .statistics import Ranked
 from .train import Agent
 

@@ -131,7 +131,7 @@ def test_files_that_go_missing_later(folder):
 
 
 @pytest.mark.parametrize("lenient", [False, True])
-@pytest.mark.parametrize("keep", [2, 100, 0.5, -2, -1, 0])
+@pytest.mark.parametrize("keep", [2, 3, 100, 0.5, -2, -1, 0])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_truncated_jpeg(folder, monkeypatch, lenient, keep, progressive):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
@@ -177,6 +177,19 @@ def test_a_thumbnail_does_not_hide_the_end(folder):
     assert folder.voc().image(0).size == (100, 80)
     path.write_bytes(raw[:-2])
     broken(folder, r"a\.jpg is cut short")
+
+
+@pytest.mark.parametrize("fill", [1, 2, 3])
+def test_filled_markers_and_several_pictures(folder, fill):
+    "JPEG allows any number of fill bytes before a marker; a file of several pictures is read as its first"
+    folder.image("a")
+    path = folder.path/"JPEGImages"/"a.jpg"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:2] + b"\xff"*fill + raw[2:])
+    assert folder.voc().image(0).size == (100, 80)
+    pictures = [Image.new("RGB", (100, 80), c) for c in ("red", "blue")]
+    pictures[0].save(path, "MPO", save_all=True, append_images=pictures[1:])
+    assert folder.voc().image(0).getpixel((50, 40))[0] > 200
 
 
 def test_floating_greys():

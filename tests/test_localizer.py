@@ -17,8 +17,8 @@ from locrl.encoders import ENCODERS, UnknownClass
 from locrl.evaluate import CONFIDENCE, questions, search_all
 from locrl.localizer import Localizer, PictureBank, listening, picture
 from locrl.observation import ObservationConfig
-from locrl.scenes import Scenes
 from locrl.results import classifier_file
+from locrl.scenes import Scenes
 from locrl.train import train
 from test_clip import TINY as TINY_CLIP
 from test_features import Mosaic
@@ -222,8 +222,6 @@ def test_an_answer_has_pixels(localizer):
 @pytest.mark.parametrize("phrase, name", [("a sheep", "sheep"), ("The  Cat", "cat"), ("dogs", "dog"), ("buses", "bus"), ("potted plants", "pottedplant"),
                                           ("an airplane", "aeroplane"), ("couch", "sofa"), ("a television", "tvmonitor"), ("bus", "bus"), ("motorcycles", "motorbike")])
 def test_words(localizer, phrase, name): assert localizer.class_of(phrase) == name
-
-
 
 
 def test_unknown_words(localizer, scenes):
