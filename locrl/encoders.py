@@ -17,6 +17,7 @@ __all__ = ['IMAGENET_GROUPS', 'ENCODERS', 'UnknownClass', 'Encoder', 'crop', 'wa
 import ctypes
 import difflib
 import hashlib
+import importlib.util
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -369,19 +370,29 @@ class Prototypes(nn.Module):
         return p[:, [self.classes.index(n) for n in names]]
 
 # %% ../nbs/03_encoders.ipynb #53875a4f
+_STAND_IN = []   # torch forgets the operators of a `Library` that nobody holds
+
 def ensure_torchvision():
-    """Make `import torchvision` work beside a torch build its compiled operators do not fit (PyPI's CUDA wheels and a CPU
-    torch): where its `_C` library cannot be loaded, the two operator schemas its import asks for are declared."""
-    import importlib.util, pathlib
-    if hasattr(ensure_torchvision, "library"): return
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None: raise ImportError("torchvision is missing: pip install torchvision")
-    ensure_torchvision.library = None
-    compiled = sorted(pathlib.Path(spec.origin).parent.glob("_C.*"))
-    try: torch.ops.load_library(str(compiled[0]))
-    except (OSError, IndexError):
-        ensure_torchvision.library = lib = torch.library.Library("torchvision", "FRAGMENT")
-        for op in ("nms", "qnms"): lib.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """Import torchvision, also beside a torch build that its compiled operators do not fit (PyPI's CUDA wheels and a CPU torch).
+    There the import asks for two operator schemas that nobody registered: they are declared, and it is tried again.
+    Raises `ImportError` where torchvision is missing or cannot be imported for another reason."""
+    if importlib.util.find_spec("torchvision") is None:
+        raise ImportError("torchvision is missing: pip install torchvision")
+    try:
+        return importlib.import_module("torchvision")
+    except Exception as error:
+        if "torchvision::" not in str(error) or _STAND_IN:
+            raise ImportError(f"torchvision cannot be imported beside torch {torch.__version__} ({error}): "
+                              "install the torchvision made for this torch, pip install --upgrade torch torchvision") from error
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]   # what the failed import left behind
+    _STAND_IN.append(torch.library.Library("torchvision", "FRAGMENT"))
+    for operator in ("nms", "qnms"):
+        try:
+            _STAND_IN[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:
+            pass                # this one was registered before the import failed
+    return ensure_torchvision()
 
 # %% ../nbs/03_encoders.ipynb #877ac65a
 ENCODERS: dict[str, Callable[..., Encoder]] = {EfficientNetLite0.name: EfficientNetLite0}   # made by `name(input_size=..., device=...)`
