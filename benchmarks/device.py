@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from locrl.config import Config, named_config, prepare
-from locrl.evaluate import questions, score, search_all
-from locrl.report import table
-from locrl.train import Agent, train
+from locrl.experiments.config import Config, named_config, prepare
+from locrl.evaluation.protocols import questions, score, search_all
+from locrl.figures import table
+from locrl.experiments.train import Agent, train
 from speed import machine, write
 
 OUT = Path(__file__).resolve().parents[1]/"results"/"benchmarks"/"device.json"
@@ -78,7 +78,7 @@ def answers(folder: Path, device: str, cache: Path) -> dict:
 
 def compare(config: Config, device: str) -> dict:
     "Both sides of a configuration, how far they agree, and which of the tolerances do not hold"
-    from locrl.boxes import iou
+    from locrl.data.boxes import iou
     with tempfile.TemporaryDirectory() as folder:
         sides = {name: Path(folder)/name for name in ("processor", "device")}
         reference, here = side(config, "cpu", sides["processor"])

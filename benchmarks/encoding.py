@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from locrl.data import open_image
-from locrl.encoders import load_encoder
-from locrl.env import Search, Targets
-from locrl.features import Projection, build_store, integral_image, region_pool
-from locrl.scenes import Scenes
+from locrl.data.voc import open_image
+from locrl.vision.encoders import load_encoder
+from locrl.envs.localization import Search, Targets
+from locrl.vision.features import Projection, build_store, integral_image, region_pool
+from locrl.data.scenes import Scenes
 from speed import SEED, command_line, markdown
 
 ENCODERS = {"EfficientNet-Lite0, 448 px": dict(name="efficientnet_lite0", input_size=448), "ViT-B/16, 224 px": dict(name="ViT-B-16", pretrained=None, precision="fp32")}

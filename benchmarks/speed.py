@@ -22,14 +22,14 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from tqdm.auto import tqdm
 
-from locrl.boxes import TRIGGER
-from locrl.data import write_atomic
-from locrl.env import LocalizationEnv, LocalizationVecEnv, Search, Targets
-from locrl.observation import KEY_SIZE, ObservationConfig, observe
-from locrl.policy import RegionPolicy, attach, policy_kwargs
-from locrl.rewards import named_reward
-from locrl.config import named_config, prepare
-from locrl.train import demonstrations, make_model, versions
+from locrl.data.boxes import TRIGGER
+from locrl.files import write_atomic
+from locrl.envs.localization import LocalizationEnv, LocalizationVecEnv, Search, Targets
+from locrl.envs.observation import KEY_SIZE, ObservationConfig, observe
+from locrl.agents.policy import RegionPolicy, attach, policy_kwargs
+from locrl.envs.rewards import named_reward
+from locrl.experiments.config import named_config, prepare
+from locrl.experiments.train import demonstrations, make_model, versions
 
 SEED = 0
 RESULTS = Path(__file__).resolve().parents[1]/"results"/"benchmarks"

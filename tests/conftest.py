@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def tiny_world():
     "What `tiny.TINY` looks at"
-    from locrl.config import prepare   # not before pytest_configure has set the environment
+    from locrl.experiments.config import prepare   # not before pytest_configure has set the environment
     from tiny import TINY
     return prepare(TINY)
 
@@ -54,7 +54,7 @@ def tiny_world():
 @pytest.fixture(scope="session")
 def tiny_trained(tiny_world, tmp_path_factory):
     "Two seeds of `tiny.TINY`: the first test process to ask trains them, the others find them finished"
-    from locrl.train import train
+    from locrl.experiments.train import train
     from tiny import TINY
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: shared = shared.parent
@@ -72,7 +72,7 @@ def tiny_runs(tiny_trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def film_left_out():
     "Validations of a test file draw no film"
-    from locrl import diagnostics
+    from locrl.experiments import diagnostics
     from tiny import no_film
     with pytest.MonkeyPatch.context() as m:
         m.setattr(diagnostics, "filmstrip", no_film)
@@ -107,5 +107,5 @@ class VocFolder:
     def list(self, split, text): (self.path/"ImageSets"/"Main"/f"{split}.txt").write_text(text)
 
     def voc(self, split="test", **kwargs):
-        from locrl.data import VOC
+        from locrl.data.voc import VOC
         return VOC(self.year, split, root=self.root, **kwargs)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from test_clip import TINY
+from vision.test_clip import TINY
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_torch_tells_bf16(place, name):
 
 ENCODE = """
 from PIL import Image
-from locrl.clip import OpenClipEncoder
+from locrl.vision.clip import OpenClipEncoder
 encoder = OpenClipEncoder("ViT-B-32", pretrained=None)
 print(*encoder.embed_crops([Image.new("RGB", (96, 64), "teal")], [[0., 0., 1., 1.]]).shape)
 """
@@ -126,7 +126,7 @@ def encode_after(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code + ENCODE], capture_output=True, text=True, cwd=Path(__file__).parent)
 
 
-@pytest.mark.parametrize("before", ["import locrl.encoders; locrl.encoders.ensure_torchvision()\nimport torchvision\n", BROKEN,
+@pytest.mark.parametrize("before", ["import locrl.vision.encoders; locrl.vision.encoders.ensure_torchvision()\nimport torchvision\n", BROKEN,
                                     BROKEN + "try: import torchvision\nexcept RuntimeError as error: assert 'nms' in str(error)\n"],
                          ids=["imported before", "operators of another torch", "an import failed before"])
 def test_clip_encodes(before):
@@ -146,7 +146,7 @@ def test_torchvision_broken_otherwise(monkeypatch):
     "An import that fails for another reason names both packages and the cure"
     import importlib
 
-    from locrl import encoders
+    from locrl.vision import encoders
 
     def refuse(name): raise OSError("libjpeg.so: no such file")
     monkeypatch.setattr(importlib, "import_module", refuse)

@@ -15,46 +15,87 @@ import pytest
 from conftest import ROOT
 
 HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", "tensorboard", "ipywidgets"}
-UPWARD = {("encoders", "clip")}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
+WINGS = ("data", "vision", "envs", "agents", "evaluation", "experiments", "apps")  # from the lowest floor to the highest
+BESIDE = {"files": set(), "figures": {"data.boxes", "files"}}  # rooms that every floor may use, and what they may use
+UPWARD = {("vision.encoders", "vision.clip")}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
 # Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, open_clip imports torchvision
 INDIRECT = {"tensorboard", "ipywidgets", "torchvision"}
 PROVIDED = {"IPython", "google"}  # ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
 
 
-def module_numbers() -> dict:
-    "Number of the notebook that exports each module, by module name; 01a comes between 01 and 02"
-    numbers = {}
+def notebook_of() -> dict[str, Path]:
+    "The notebook that exports each module, by dotted name without `locrl.`"
+    notebooks = {}
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         source = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
-        name, number = re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M), re.match(r"(\d+)([a-z]?)_", path.name)
-        if name and number: numbers[name[1]] = int(number[1]), number[2]
-    return numbers
+        if name := re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M): notebooks[name[1]] = path.relative_to(ROOT / "nbs")
+    return notebooks
 
 
-def imported_modules(path: Path) -> set:
+def place(name: str) -> tuple[int, int]:
+    "Floor of a module and number of its notebook on that floor"
+    return WINGS.index(name.partition(".")[0]), int(notebook_of()[name].name[:2])
+
+
+def name_of(path: Path) -> str:
+    "Dotted name of the module at `path`, without `locrl.`"
+    return ".".join(path.relative_to(ROOT / "locrl").with_suffix("").parts)
+
+
+def imported_modules(path: Path) -> set[str]:
     "Modules of locrl that the module at `path` imports anywhere, functions included"
-    names = set()
+    known, found = {name_of(other) for other in MODULES}, set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.removeprefix("locrl.") for alias in node.names if alias.name.startswith("locrl.")}
-        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "locrl"):
-            module = (node.module or "").removeprefix("locrl").removeprefix(".")
-            names |= {module} if module else {alias.name for alias in node.names}
-    return names
+            found |= {alias.name.removeprefix("locrl.") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.relative_to(ROOT).parts[:-1]
+            base = list(package[:len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*base, *((node.module or "").split(".") if node.module else [])]).removeprefix("locrl").removeprefix(".")
+            found |= {module} | {f"{module}.{alias.name}".removeprefix(".") for alias in node.names}
+    return found & known
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_down(path: Path):
-    "A module imports only modules of notebooks with a smaller number"
-    numbers = module_numbers()
-    name = path.relative_to(ROOT / "locrl").with_suffix("").as_posix().replace("/", ".")
-    assert name in numbers, "no notebook exports this module"
-    upward = {other for other in imported_modules(path) & numbers.keys() if numbers[other] >= numbers[name]}
+    "A module imports from lower floors, from rooms before it on its own floor, and from the rooms beside the floors"
+    name = name_of(path)
+    if name in BESIDE:
+        assert imported_modules(path) <= BESIDE[name]
+        return
+    upward = {other for other in imported_modules(path) - BESIDE.keys() if place(other) >= place(name)}
     assert not {other for other in upward if (name, other) not in UPWARD}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_are_seen():
+    "The check above reads relative imports: without this it could pass by seeing none"
+    assert {"data.voc", "vision.encoders", "vision.saliency", "files"} <= imported_modules(ROOT / "locrl/vision/clip.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_notebook_and_module_share_their_place(path: Path):
+    "`locrl/vision/clip.py` is exported by `nbs/vision/NN_clip.ipynb`; on each floor the numbers run without gaps"
+    name = name_of(path)
+    notebook = notebook_of()[name]
+    if name in BESIDE:
+        assert notebook == Path(f"{name}.ipynb")
+        return
+    wing, room = name.split(".")
+    assert notebook.parent == Path(wing) and re.fullmatch(rf"\d\d_{room}\.ipynb", notebook.name)
+    numbers = sorted(int(each.name[:2]) for each in notebook_of().values() if each.parent == Path(wing))
+    assert numbers == list(range(len(numbers)))
+
+
+def test_public_face():
+    "Every name that `locrl` offers can be had, and is what its own module holds"
+    import locrl
+    for name in locrl.__all__: assert getattr(locrl, name) is not None
+    from locrl.apps.localizer import Localizer
+    assert locrl.Localizer is Localizer and "Config" in dir(locrl)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_public_names_have_docstrings(path: Path):
     "Every public function and class says what it is"
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
@@ -98,7 +139,7 @@ def test_requirements_are_what_is_imported():
     "settings.ini names the distributions that locrl imports, all of them and no others"
     providers = importlib.metadata.packages_distributions()
     used = set()
-    for path in MODULES:
+    for path in [ROOT / "locrl/__init__.py", *MODULES]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]

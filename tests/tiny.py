@@ -1,5 +1,5 @@
 """The small configurations that several test files train."""
-from locrl.config import Config
+from locrl.experiments.config import Config
 
 TINY = Config(name="tiny", train="scenes:train:60", select="scenes:val:30", report="scenes:test:30", classes=("cat", "dog"), dim=32, input_size=128,
               n_envs=16, batch_size=32, gradient_steps=1, net_arch=(64, 64), region_width=16, steps=800, eval_every=400, learning_starts=200)
