@@ -35,7 +35,7 @@ def test_find_python(tmp_path, monkeypatch):
     place.symlink_to(sys.executable)
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    own = "%d.%d" % sys.version_info[:2]
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
     (tmp_path / f"python{own}").symlink_to(sys.executable)
     assert matrix.find_python(("9.9", own)) == (own, str(tmp_path / f"python{own}"))
     with pytest.raises(SystemExit, match="none of Python 9.9 is installed"): matrix.find_python(("9.9",))

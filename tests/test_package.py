@@ -179,7 +179,7 @@ def test_address_is_one_setting(tmp_path: Path):
     for path in tutorials:
         text = path.read_text(encoding="utf-8")
         assert f"https://colab.research.google.com/github/someone/fork/blob/main/nbs/tutorials/{path.name})" in text, "no badge of its own"
-        assert "%pip install -q git+https://github.com/someone/fork.git" in text, "no install cell"
+        assert "%pip install -q -c pins.txt git+https://github.com/someone/fork.git" in text, "no install cell"
 
 
 def test_readme_is_in_step():
