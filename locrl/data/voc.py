@@ -224,16 +224,28 @@ def _number(node, tag, path):
 
 def _read_box(node, width, height, path):
     "`node`'s box as fractions of the image; up to one pixel outside is put on the border"
-    name, bndbox = node.findtext("name"), node.find("bndbox")
-    if bndbox is None: raise DataError(f"{path}: the {name} has no <bndbox>: add one or remove the object")
+    name, found = node.findtext("name"), node.findall("bndbox")
+    if len(found) != 1:
+        raise DataError(f"{path}: the {name} has {len(found) or 'no'} <bndbox>: an object needs one, add it or remove the object")
+    bndbox = found[0]
     x1, y1, x2, y2 = (_number(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
     shown = f"{path}: the {name}'s box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    if not any((x1, y1, x2, y2)): raise DataError(f"{shown} holds nothing, so that it can never be found: correct it or remove the object")
     if not (x2 >= x1 and y2 >= y1): raise DataError(f"{shown} is inverted: xmax and ymax must not be below xmin and ymin")
     if min(x1, y1) < 0 or x2 > width + 1 or y2 > height + 1 or x1 > width or y1 > height:
         raise DataError(f"{shown} leaves the {width} x {height} image: correct the box, or <size>")
     return max(x1 - 1, 0)/width, max(y1 - 1, 0)/height, min(x2/width, 1), min(y2/height, 1)
 
 # %% ../../nbs/data/01_voc.ipynb #25f198e1
+_FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
+def _read_flag(node, tag, path):
+    "The flag in child `tag` of `node`; one that is missing or empty is not set"
+    text = (node.findtext(tag) or "").strip().lower()
+    if text not in _FLAGS:
+        raise DataError(f"{path}: <{tag}> of the {node.findtext('name')} is {text!r}: write 1 or 0 (true, false, yes and no are read too)")
+    return _FLAGS[text]
+
 def read_xml(
     path,  # a VOC annotation file
 ):         # (width, height), [(class name, box, difficult, truncated), …]
@@ -251,8 +263,10 @@ def read_xml(
         if name not in VOC_CLASSES:
             try: check_classes([name])
             except DataError as e: raise DataError(f"{path}: {e}") from None
-        flags = [node.findtext(tag, "0").strip() not in ("0", "") for tag in ("difficult", "truncated")]
+        flags = [_read_flag(node, tag, path) for tag in ("difficult", "truncated")]
         objects.append((name, _read_box(node, width, height, path), *flags))
+    if elsewhere := len(list(root.iter("object"))) - len(objects):
+        raise DataError(f"{path}: {elsewhere} <object> not directly below <{root.tag}> would be passed over: move it there")
     return (width, height), objects
 
 # %% ../../nbs/data/01_voc.ipynb #c4b88516

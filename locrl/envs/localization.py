@@ -147,7 +147,13 @@ class Search:
     def step(self,
         actions: np.ndarray,  # (n,) integers
     ):                        # IoU, reward, terminated, truncated: (n,) each
-        "Do one action in every episode. Finished episodes stay as they are until `start`."
+        """Do one action in every episode. Finished episodes stay as they are until `start`.
+        Raises `ValueError`, before anything has changed, for what is not one known action for each episode."""
+        actions = np.asarray(actions)
+        if actions.shape != (self.n,) or actions.dtype.kind not in "iu":
+            raise ValueError(f"actions: needs {self.n} integers, one for each episode, got {actions.dtype} of shape {actions.shape}")
+        if actions.min() < 0 or actions.max() >= self.moves.n_actions:
+            raise ValueError(f"actions: {actions[(actions < 0) | (actions >= self.moves.n_actions)][0]} is no action, they are 0 to {self.moves.n_actions - 1}")
         new = self.moves.apply(self.box, actions)
         terminated = actions == TRIGGER
         after, reward = self._judge(new[:, None], terminated[:, None])
@@ -201,12 +207,15 @@ class LocalizationEnv(gym.Env):
         "Start the next question, or the one named in `options`"
         super().reset(seed=seed)
         if seed is not None: self.search.rng, self.search.queue = np.random.default_rng(seed), np.empty(0, np.int64)
-        self.search.start(episode=None if options is None else options.get("episode"))
+        episode = (options or {}).get("episode")
+        if episode is not None and not 0 <= episode < len(self.search.targets):
+            raise ValueError(f"reset(options={options}): there are questions 0 to {len(self.search.targets) - 1}")
+        self.search.start(episode=episode)
         return self._observe(), self._info()
 
     def step(self, action):
         "Do one action"
-        _, reward, terminated, truncated = self.search.step(np.array([action]))
+        _, reward, terminated, truncated = self.search.step(np.reshape(action, -1))   # a batch of one, as SB3's `predict` gives, is fine
         return self._observe(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info()
 
     def render(self):
@@ -217,7 +226,7 @@ class LocalizationEnv(gym.Env):
         draw, scale = ImageDraw.Draw(image), np.array(image.size*2)
         for box, colour in [*((b, "#009e73") for b in s.truth[0] if b[2] > b[0]), (s.box[0], "#d55e00")]:
             draw.rectangle([tuple(map(float, p)) for p in (box*scale - [0, 0, 1, 1]).reshape(2, 2)], outline=colour, width=3)
-        return np.asarray(image)
+        return np.array(image)
 
 # %% ../../nbs/envs/03_localization.ipynb #0fff81a9
 def _default_world():

@@ -13,7 +13,9 @@ __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'AFTER_TRAINING', 'ConfigError', 'Confi
 
 # %% ../../nbs/experiments/00_config.ipynb #9b12c0c8
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -100,6 +102,15 @@ class Config:
         object.__setattr__(self, "net_arch", tuple(self.net_arch))
         def demand(ok, name, what):
             if not ok: raise ConfigError(f"Config({name}={getattr(self, name)!r}): {what}")
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if kind is int: demand(isinstance(value, Integral) and not isinstance(value, bool), field.name, "must be a whole number")
+            if kind is float: demand(isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value), field.name, "must be a finite number")
+            if kind is bool: demand(isinstance(value, bool), field.name, "must be True or False")
+            if kind is str: demand(isinstance(value, str), field.name, "must be a text")
+        parts = self.name.replace("\\", "/").split("/")
+        demand(all(part.strip(". ") for part in parts) and ":" not in self.name, "name", "is the name of a folder below the root: no absolute path, no '..'")
+        demand(all(isinstance(width, Integral) and width > 0 for width in self.net_arch), "net_arch", "needs widths of at least 1")
         demand(self.classes, "classes", "name at least one class")
         demand(self.evidence in ("prototypes", "encoder"), "evidence", "use 'prototypes' or 'encoder'")
         demand(0 <= self.gamma < 1, "gamma", "must lie in [0, 1)")

@@ -293,3 +293,40 @@ def test_voc2012_animals():
     assert (len(train), len(val)) == (3159, 441) and set((train + val).ids) == set(both.ids)
     assert [len(both.having(c, difficult=False)) for c in ANIMALS] == [1110, 324, 1316, 512, 346]
     assert len(both) == 3600 and len(both.having()) == 3552 and not both.ground_truth().truncated.any()
+
+
+# What would otherwise change a number in silence
+
+ANNOTATION = """<annotation><size><width>100</width><height>80</height></size>
+<object><name>cat</name><difficult>{difficult}</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>{more}</object>
+{beside}</annotation>"""
+BOX = "<bndbox><xmin>{0}</xmin><ymin>{0}</ymin><xmax>{0}</xmax><ymax>{0}</ymax></bndbox>"
+
+
+def annotation(folder, difficult="0", more="", beside=""):
+    "A file with one cat"
+    path = folder / "a.xml"
+    path.write_text(ANNOTATION.format(difficult=difficult, more=more, beside=beside))
+    return path
+
+
+@pytest.mark.parametrize("text, flag", [("0", False), ("1", True), (" 1 ", True), ("", False), ("false", False), ("No", False), ("TRUE", True), ("yes", True)])
+def test_flags_that_are_clear(tmp_path, text, flag):
+    "Numbers and words that say yes or no"
+    assert data.read_xml(annotation(tmp_path, text))[1][0][2] is flag
+
+
+@pytest.mark.parametrize("text", ["0.0", "-1", "2", "Unspecified", "None", "maybe"])
+def test_flags_that_are_not(tmp_path, text):
+    "An object must not leave training and AP because of a word nobody understood"
+    with pytest.raises(DataError, match=rf"a.xml: <difficult> of the cat is '{text.lower()}': write 1 or 0"): data.read_xml(annotation(tmp_path, text))
+
+
+@pytest.mark.parametrize("more, beside, message", [
+    (BOX.format(5), "", "the cat has 2 <bndbox>"),
+    ("", "<part><object><name>cat</name>" + BOX.format(5) + "</object></part>", "1 <object> not directly below <annotation>"),
+    ("", "<object><name>cat</name>" + BOX.format(0) + "</object>", r"\(0, 0, 0, 0\) holds nothing"),
+    ("", "<object><name>cat</name></object>", "the cat has no <bndbox>")])
+def test_objects_that_would_be_lost(tmp_path, more, beside, message):
+    "A second box, an object elsewhere and an empty box are told, not dropped"
+    with pytest.raises(DataError, match=message): data.read_xml(annotation(tmp_path, more=more, beside=beside))

@@ -330,3 +330,30 @@ def test_guided_exploration_by_hand(share):
         np.testing.assert_allclose(row, expected)
         seen.add((TRIGGER in good, bool(others)))
     assert {(True, True), (False, True)} <= seen
+
+
+@pytest.mark.parametrize("actions, message", [([-1, -2], "-1 is no action"), ([0, 10], "10 is no action"), ([0], "needs 2 integers"), ([[0, 1]], "needs 2 integers"),
+                                              ([0., 1.], "needs 2 integers, one for each episode, got float64")])
+def test_actions_that_are_none(actions, message):
+    "What is no action is refused before anything has changed"
+    search = Search(Targets(np.zeros(1, int), np.zeros(1, int), np.array([[[0, 0, .5, .5]]], np.float32)), 2)
+    search.start()
+    before = search.state()
+    with pytest.raises(ValueError, match=message): search.step(np.array(actions))
+    assert all(np.array_equal(before[name], search.state()[name]) for name in ("box", "step_count", "history"))
+    search.step(np.array([0, 1]))
+
+
+def test_one_environment_after_bad_calls(data, bank):
+    "What SB3's `predict` gives for a batch of one is an action; after a refused call the episode goes on, and `reset` works"
+    env = LocalizationEnv(data, bank)
+    env.reset(options={"episode": 0})
+    env.step(np.array([0]))
+    for bad in (10, -1, [0, 1], 1.5):
+        with pytest.raises(ValueError, match="actions: "): env.step(bad)
+    assert env.search.step_count[0] == 1
+    for bad in (-1, 10**6):
+        with pytest.raises(ValueError, match="there are questions 0 to "): env.reset(options={"episode": bad})
+    env.step(1)
+    env.reset()
+    assert env.search.step_count[0] == 0

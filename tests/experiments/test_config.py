@@ -73,3 +73,19 @@ def test_a_run_on_crops(tmp_path):
     assert agent.config == config and agent.evaluate(world.bank("select"), world.data["select"]).localisation is not None
     with pytest.raises(ConfigError, match="regions='crops'"): world.under(replace(config, regions="pooled"))
     with pytest.raises(ConfigError, match="holds another run.*regions"): train(replace(config, regions="pooled"), root=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("steps", 640.5, "whole number"), ("steps", True, "whole number"), ("n_envs", "8", "whole number"), ("net_arch", (0,), "widths of at least 1"),
+    ("net_arch", (64, 2.5), "widths of at least 1"), ("learning_rate", float("inf"), "finite"), ("gamma", float("nan"), "finite"),
+    ("margin", "1", "finite number"), ("double", 1, "True or False"), ("reward", 3, "a text"), ("name", "../../x", "folder below the root"),
+    ("name", "/tmp/x", "folder below the root"), ("name", "a/../b", "folder below the root"), ("name", "C:\\x", "folder below the root"),
+    ("name", "", "folder below the root")])
+def test_types_and_places(field, value, message):
+    "A number of the wrong kind does not train, and no name leads out of the root"
+    with pytest.raises(ConfigError, match=rf"Config\({field}=.*{message}"): Config(**{field: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    "Counts from arrays are whole numbers too, and a whole number is a finite one"
+    assert Config(steps=np.int64(40_000), margin=1).steps == 40_000

@@ -143,3 +143,8 @@ def test_the_table_says_what_the_report_does(tiny_runs):
 def test_report_has_both_kinds_of_search(tiny_runs):
     m = report(tiny_runs, multi=True)["metrics"]["aggregate"]
     for mode in ("one_shot", "tr", "aar"): assert 0 <= m[mode]["map11"]["mean"] <= m[mode]["recall_ceiling"]["mean"] + 1/11
+
+
+def test_a_seed_counts_once(tiny_runs):
+    "The same run twice, or two runs of one seed, is no interval over two seeds"
+    with pytest.raises(results.ConfigError, match="the same seed twice"): report([tiny_runs[0], tiny_runs[0]])
