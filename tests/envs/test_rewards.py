@@ -27,7 +27,7 @@ def test_triggers_never_fall_with_iou_and_stay_within_eta(trigger, ious):
     ious = np.sort(ious)
     for values in (trigger(ious), trigger(ious.astype(np.float32))):
         assert (np.diff(values) >= -1e-5*max(1, trigger.eta)).all()
-        assert (np.abs(values) <= trigger.eta*(1 + 1e-6)).all()
+        assert (np.abs(values) <= trigger.eta*(1 + 1e-5)).all()  # a power of a float32 may end a little above 1
         assert np.isfinite(values).all()
 
 

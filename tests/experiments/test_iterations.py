@@ -124,8 +124,9 @@ def small(name):
 
 @pytest.mark.parametrize("name", NAMES[:6])
 def test_every_iteration_trains(name, world, tmp_path):
-    """Q-values stay within what the rewards allow and TRIGGER is used: by exploration from the start, and by the greedy policy
-    once the margin holds the demonstrations' policy (v7). Before, it is not: that is what the history says."""
+    """Q-values stay within what the rewards allow and TRIGGER is used: by exploration from the start, and by the greedy policy of
+    v7 and v9.2, whose margin holds the demonstrations' policy (0.65 to 0.95 over four seeds). What the greedy policy of the others
+    does after so few steps is chance: seeds of torch 2.8 and 2.15 gave 0 to 0.85 for `paper` and 0.07 to 0.92 for `v10`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     config = small(name)
     folder = train(config, 0, tmp_path, world=world, progress=False)
@@ -134,7 +135,7 @@ def test_every_iteration_trains(name, world, tmp_path):
     assert len(rows) == 2 and all(abs(r["q_mean"]) < limit and r["q_max"] < 2*limit for r in rows)
     events = EventAccumulator(str(folder)).Reload()
     assert max(e.value for e in events.Scalars("rollout/trigger_rate")) > .05
-    assert (rows[-1]["trigger_rate"] > .3) == (name in ("v7", "v9.2", "v10"))
+    assert name not in ("v7", "v9.2") or rows[-1]["trigger_rate"] > .3
     agent = Agent.load(folder)      # the network it was trained as: dropout, and whether a trained head judges boxes
     net = agent.policy.q_net
     assert net.judges == bool(config.iou_weight or config.rank_weight)
