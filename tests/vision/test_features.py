@@ -3,6 +3,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -414,7 +415,8 @@ build(sys.argv[1])
 def test_a_write_the_system_cuts_short(original, tmp_path):
     "Files may hold 900 bytes: the system itself breaks off a write in the middle of a file"
     ran = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, ROOT/"tests"], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 1 and "FeatureError: cannot write" in ran.stderr.splitlines()[-1]
+    assert ran.returncode == 1
+    assert re.search("^locrl.*FeatureError: cannot write", ran.stderr, re.M)   # Python 3.10 may tell of the unfinished file below it
     whole, there = contents(original), contents(tmp_path)
     assert all(whole[k] == v for k, v in there.items()) and len(there) < len(whole)
     build(tmp_path)
