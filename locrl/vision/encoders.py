@@ -378,14 +378,15 @@ def ensure_torchvision():
     Raises `ImportError` where torchvision is missing or cannot be imported for another reason."""
     if importlib.util.find_spec("torchvision") is None:
         raise ImportError("torchvision is missing: pip install torchvision")
+    if "torchvision" not in sys.modules:
+        for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+            del sys.modules[name]   # what an import that failed left behind
     try:
         return importlib.import_module("torchvision")
     except Exception as error:
         if "torchvision::" not in str(error) or _STAND_IN:
             raise ImportError(f"torchvision cannot be imported beside torch {torch.__version__} ({error}): "
                               "install the torchvision made for this torch, pip install --upgrade torch torchvision") from error
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]   # what the failed import left behind
     _STAND_IN.append(torch.library.Library("torchvision", "FRAGMENT"))
     for operator in ("nms", "qnms"):
         try:
