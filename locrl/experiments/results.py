@@ -160,11 +160,11 @@ def agents_of(
     "The agents of finished runs. Raises `ConfigError` when they are not of one configuration."
     agents = [Agent.load(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
     if not agents: raise ConfigError("no run given: name at least one run folder")
+    for a in agents[1:]:
+        if changed := difference(agents[0].config.to_dict(), a.config.to_dict()): raise ConfigError(f"{a.folder} is of another configuration ({'; '.join(changed)}): report it by itself")
     seeds = [a.seed for a in agents]
     if twice := [str(a.folder) for a in agents if seeds.count(a.seed) > 1]:
         raise ConfigError(f"the same seed twice: {', '.join(twice)}. Several runs make an interval only where their seeds differ")
-    for a in agents[1:]:
-        if changed := difference(agents[0].config.to_dict(), a.config.to_dict()): raise ConfigError(f"{a.folder} is of another configuration ({'; '.join(changed)}): report it by itself")
     return agents
 
 def opened(
