@@ -77,7 +77,7 @@ def test_damaged_searches_are_made_again_and_nothing_changes(made, kind):
 
 def test_two_configurations_are_refused(made, tmp_path):
     world, runs = made
-    other = train(replace(TINY, name="other", gamma=.5, steps=200, eval_every=200), 7, tmp_path, world, progress=False)
+    other = train(replace(TINY, name="other", gamma=.5, steps=200, eval_every=200), 0, tmp_path, world, progress=False)
     with pytest.raises(ConfigError, match="gamma: 0.9 -> 0.5"): diagnose([*runs, other], world=world)
     with pytest.raises(ConfigError, match="no run given"): diagnose([])
 
