@@ -7,6 +7,7 @@ Needs Python 3.10 or newer and nothing else. The first call installs the require
 later calls install again only when settings.ini, setup.py, pyproject.toml or constraints.txt changed.
 An interrupted call can simply be repeated.
 """
+
 import hashlib
 import os
 import shutil
@@ -41,12 +42,15 @@ def works(*command) -> bool:
 
 def make_venv() -> None:
     "A virtual environment with a working pip in `.venv`; a broken one is made again"
-    if works(PYTHON, "-m", "pip", "--version"): return
+    if works(PYTHON, "-m", "pip", "--version"):
+        return
     print(f"go.py: making a virtual environment in {VENV.name} with Python {sys.version.split()[0]}", flush=True)
     clear = [] if works(PYTHON, "-c", "") else ["--clear"]
     if run(sys.executable, "-m", "venv", *clear, VENV):
-        sys.exit("go.py: no virtual environment could be made. On Debian or Ubuntu: sudo apt install python3-venv; "
-                 "then run the same command again.")
+        sys.exit(
+            "go.py: no virtual environment could be made. On Debian or Ubuntu: sudo apt install python3-venv; "
+            "then run the same command again."
+        )
 
 
 def fingerprint(extra: str) -> str:
@@ -59,9 +63,12 @@ def fingerprint(extra: str) -> str:
 
 def wants_cpu_torch() -> bool:
     "Whether PyPI's torch would bring CUDA (gigabytes) to a Linux machine without an NVIDIA GPU, pip left as it comes"
-    if not sys.platform.startswith("linux") or os.uname().machine != "x86_64": return False
-    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists(): return False
-    if works(PYTHON, "-c", "import torch"): return False
+    if not sys.platform.startswith("linux") or os.uname().machine != "x86_64":
+        return False
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
+        return False
+    if works(PYTHON, "-c", "import torch"):
+        return False
     settings = subprocess.run([str(PYTHON), "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
     return not any(word in settings for word in ("index-url", "find-links", "no-index"))
 
@@ -70,7 +77,8 @@ def install(extra: str) -> None:
     "locrl, its requirements and those of `extra`, unless they are there already"
     stamp = VENV / "locrl-installed"
     done = stamp.read_text().split() if stamp.exists() else []
-    if fingerprint(extra) in done: return
+    if fingerprint(extra) in done:
+        return
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
     if wants_cpu_torch():
         print("go.py: no NVIDIA GPU found, fetching the smaller CPU builds of torch and torchvision", flush=True)
@@ -79,8 +87,10 @@ def install(extra: str) -> None:
             print("go.py: they could not be had; going on with the builds from PyPI", flush=True)
     print("go.py: installing locrl and its requirements", flush=True)
     if run(*pip, "install", "--editable", f".[{extra}]" if extra else ".", "--constraint", "constraints.txt"):
-        sys.exit("go.py: the installation failed; pip's message above says why. It needs a connection to a Python "
-                 "package index and about 3 GB of disk. Run the same command again to go on.")
+        sys.exit(
+            "go.py: the installation failed; pip's message above says why. It needs a connection to a Python "
+            "package index and about 3 GB of disk. Run the same command again to go on."
+        )
     stamp.write_text("\n".join({fingerprint(""), fingerprint(extra)}))
 
 
@@ -94,12 +104,16 @@ def main() -> int:
         print(f"go.py: no command {command!r}; there are `demo` and `test` (see python3 go.py --help)", file=sys.stderr)
         return 2
     if sys.version_info < (3, 10):
-        print(f"go.py: this is Python {sys.version.split()[0]}; locrl needs 3.10 or newer, "
-              "for example: python3.12 go.py " + command, file=sys.stderr)
+        print(
+            f"go.py: this is Python {sys.version.split()[0]}; locrl needs 3.10 or newer, "
+            "for example: python3.12 go.py " + command,
+            file=sys.stderr,
+        )
         return 2
     make_venv()
     install("dev" if command == "test" else "")
-    if command == "demo": return run(BIN / "locrl", "demo", *rest)
+    if command == "demo":
+        return run(BIN / "locrl", "demo", *rest)
     return run(PYTHON, "-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "worksteal", *rest)
 
 

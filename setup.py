@@ -1,4 +1,5 @@
 """Hands version, requirements and console scripts from `settings.ini` to setuptools; pyproject.toml holds the rest."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

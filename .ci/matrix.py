@@ -7,6 +7,7 @@
 settings.ini, on the oldest Python. Each gets a clone of HEAD and a virtual environment of its own in a temporary folder. A run of
 the whole suite is written to results/environments.json, from which the installation page makes its table.
 """
+
 import datetime
 import json
 import os
@@ -31,8 +32,9 @@ def find_python(versions: tuple[str, ...]) -> tuple[str, str]:
     for version in versions:
         paths = [*sorted(pyenv.glob(f"{version}.*/bin/python3"), reverse=True), shutil.which(f"python{version}")]
         for path in filter(None, paths):
-            asked = subprocess.run([path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-                                   capture_output=True, text=True)
+            asked = subprocess.run(
+                [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True
+            )
             if asked.stdout.strip() == version:
                 return version, str(path)
     sys.exit(f"none of Python {', '.join(versions)} is installed: install one of them, for example with pyenv")
@@ -84,10 +86,18 @@ def run(name: str, options: list[str]) -> dict:
             print(line, end="", flush=True)
             closing = line if re.search(r"\d+ (passed|failed)", line) else closing
         process.wait()
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=clone,
-                                capture_output=True, text=True, check=True).stdout.strip()
-        return {"environment": name, "date": datetime.date.today().isoformat(), "commit": commit, "python": version,
-                "platform": f"{platform.system()} {platform.machine()}", "versions": versions(own), **counts(closing)}
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=clone, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return {
+            "environment": name,
+            "date": datetime.date.today().isoformat(),
+            "commit": commit,
+            "python": version,
+            "platform": f"{platform.system()} {platform.machine()}",
+            "versions": versions(own),
+            **counts(closing),
+        }
 
 
 def main(arguments: list[str]) -> int:
@@ -97,7 +107,7 @@ def main(arguments: list[str]) -> int:
         return 0
     split = arguments.index("--") if "--" in arguments else len(arguments)
     names = arguments[:split] or list(OPTIONS)
-    options = arguments[split + 1:]
+    options = arguments[split + 1 :]
     if unknown := set(names) - OPTIONS.keys():
         sys.exit(f"no environment called {', '.join(unknown)}: there are {', '.join(OPTIONS)}")
     rows = [run(name, options) for name in names]

@@ -1,4 +1,5 @@
 """Warns when constraints.txt has fallen behind what pip gives today by a minor version; never fails, and waits 20 seconds at most."""
+
 import re
 import subprocess
 import sys
@@ -21,25 +22,41 @@ def pinned(text: str) -> dict[str, str]:
 
 def behind(pins: dict[str, str], newest: dict[str, str]) -> list[str]:
     "One sentence for every package whose pin is a minor version or more behind"
-    return [f"{name} is pinned to {pins[name]}, and {newest[name]} is out" for name in newest if minor(pins[name]) < minor(newest[name])]
+    return [
+        f"{name} is pinned to {pins[name]}, and {newest[name]} is out"
+        for name in newest
+        if minor(pins[name]) < minor(newest[name])
+    ]
 
 
 def ask(names: tuple[str, ...], seconds: float = 20) -> dict[str, str]:
     "The newest version of each package as pip's index tells it; packages that give no answer in time are left out"
-    processes = {name: subprocess.Popen([sys.executable, "-m", "pip", "index", "versions", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        text=True) for name in names}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "pip", "index", "versions", name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name in names
+    }
     found = {}
     for name, process in processes.items():
-        try: text, _ = process.communicate(timeout=seconds)
+        try:
+            text, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            for each in processes.values(): each.kill()
+            for each in processes.values():
+                each.kill()
             break
-        if match := re.search(r"Available versions: ([\w.]+)", text): found[name] = match[1]
+        if match := re.search(r"Available versions: ([\w.]+)", text):
+            found[name] = match[1]
     return found
 
 
 if __name__ == "__main__":
     pins = pinned((ROOT / "settings.ini").read_text()) | pinned((ROOT / "constraints.txt").read_text())
     newest = ask(WATCHED)
-    if missing := [name for name in WATCHED if name not in newest]: print(f"constraints.txt: no answer about {', '.join(missing)}")
-    for sentence in behind(pins, newest): print(f"WARNING: {sentence}. To follow: {CURE}")
+    if missing := [name for name in WATCHED if name not in newest]:
+        print(f"constraints.txt: no answer about {', '.join(missing)}")
+    for sentence in behind(pins, newest):
+        print(f"WARNING: {sentence}. To follow: {CURE}")

@@ -1,4 +1,5 @@
 """Writes README.md from nbs/index.ipynb (nbdev-readme would need Quarto). With --check, only says whether it is in step."""
+
 import json
 import re
 import sys
@@ -13,7 +14,8 @@ def text_of(output: dict) -> str:
     data = output.get("data", {})
     text = output.get("text") or data.get("text/markdown") or data.get("text/plain") or ""
     text = "".join(text).rstrip()
-    if "text/markdown" in data or not text: return text
+    if "text/markdown" in data or not text:
+        return text
     return f"```\n{text}\n```"
 
 
@@ -22,12 +24,14 @@ def readme(notebook: Path) -> str:
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
-        if not source or re.match(r"#\|\s*hide\b", source): continue
+        if not source or re.match(r"#\|\s*hide\b", source):
+            continue
         if cell["cell_type"] == "markdown":
             parts.append(re.sub(r"\]\((?!\w+:|#|/)", f"]({notebook.parent.name}/", source))
         else:
             code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
-            if not re.search(r"^#\|\s*echo:\s*false", source, re.M): parts.append(f"```python\n{code.strip()}\n```")
+            if not re.search(r"^#\|\s*echo:\s*false", source, re.M):
+                parts.append(f"```python\n{code.strip()}\n```")
             parts += filter(None, map(text_of, cell["outputs"]))
     return NOTE + "\n\n".join(parts) + "\n"
 

@@ -6,6 +6,7 @@
 
 Everything happens in a temporary folder. The notebooks' cell runs as it stands, but for the address: HEAD's clone is installed.
 """
+
 import json
 import re
 import subprocess
@@ -14,13 +15,16 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH = {"2.13.0": "0.28.0", "2.14.1": "0.29.1"}   # and the torchvision made for it
+TORCH = {"2.13.0": "0.28.0", "2.14.1": "0.29.1"}  # and the torchvision made for it
 
 
 def run(*command, **options) -> str:
     "Output of a command; where it fails, its output is the message"
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    if done.returncode: sys.exit(f"{' '.join(map(str, command))[:200]} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    done = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))[:200]} ended with {done.returncode}:\n{done.stdout[-3000:]}")
     return done.stdout
 
 
@@ -38,7 +42,7 @@ def try_package(kind: str, clone: Path, folder: Path) -> None:
     else:
         run(place / "pip", "install", "--quiet", "build")
         run(place / "python", "-m", "build", "--sdist", "--outdir", built, clone)
-    package, = built.iterdir()
+    (package,) = built.iterdir()
     print(f"{package.name}: {package.stat().st_size / 1e6:.1f} MB", flush=True)
     run(place / "pip", "install", "--quiet", package)
     ask = "import locrl; print(locrl.__file__); from locrl.apps.localizer import EXAMPLE; print(EXAMPLE)"
@@ -49,8 +53,10 @@ def try_package(kind: str, clone: Path, folder: Path) -> None:
     print("  locate:", answer.strip().splitlines()[-1], flush=True)
     with open(folder / "demo.log", "w") as log:
         demo = subprocess.Popen([place / "locrl", "demo"], cwd=folder, stdout=log, stderr=log, text=True)
-        try: ended = demo.wait(timeout=60)
-        except subprocess.TimeoutExpired: ended = None
+        try:
+            ended = demo.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            ended = None
         demo.kill()
     text = (folder / "demo.log").read_text()
     assert not ended, f"locrl demo ended with {ended}:\n{text[-3000:]}"
@@ -67,11 +73,20 @@ def try_beside(torch: str, clone: Path, folder: Path) -> None:
     "Run the install cell in an environment that holds `torch`, then the first check"
     place = environment(folder / "venv")
     run(place / "pip", "install", "--quiet", f"torch=={torch}", f"torchvision=={TORCH[torch]}")
-    cell = re.sub(r"^%pip (.*) git\+\S+$", rf"import subprocess, sys; subprocess.run([sys.executable, '-m', 'pip', *'\1'.split(), '{clone}'], check=True)",
-                  install_cell(), flags=re.M)
+    cell = re.sub(
+        r"^%pip (.*) git\+\S+$",
+        rf"import subprocess, sys; subprocess.run([sys.executable, '-m', 'pip', *'\1'.split(), '{clone}'], check=True)",
+        install_cell(),
+        flags=re.M,
+    )
     assert "%pip" not in cell, cell
     check = "\nfrom locrl.apps.colab import first_check\nprint(pins)\nfirst_check(pins)\n"
-    print(f"torch {torch}:", *run(place / "python", "-c", cell + check, cwd=folder).strip().splitlines()[-4:], sep="\n  ", flush=True)
+    print(
+        f"torch {torch}:",
+        *run(place / "python", "-c", cell + check, cwd=folder).strip().splitlines()[-4:],
+        sep="\n  ",
+        flush=True,
+    )
 
 
 def main(names: list[str]) -> int:
@@ -83,9 +98,12 @@ def main(names: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="locrl-smoke-") as temporary:
             folder = Path(temporary).resolve()
             run("git", "clone", "--quiet", ROOT, folder / "clone")
-            if name in ("wheel", "sdist"): try_package(name, folder / "clone", folder)
-            elif name in TORCH: try_beside(name, folder / "clone", folder)
-            else: sys.exit(f"nothing called {name}: there are wheel, sdist, {', '.join(TORCH)}")
+            if name in ("wheel", "sdist"):
+                try_package(name, folder / "clone", folder)
+            elif name in TORCH:
+                try_beside(name, folder / "clone", folder)
+            else:
+                sys.exit(f"nothing called {name}: there are wheel, sdist, {', '.join(TORCH)}")
     return 0
 
 

@@ -6,6 +6,7 @@ comparison take turns, so that what else runs on the machine slows both; torch h
 and caching may use a second core for everything that is not the network, as it does in use. Where no second core is free its share
 says more about the machine than about the code: a network that only waits shows whether anything holds it up.
 """
+
 import statistics
 import tempfile
 import time
@@ -23,7 +24,10 @@ from locrl.vision.features import Projection, build_store, integral_image, regio
 from locrl.data.scenes import Scenes
 from speed import SEED, command_line, markdown
 
-ENCODERS = {"EfficientNet-Lite0, 448 px": dict(name="efficientnet_lite0", input_size=448), "ViT-B/16, 224 px": dict(name="ViT-B-16", pretrained=None, precision="fp32")}
+ENCODERS = {
+    "EfficientNet-Lite0, 448 px": dict(name="efficientnet_lite0", input_size=448),
+    "ViT-B/16, 224 px": dict(name="ViT-B-16", pretrained=None, precision="fp32"),
+}
 
 
 def make(options: dict):
@@ -35,7 +39,9 @@ def make(options: dict):
 
 def visited(targets: Targets) -> np.ndarray:
     "The 40 boxes of a random episode"
-    search, rng, boxes = Search(targets[:1], 1), np.random.default_rng(SEED), []
+    search = Search(targets[:1], 1)
+    rng = np.random.default_rng(SEED)
+    boxes = []
     search.start(episode=0)
     for _ in range(40):
         boxes.append(search.box.copy())
@@ -58,51 +64,82 @@ def took(work) -> tuple[float, float]:
 
 def episode(encoder, data) -> dict:
     "Milliseconds for the 40 boxes of an episode, one after another: pooled from the picture's dense map and, in turn, cut out and encoded"
-    boxes, picture, first = visited(Targets.of(data, data.classes)), data.image(0), torch.zeros(1, dtype=torch.long)
+    boxes = visited(Targets.of(data, data.classes))
+    picture = data.image(0)
+    first = torch.zeros(1, dtype=torch.long)
     integral = integral_image(encoder.encode([picture]).permute(0, 2, 3, 1))
 
-    def pool(box): region_pool(integral, first, torch.from_numpy(box)[None, None])
-    def cut(box): encoder.embed_crops([picture], box[None], context=16)
-    for box in boxes[:2]: pool(box), cut(box)
-    pooled, crops = np.array([(seconds(lambda: pool(box)), seconds(lambda: cut(box))) for box in boxes]).sum(0)*1e3
-    return dict(pool_40=pooled, crops_40=crops, ratio=crops/pooled, dense_once=1e3*statistics.median(seconds(lambda: encoder.encode([picture])) for _ in range(3)))
+    def pool(box):
+        region_pool(integral, first, torch.from_numpy(box)[None, None])
+
+    def cut(box):
+        encoder.embed_crops([picture], box[None], context=16)
+
+    for box in boxes[:2]:
+        pool(box), cut(box)
+    pooled, crops = np.array([(seconds(lambda: pool(box)), seconds(lambda: cut(box))) for box in boxes]).sum(0) * 1e3
+    return dict(
+        pool_40=pooled,
+        crops_40=crops,
+        ratio=crops / pooled,
+        dense_once=1e3 * statistics.median(seconds(lambda: encoder.encode([picture])) for _ in range(3)),
+    )
 
 
 def caching(encoder, data, rounds: int) -> dict:
     "Pictures a second of the bare network on ready pixels and of `build_store` from picture files to files, in turns"
     pixels = torch.cat([encoder.preprocess([data.image(i)]) for i in range(len(data))])
-    encoder.fingerprint, data.fingerprint, encoder.class_embeddings(["cat"])   # both are made once and kept
-    keep = Projection(np.zeros(encoder.dim, np.float32), np.eye(encoder.dim, min(encoder.dim, 256), dtype=np.float32), 1.)
+    encoder.fingerprint, data.fingerprint, encoder.class_embeddings(["cat"])  # both are made once and kept
+    keep = Projection(
+        np.zeros(encoder.dim, np.float32), np.eye(encoder.dim, min(encoder.dim, 256), dtype=np.float32), 1.0
+    )
     times = []
 
-    encoder.dense(pixels[:encoder.batch_size])   # warms up
+    encoder.dense(pixels[: encoder.batch_size])  # warms up
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as root:
-            times.append([took(lambda: [encoder.dense(x) for x in pixels.split(encoder.batch_size)]), took(lambda: build_store(data, encoder, projection=keep, root=root))])
-    each = np.median(times, 0)/len(data)   # (bare, cached) x (wall, processor)
-    ready = encoder.dense(pixels[:encoder.batch_size])
-    encoder.dense = lambda x: time.sleep(each[0, 1]*len(x)) or ready[:len(x)].clone()
-    with tempfile.TemporaryDirectory() as root: waiting = each[0, 1]*len(data)/seconds(lambda: build_store(data, encoder, projection=keep, root=root))
+            times.append(
+                [
+                    took(lambda: [encoder.dense(x) for x in pixels.split(encoder.batch_size)]),
+                    took(lambda: build_store(data, encoder, projection=keep, root=root)),
+                ]
+            )
+    each = np.median(times, 0) / len(data)  # (bare, cached) x (wall, processor)
+    ready = encoder.dense(pixels[: encoder.batch_size])
+    encoder.dense = lambda x: time.sleep(each[0, 1] * len(x)) or ready[: len(x)].clone()
+    with tempfile.TemporaryDirectory() as root:
+        waiting = each[0, 1] * len(data) / seconds(lambda: build_store(data, encoder, projection=keep, root=root))
     del encoder.dense
-    return dict(bare_per_second=1/each[0, 0], cached_per_second=1/each[1, 0], shares=[a[0]/b[0] for a, b in times], share=statistics.median(a[0]/b[0] for a, b in times),
-                waiting_share=waiting, bare_processor_ms=1e3*each[0, 1], cached_processor_ms=1e3*each[1, 1], pictures=len(data), batch_size=encoder.batch_size)
+    return dict(
+        bare_per_second=1 / each[0, 0],
+        cached_per_second=1 / each[1, 0],
+        shares=[a[0] / b[0] for a, b in times],
+        share=statistics.median(a[0] / b[0] for a, b in times),
+        waiting_share=waiting,
+        bare_processor_ms=1e3 * each[0, 1],
+        cached_processor_ms=1e3 * each[1, 1],
+        pictures=len(data),
+        batch_size=encoder.batch_size,
+    )
 
 
 class Files(Scenes):
     "Scenes that were saved as JPEG files of a photograph's size, so that reading and decoding is part of the work"
+
     def __init__(self, n, folder):
         super().__init__(n, seed=SEED, size=(375, 500))
         self.folder = Path(folder)
-        for i in range(n): super().image(i).save(self.folder/f"{i}.jpg", quality=90)
+        for i in range(n):
+            super().image(i).save(self.folder / f"{i}.jpg", quality=90)
 
     def image(self, i):
-        return open_image(self.folder/f"{i}.jpg")
+        return open_image(self.folder / f"{i}.jpg")
 
 
 def measure(n_images: int, rounds: int) -> dict:
     "All measurements"
     out = {}
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=2*len(ENCODERS), unit="part") as bar:
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=2 * len(ENCODERS), unit="part") as bar:
         data = Files(n_images, folder)
         for title, options in ENCODERS.items():
             encoder = make(options)
@@ -120,15 +157,34 @@ def table(results: dict) -> str:
     rows = []
     for title, r in results.items():
         e, c = r["episode"], r["caching"]
-        rows += [(f"**{title}**: 40 boxes of an episode pooled from the store, ms", f"{e['pool_40']:.1f}", ""), ("the picture's dense map, once, ms", f"{e['dense_once']:.0f}", ""),
-                 ("40 crops encoded one after another, ms", f"{e['crops_40']:,.0f}", ""),
-                 ("pooling is so many times as fast as crops", f"{e['ratio']:,.0f} ({e['crops_40']/(e['pool_40'] + e['dense_once']):.0f} with the dense map)", "30"),
-                 ("bare network, pictures/s", f"{c['bare_per_second']:.2f}", ""), ("feature caching, JPEG files to store, pictures/s", f"{c['cached_per_second']:.2f}", ""),
-                 ("share of the bare network", f"{c['share']:.0%}", "90%"),
-                 ("the same with a network that waits as long as it would compute", f"{c['waiting_share']:.0%}", "90%"),
-                 ("processor time a picture: network, everything, ms", f"{c['bare_processor_ms']:.0f}, {c['cached_processor_ms']:.0f}", "")]
+        rows += [
+            (f"**{title}**: 40 boxes of an episode pooled from the store, ms", f"{e['pool_40']:.1f}", ""),
+            ("the picture's dense map, once, ms", f"{e['dense_once']:.0f}", ""),
+            ("40 crops encoded one after another, ms", f"{e['crops_40']:,.0f}", ""),
+            (
+                "pooling is so many times as fast as crops",
+                f"{e['ratio']:,.0f} ({e['crops_40'] / (e['pool_40'] + e['dense_once']):.0f} with the dense map)",
+                "30",
+            ),
+            ("bare network, pictures/s", f"{c['bare_per_second']:.2f}", ""),
+            ("feature caching, JPEG files to store, pictures/s", f"{c['cached_per_second']:.2f}", ""),
+            ("share of the bare network", f"{c['share']:.0%}", "90%"),
+            ("the same with a network that waits as long as it would compute", f"{c['waiting_share']:.0%}", "90%"),
+            (
+                "processor time a picture: network, everything, ms",
+                f"{c['bare_processor_ms']:.0f}, {c['cached_processor_ms']:.0f}",
+                "",
+            ),
+        ]
     return markdown(rows)
 
 
 if __name__ == "__main__":
-    command_line(__doc__, "encoding", measure, table, images=(64, "pictures to cache"), rounds=(2, "turns of bare network and caching"))
+    command_line(
+        __doc__,
+        "encoding",
+        measure,
+        table,
+        images=(64, "pictures to cache"),
+        rounds=(2, "turns of bare network and caching"),
+    )

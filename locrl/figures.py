@@ -27,25 +27,50 @@ from .data.boxes import ACTIONS
 # %% ../nbs/figures.ipynb #40f124a3
 COLOURS = dict(truth="#009E73", agent="#E69F00", ink="#222222", faint="#B8B8B8", second="#0072B2", third="#CC79A7")
 
+
 @contextmanager
 def style():
     "Context in which figures get the package's fonts, sizes and colours"
     import matplotlib.pyplot as plt
-    grey = dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], COLOURS["ink"])
-    settings = {"figure.dpi": 80, "savefig.dpi": 120, "figure.facecolor": "white", "savefig.facecolor": "white", "axes.facecolor": "white",
-                "figure.constrained_layout.use": True, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10,
-                "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
-                "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#E8E8E8", "axes.axisbelow": True,
-                "legend.frameon": False, "lines.linewidth": 1.6,
-                "axes.prop_cycle": plt.cycler(color=[COLOURS[name] for name in ("second", "agent", "truth", "third", "ink")])}
-    with plt.rc_context(grey | settings): yield
+
+    grey = dict.fromkeys(
+        ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], COLOURS["ink"]
+    )
+    settings = {
+        "figure.dpi": 80,
+        "savefig.dpi": 120,
+        "figure.facecolor": "white",
+        "savefig.facecolor": "white",
+        "axes.facecolor": "white",
+        "figure.constrained_layout.use": True,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#E8E8E8",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+        "axes.prop_cycle": plt.cycler(color=[COLOURS[name] for name in ("second", "agent", "truth", "third", "ink")]),
+    }
+    with plt.rc_context(grey | settings):
+        yield
+
 
 def new_figure(
-    width,   # in inches
+    width,  # in inches
     height,  # in inches
-):           # matplotlib `Figure`
+):  # matplotlib `Figure`
     "An empty figure that a notebook shows once, where it is returned. Draw in it within `style()`."
     import matplotlib.pyplot as plt
+
     figure = plt.figure(figsize=(width, height))
     plt.close(figure)
     return figure
@@ -54,27 +79,32 @@ def new_figure(
 @dataclass(frozen=True, eq=False)
 class Episode:
     "One search for one class in one picture. Raises `ValueError` if the parts do not fit together."
-    image: object                         # PIL image, or (H, W, 3) array of uint8 or of floats in [0, 1]
-    class_name: str                       # what was looked for
-    boxes: np.ndarray                     # (T+1, 4) xyxy in [0, 1]: the first box, then the box after each action
-    actions: np.ndarray                   # (T,) int, positions in `locrl.data.boxes.ACTIONS`
-    ious: np.ndarray | None = None        # (T+1,) IoU of each box with the best object
-    q_values: np.ndarray | None = None    # (T, A) before each action
-    saliency: np.ndarray | None = None    # (h, w) in [0, 1], class-conditional
-    truth: np.ndarray | None = None       # (G, 4) xyxy, the objects of the class
-    triggered: bool = False               # the agent ended the episode itself
-    confidence: float | None = None       # score of the final box
+
+    image: object  # PIL image, or (H, W, 3) array of uint8 or of floats in [0, 1]
+    class_name: str  # what was looked for
+    boxes: np.ndarray  # (T+1, 4) xyxy in [0, 1]: the first box, then the box after each action
+    actions: np.ndarray  # (T,) int, positions in `locrl.data.boxes.ACTIONS`
+    ious: np.ndarray | None = None  # (T+1,) IoU of each box with the best object
+    q_values: np.ndarray | None = None  # (T, A) before each action
+    saliency: np.ndarray | None = None  # (h, w) in [0, 1], class-conditional
+    truth: np.ndarray | None = None  # (G, 4) xyxy, the objects of the class
+    triggered: bool = False  # the agent ended the episode itself
+    confidence: float | None = None  # score of the final box
 
     def __post_init__(self):
         for name in ("boxes", "actions", "ious", "q_values", "saliency", "truth"):
-            if getattr(self, name) is not None: object.__setattr__(self, name, np.asarray(getattr(self, name)))
-        if self.truth is not None: object.__setattr__(self, "truth", self.truth.reshape(-1, 4))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        if self.truth is not None:
+            object.__setattr__(self, "truth", self.truth.reshape(-1, 4))
         n = len(self.boxes)
-        if n == 0: raise ValueError("boxes is empty: an episode has at least its first box")
+        if n == 0:
+            raise ValueError("boxes is empty: an episode has at least its first box")
         expected = dict(boxes=(n, 4), actions=(n - 1,), ious=(n,), q_values=(n - 1, None), saliency=(None, None))
         for name, shape in expected.items():
             value = getattr(self, name)
-            if value is None: continue
+            if value is None:
+                continue
             if value.ndim != len(shape) or any(want not in (None, has) for want, has in zip(shape, value.shape)):
                 words = ", ".join("any" if s is None else str(s) for s in shape)
                 raise ValueError(f"{name} has shape {value.shape}: with {n} boxes, expected ({words})")
@@ -90,6 +120,7 @@ class Episode:
 
     def _repr_png_(self):
         from io import BytesIO
+
         data = BytesIO()
         filmstrip(self).savefig(data, format="png", dpi=80)
         return data.getvalue()
@@ -99,40 +130,63 @@ def _pixels(image, longest=480):
     "`image` as a (H, W, 3) uint8 array whose longer side is at most `longest`"
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
-        if array.ndim != 3 or array.shape[2] != 3: raise ValueError(f"the picture has shape {array.shape}: expected (H, W, 3)")
-        image = Image.fromarray(array if array.dtype == np.uint8 else (255*np.clip(array, 0, 1)).round().astype(np.uint8))
+        if array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(f"the picture has shape {array.shape}: expected (H, W, 3)")
+        image = Image.fromarray(
+            array if array.dtype == np.uint8 else (255 * np.clip(array, 0, 1)).round().astype(np.uint8)
+        )
     image = image.convert("RGB")
     image.thumbnail((longest, longest))
     return np.asarray(image)
 
+
 def _box(ax, box, size, colour, width, dashed=False, label=None):
     "Draw one box, and its label within the picture"
     from matplotlib.patches import Rectangle
+
     (w, h), (x1, y1, x2, y2) = size, box
     common = dict(fill=False, clip_on=False, joinstyle="miter", zorder=3)
-    corner, sides = (x1*w, y1*h), ((x2 - x1)*w, (y2 - y1)*h)
-    ax.add_patch(Rectangle(corner, *sides, edgecolor="white" if dashed else "black", alpha=.7, linewidth=width + 1.2, **common))
-    ax.add_patch(Rectangle(corner, *sides, edgecolor=colour, linewidth=width, linestyle=(0, (3.5, 1.5)) if dashed else "-", **common))
-    if label: ax.text(x1*w + 2, y1*h + 2, label, fontsize=8, va="top", color="black", zorder=4,
-                      bbox=dict(facecolor=colour, edgecolor="none", pad=1.2))
+    corner, sides = (x1 * w, y1 * h), ((x2 - x1) * w, (y2 - y1) * h)
+    ax.add_patch(
+        Rectangle(corner, *sides, edgecolor="white" if dashed else "black", alpha=0.7, linewidth=width + 1.2, **common)
+    )
+    ax.add_patch(
+        Rectangle(
+            corner, *sides, edgecolor=colour, linewidth=width, linestyle=(0, (3.5, 1.5)) if dashed else "-", **common
+        )
+    )
+    if label:
+        ax.text(
+            x1 * w + 2,
+            y1 * h + 2,
+            label,
+            fontsize=8,
+            va="top",
+            color="black",
+            zorder=4,
+            bbox=dict(facecolor=colour, edgecolor="none", pad=1.2),
+        )
+
 
 def draw_boxes(
-    image,         # PIL image or (H, W, 3) array
-    boxes=(),      # (N, 4) or (4,) xyxy in [0, 1], the agent's
-    labels=None,   # N texts, or None
-    truth=None,    # (G, 4) or (4,) ground truth, or None
-    thick=False,   # as final boxes are drawn
-    ax=None,       # matplotlib axes to draw on; None makes a figure
-):                 # the axes (`.figure` is the figure)
+    image,  # PIL image or (H, W, 3) array
+    boxes=(),  # (N, 4) or (4,) xyxy in [0, 1], the agent's
+    labels=None,  # N texts, or None
+    truth=None,  # (G, 4) or (4,) ground truth, or None
+    thick=False,  # as final boxes are drawn
+    ax=None,  # matplotlib axes to draw on; None makes a figure
+):  # the axes (`.figure` is the figure)
     "Picture with boxes in the package's colours"
     with style():
         pixels = _pixels(image)
         h, w = pixels.shape[:2]
-        if ax is None: ax = new_figure(4, 4*h/w).add_subplot()
+        if ax is None:
+            ax = new_figure(4, 4 * h / w).add_subplot()
         ax.imshow(pixels, extent=(0, w, h, 0), interpolation="bilinear")
-        for box in np.reshape([] if truth is None else truth, (-1, 4)): _box(ax, box, (w, h), COLOURS["truth"], 1.4, dashed=True)
+        for box in np.reshape([] if truth is None else truth, (-1, 4)):
+            _box(ax, box, (w, h), COLOURS["truth"], 1.4, dashed=True)
         boxes = np.reshape(boxes, (-1, 4))
-        for box, label in zip(boxes, [None]*len(boxes) if labels is None else labels, strict=True):
+        for box, label in zip(boxes, [None] * len(boxes) if labels is None else labels, strict=True):
             _box(ax, box, (w, h), COLOURS["agent"], 3.4 if thick else 1.8, label=label)
         ax.set(xlim=(0, w), ylim=(h, 0))
         ax.axis("off")
@@ -143,39 +197,47 @@ def _frames(n_boxes, n):
     "At most `n` of `n_boxes` positions, the first and last among them"
     return np.unique(np.linspace(0, n_boxes - 1, min(n, n_boxes)).round().astype(int))
 
+
 def _words(episode, t):
     "What led to box `t`"
     return "start" if t == 0 else f"{t}: {episode.action_name(t - 1)}"
 
+
 def filmstrip(
-    episode,    # `Episode`
-    n=8,        # most frames to show
+    episode,  # `Episode`
+    n=8,  # most frames to show
     columns=8,  # frames in a row
-):              # matplotlib Figure
+):  # matplotlib Figure
     "Frames of an episode from the first box to the last"
-    if n < 2 or columns < 1: raise ValueError(f"n={n}, columns={columns}: a strip needs at least 2 frames and 1 column")
+    if n < 2 or columns < 1:
+        raise ValueError(f"n={n}, columns={columns}: a strip needs at least 2 frames and 1 column")
     with style():
         shown = _frames(len(episode.boxes), n)
         h, w = _pixels(episode.image).shape[:2]
         columns = min(columns, len(shown))
-        rows, width = -(-len(shown)//columns), 1.75
-        figure = new_figure(columns*width + .1, rows*(width*h/w + .46) + .22)
+        rows, width = -(-len(shown) // columns), 1.75
+        figure = new_figure(columns * width + 0.1, rows * (width * h / w + 0.46) + 0.22)
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in grid[len(shown):]: ax.axis("off")
+        for ax in grid[len(shown) :]:
+            ax.axis("off")
         for t, ax in zip(shown, grid):
             last = t == len(episode.boxes) - 1
             draw_boxes(episode.image, episode.boxes[t], truth=episode.truth, thick=last, ax=ax)
             ax.set_title(_words(episode, t), fontsize=9, fontweight="bold" if last else "normal", pad=4)
-            if episode.ious is not None: ax.text(.5, -.04, f"IoU {episode.ious[t]:.2f}", transform=ax.transAxes, ha="center", va="top", fontsize=9)
-        figure.suptitle(_summary(episode), fontsize=10, fontweight="bold", x=.01, ha="left")
-        figure.get_layout_engine().set(w_pad=.06, h_pad=.03, hspace=0)
+            if episode.ious is not None:
+                ax.text(
+                    0.5, -0.04, f"IoU {episode.ious[t]:.2f}", transform=ax.transAxes, ha="center", va="top", fontsize=9
+                )
+        figure.suptitle(_summary(episode), fontsize=10, fontweight="bold", x=0.01, ha="left")
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03, hspace=0)
     return figure
+
 
 def _summary(episode):
     "Class, number of steps and confidence in a line"
     end = "triggered" if episode.triggered else "not triggered"
     score = "" if episode.confidence is None else f", confidence {episode.confidence:.2f}"
-    return f"{episode.class_name}: {episode.steps} step{'s'*(episode.steps != 1)}, {end}{score}"
+    return f"{episode.class_name}: {episode.steps} step{'s' * (episode.steps != 1)}, {end}{score}"
 
 # %% ../nbs/figures.ipynb #ba0821ae
 def _draw_picture(ax, episode, step):
@@ -183,54 +245,71 @@ def _draw_picture(ax, episode, step):
     draw_boxes(episode.image, episode.boxes[step], truth=episode.truth, thick=step == episode.steps, ax=ax)
     h, w = _pixels(episode.image).shape[:2]
     for x1, y1, x2, y2 in episode.boxes[:step]:
-        ax.plot(np.array([x1, x2, x2, x1, x1])*w, np.array([y1, y1, y2, y2, y1])*h, color=COLOURS["agent"], linewidth=.8, alpha=.6)
+        ax.plot(
+            np.array([x1, x2, x2, x1, x1]) * w,
+            np.array([y1, y1, y2, y2, y1]) * h,
+            color=COLOURS["agent"],
+            linewidth=0.8,
+            alpha=0.6,
+        )
     ax.set_title(f"{episode.class_name}, " + _words(episode, step))
+
 
 def _draw_saliency(ax, episode, step):
     "The panel with the saliency of the class over the picture"
     pixels = _pixels(episode.image)
     h, w = pixels.shape[:2]
     ax.imshow(pixels.mean(-1), cmap="gray", extent=(0, w, h, 0), vmin=0, vmax=255)
-    shown = ax.imshow(episode.saliency, cmap="inferno", extent=(0, w, h, 0), vmin=0, vmax=1, alpha=.65, interpolation="bilinear")
+    shown = ax.imshow(
+        episode.saliency, cmap="inferno", extent=(0, w, h, 0), vmin=0, vmax=1, alpha=0.65, interpolation="bilinear"
+    )
     _box(ax, episode.boxes[step], (w, h), COLOURS["agent"], 1.8)
-    ax.figure.colorbar(shown, ax=ax, fraction=.046, pad=.03, ticks=[0, .5, 1])
+    ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.03, ticks=[0, 0.5, 1])
     ax.axis("off")
     ax.set_title("saliency")
+
 
 def _draw_q_values(ax, episode, step):
     "The panel with a bar for each action"
     q, taken = episode.q_values[step], episode.actions[step]
-    names = [name.replace("_", " ") for name in ACTIONS[:len(q)]]
+    names = [name.replace("_", " ") for name in ACTIONS[: len(q)]]
     ax.barh(names, q, color=[COLOURS["agent"] if a == taken else COLOURS["faint"] for a in range(len(q))])
-    ax.axvline(0, color=COLOURS["ink"], linewidth=.8)
+    ax.axvline(0, color=COLOURS["ink"], linewidth=0.8)
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
     ax.set(title=f"Q before action {step + 1}")
 
+
 def _draw_ious(ax, episode, step):
     "The panel with the IoU so far"
-    ax.axhline(.5, color=COLOURS["truth"], linestyle="--", linewidth=1)
+    ax.axhline(0.5, color=COLOURS["truth"], linestyle="--", linewidth=1)
     ax.plot(episode.ious, color=COLOURS["agent"], marker=".", markersize=4)
     ax.plot(step, episode.ious[step], "o", color=COLOURS["ink"], markersize=7, clip_on=False, zorder=4)
     ax.set(title=f"IoU {episode.ious[step]:.2f}", xlabel="step", ylim=(0, 1), xlim=(0, max(episode.steps, 1)))
     ax.xaxis.get_major_locator().set_params(integer=True)
 
+
 def episode_figure(
     episode,  # `Episode`
     step=-1,  # box to show, 0 (before any action) to T; negative counts from the end
-):            # matplotlib Figure
+):  # matplotlib Figure
     "Picture, saliency, Q-values and IoU at one step, as far as the episode holds them"
-    if not -episode.steps - 1 <= step <= episode.steps: raise ValueError(f"step={step}: the episode has steps 0 to {episode.steps}")
+    if not -episode.steps - 1 <= step <= episode.steps:
+        raise ValueError(f"step={step}: the episode has steps 0 to {episode.steps}")
     step %= episode.steps + 1
     panels = [_draw_picture]
-    if episode.saliency is not None: panels.append(_draw_saliency)
-    if episode.q_values is not None and step < episode.steps: panels.append(_draw_q_values)
-    if episode.ious is not None: panels.append(_draw_ious)
+    if episode.saliency is not None:
+        panels.append(_draw_saliency)
+    if episode.q_values is not None and step < episode.steps:
+        panels.append(_draw_q_values)
+    if episode.ious is not None:
+        panels.append(_draw_ious)
     with style():
         h, w = _pixels(episode.image).shape[:2]
-        figure = new_figure(3.1*len(panels), max(2.4, 2.7*h/w + .4))
-        for ax, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels): draw(ax, episode, step)
+        figure = new_figure(3.1 * len(panels), max(2.4, 2.7 * h / w + 0.4))
+        for ax, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            draw(ax, episode, step)
     return figure
 
 # %% ../nbs/figures.ipynb #017d8f6e
@@ -239,9 +318,12 @@ def _dashes(draw, box, colour, width, on=7, off=4):
     x1, y1, x2, y2 = box
     draw.rectangle(box, outline="white", width=width)
     for x in range(x1, x2, on + off):
-        for y in (y1, y2 - width + 1): draw.rectangle((x, y, min(x + on, x2), y + width - 1), fill=colour)
+        for y in (y1, y2 - width + 1):
+            draw.rectangle((x, y, min(x + on, x2), y + width - 1), fill=colour)
     for y in range(y1, y2, on + off):
-        for x in (x1, x2 - width + 1): draw.rectangle((x, y, x + width - 1, min(y + on, y2)), fill=colour)
+        for x in (x1, x2 - width + 1):
+            draw.rectangle((x, y, x + width - 1, min(y + on, y2)), fill=colour)
+
 
 def _frame(picture, episode, t, bar=22):
     "Box `t` of `episode` on `picture`, with a line of text and the IoU as a bar below"
@@ -249,8 +331,12 @@ def _frame(picture, episode, t, bar=22):
     frame = Image.new("RGB", (w, h + bar), "white")
     frame.paste(picture)
     draw = ImageDraw.Draw(frame)
-    place = lambda box: tuple(int(v) for v in np.round(np.clip(box, 0, 1)*[w - 1, h - 1, w - 1, h - 1]))
-    for box in [] if episode.truth is None else episode.truth: _dashes(draw, place(box), COLOURS["truth"], 2)
+
+    def place(box):
+        return tuple(int(v) for v in np.round(np.clip(box, 0, 1) * [w - 1, h - 1, w - 1, h - 1]))
+
+    for box in [] if episode.truth is None else episode.truth:
+        _dashes(draw, place(box), COLOURS["truth"], 2)
     box, width = place(episode.boxes[t]), 4 if t == episode.steps else 2
     draw.rectangle(box, outline="black", width=width + 1)
     draw.rectangle(box, outline=COLOURS["agent"], width=width)
@@ -258,63 +344,83 @@ def _frame(picture, episode, t, bar=22):
     draw.text((4, h + 2), f"{episode.class_name}  {_words(episode, t)}", fill=COLOURS["ink"], font=font)
     if episode.ious is not None:
         draw.text((w - 4, h + 2), f"IoU {episode.ious[t]:.2f}", fill=COLOURS["ink"], font=font, anchor="ra")
-        draw.rectangle((0, h + bar - 3, int(w*episode.ious[t]), h + bar), fill=COLOURS["agent"])
-        draw.rectangle((w//2, h + bar - 3, w//2 + 1, h + bar), fill=COLOURS["truth"])
+        draw.rectangle((0, h + bar - 3, int(w * episode.ious[t]), h + bar), fill=COLOURS["agent"])
+        draw.rectangle((w // 2, h + bar - 3, w // 2 + 1, h + bar), fill=COLOURS["truth"])
     return frame
 
+
 def animate(
-    episode,           # `Episode`
-    path,              # file to write, .gif; its folder is made
-    width=320,         # longer side of the picture in pixels; made smaller if the file would exceed `max_bytes`
-    ms=400,            # duration of a frame in milliseconds; the last stays six times as long
+    episode,  # `Episode`
+    path,  # file to write, .gif; its folder is made
+    width=320,  # longer side of the picture in pixels; made smaller if the file would exceed `max_bytes`
+    ms=400,  # duration of a frame in milliseconds; the last stays six times as long
     max_bytes=1_000_000,
-):                     # Path of the file
+):  # Path of the file
     "Write an episode as an animated GIF that loops. Raises `ValueError` if it cannot be made small enough."
     path = Path(path)
-    if path.suffix.lower() != ".gif": raise ValueError(f"{path.name}: an animation needs a name that ends in .gif")
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"{path.name}: an animation needs a name that ends in .gif")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        for scale, colours in [(1, 128), (1, 64), (.7, 64), (.5, 32), (.35, 32)]:
-            picture = Image.fromarray(_pixels(episode.image, longest=round(width*scale)))
+        for scale, colours in [(1, 128), (1, 64), (0.7, 64), (0.5, 32), (0.35, 32)]:
+            picture = Image.fromarray(_pixels(episode.image, longest=round(width * scale)))
             frames = [_frame(picture, episode, t) for t in range(len(episode.boxes))]
             swatch = Image.new("RGB", (picture.width, picture.height + 60), "white")
             swatch.paste(picture)
-            for i, colour in enumerate([COLOURS["truth"], COLOURS["agent"], COLOURS["ink"], "#888888", "#CCCCCC", "black"]):
-                swatch.paste(colour, (0, picture.height + 10*i, picture.width, picture.height + 10*i + 9))
+            for i, colour in enumerate(
+                [COLOURS["truth"], COLOURS["agent"], COLOURS["ink"], "#888888", "#CCCCCC", "black"]
+            ):
+                swatch.paste(colour, (0, picture.height + 10 * i, picture.width, picture.height + 10 * i + 9))
             palette = swatch.quantize(colours, method=Image.Quantize.MAXCOVERAGE)
             frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-            frames[0].save(temporary, format="GIF", save_all=True, append_images=frames[1:], loop=0, optimize=True,
-                           duration=[ms]*episode.steps + [6*ms])
+            frames[0].save(
+                temporary,
+                format="GIF",
+                save_all=True,
+                append_images=frames[1:],
+                loop=0,
+                optimize=True,
+                duration=[ms] * episode.steps + [6 * ms],
+            )
             if temporary.stat().st_size <= max_bytes:
                 os.replace(temporary, path)
                 return path
         raise ValueError(f"{path.name}: {len(frames)} frames do not fit into {max_bytes} bytes")
-    finally: temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 # %% ../nbs/figures.ipynb #399ed475
 def pr_curves(
-    result,     # `locrl.evaluation.average_precision.DetectionResult`
+    result,  # `locrl.evaluation.average_precision.DetectionResult`
     columns=5,  # panels in a row
-):              # matplotlib Figure
+):  # matplotlib Figure
     "Precision against recall for every class"
     classes = result.per_class
     columns = max(1, min(columns, len(classes)))
-    rows = max(1, -(-len(classes)//columns))
+    rows = max(1, -(-len(classes) // columns))
     with style():
-        figure = new_figure(1.9*columns + .5, 1.9*rows + .5)
+        figure = new_figure(1.9 * columns + 0.5, 1.9 * rows + 0.5)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for ax in axes[len(classes):]: ax.axis("off")
+        for ax in axes[len(classes) :]:
+            ax.axis("off")
         for c, ax in zip(classes, axes):
-            ax.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, .5, 1], yticks=[0, .5, 1])
+            ax.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
             if not c.npos:
                 ax.set_title(f"{c.name}: undefined")
-                ax.text(.5, .5, "no objects", ha="center", va="center", color=COLOURS["ink"])
+                ax.text(0.5, 0.5, "no objects", ha="center", va="center", color=COLOURS["ink"])
                 continue
             ax.set_title(f"{c.name}  {c.ap11:.3f}")
             if len(c.recall):
                 envelope = np.maximum.accumulate(c.precision[::-1])[::-1]
-                ax.fill_between(np.append(0, c.recall), np.append(envelope[0], envelope), step="pre", color=COLOURS["second"], alpha=.18, linewidth=0)
+                ax.fill_between(
+                    np.append(0, c.recall),
+                    np.append(envelope[0], envelope),
+                    step="pre",
+                    color=COLOURS["second"],
+                    alpha=0.18,
+                    linewidth=0,
+                )
                 ax.plot(c.recall, c.precision, color=COLOURS["second"], linewidth=1.3)
                 ax.axvline(c.recall_ceiling, color=COLOURS["ink"], linestyle=":", linewidth=1)
         mean = "undefined" if result.map11 is None else f"{result.map11:.3f} (11-point), {result.map_area:.3f} (area)"
@@ -325,52 +431,71 @@ def pr_curves(
 
 # %% ../nbs/figures.ipynb #e4b17342
 def training_curves(
-    runs,         # list of dictionaries with "step" and numbers, or {run name: such a list}
-    keys=None,    # quantities to draw, one panel each; None draws all
-    columns=4,    # panels in a row
-):                # matplotlib Figure
+    runs,  # list of dictionaries with "step" and numbers, or {run name: such a list}
+    keys=None,  # quantities to draw, one panel each; None draws all
+    columns=4,  # panels in a row
+):  # matplotlib Figure
     "Numbers against training steps. Raises `ValueError` if there is nothing to draw."
     runs = runs if isinstance(runs, dict) else {"": runs}
-    number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-    found = list(dict.fromkeys(k for rows in runs.values() for row in rows for k, v in row.items() if k != "step" and number(v)))
+
+    def number(v):
+        return isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+
+    found = list(
+        dict.fromkeys(k for rows in runs.values() for row in rows for k, v in row.items() if k != "step" and number(v))
+    )
     keys = found if keys is None else list(keys)
-    if missing := [k for k in keys if k not in found]: raise ValueError(f"no numbers called {', '.join(missing)}: there are {', '.join(found) or 'none'}")
-    if not keys: raise ValueError("no numbers to draw: the rows hold nothing but steps")
+    if missing := [k for k in keys if k not in found]:
+        raise ValueError(f"no numbers called {', '.join(missing)}: there are {', '.join(found) or 'none'}")
+    if not keys:
+        raise ValueError("no numbers to draw: the rows hold nothing but steps")
     columns = min(columns, len(keys))
-    rows = -(-len(keys)//columns)
+    rows = -(-len(keys) // columns)
     with style():
-        figure = new_figure(2.6*columns + .3, 1.9*rows + .3)
+        figure = new_figure(2.6 * columns + 0.3, 1.9 * rows + 0.3)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-        for ax in axes[len(keys):]: ax.axis("off")
+        for ax in axes[len(keys) :]:
+            ax.axis("off")
         for key, ax in zip(keys, axes):
             for name, lines in runs.items():
                 points = [(line["step"], line[key]) for line in lines if number(line.get(key))]
-                if points: ax.plot(*zip(*points), label=name, marker="." if len(points) < 40 else None, markersize=4)
+                if points:
+                    ax.plot(*zip(*points), label=name, marker="." if len(points) < 40 else None, markersize=4)
             ax.set_title(key)
-            ax.xaxis.set_major_formatter(lambda x, _: f"{x/1000:g}k" if abs(x) >= 1000 else f"{x:g}")
-        if len(runs) > 1: axes[0].legend()
+            ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 1000 else f"{x:g}")
+        if len(runs) > 1:
+            axes[0].legend()
         figure.supxlabel("step", fontsize=10)
     return figure
 
 # %% ../nbs/figures.ipynb #205f8e65
 def _text(value):
     "A cell of a table as text"
-    if value is None: return "–"
-    if isinstance(value, (tuple, list)): return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-    if isinstance(value, (float, np.floating)): return "–" if np.isnan(value) else f"{value:.3f}"
-    if isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)): return f"{value:,}"
+    if value is None:
+        return "–"
+    if isinstance(value, (tuple, list)):
+        return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    if isinstance(value, (float, np.floating)):
+        return "–" if np.isnan(value) else f"{value:.3f}"
+    if isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)):
+        return f"{value:,}"
     return str(value)
+
 
 @dataclass(frozen=True)
 class Table:
     "Rows of text and numbers; `str()` is Markdown, a notebook shows HTML"
-    rows: tuple              # of dictionaries
-    columns: tuple           # keys to show, in order
-    emphasise: tuple = ()    # first cells of the rows set in bold
+
+    rows: tuple  # of dictionaries
+    columns: tuple  # keys to show, in order
+    emphasise: tuple = ()  # first cells of the rows set in bold
 
     def _left(self):
         "Which columns are set to the left: the first, and those that hold words"
-        return [i == 0 or any(isinstance(v := row.get(c), str) and v[:1].isalpha() for row in self.rows) for i, c in enumerate(self.columns)]
+        return [
+            i == 0 or any(isinstance(v := row.get(c), str) and v[:1].isalpha() for row in self.rows)
+            for i, c in enumerate(self.columns)
+        ]
 
     def _lines(self):
         "The cells of each row, as text"
@@ -379,27 +504,40 @@ class Table:
             yield cells, cells[0] in self.emphasise
 
     def __str__(self):
-        cell = lambda text: text.replace("|", "\\|")
-        lines = ["| " + " | ".join(cell(str(c)) for c in self.columns) + " |",
-                 "|" + "|".join("---" if left else "---:" for left in self._left()) + "|"]
-        for cells, bold in self._lines(): lines.append("| " + " | ".join(f"**{cell(c)}**" if bold else cell(c) for c in cells) + " |")
+        def cell(text):
+            return text.replace("|", "\\|")
+
+        lines = [
+            "| " + " | ".join(cell(str(c)) for c in self.columns) + " |",
+            "|" + "|".join("---" if left else "---:" for left in self._left()) + "|",
+        ]
+        for cells, bold in self._lines():
+            lines.append("| " + " | ".join(f"**{cell(c)}**" if bold else cell(c) for c in cells) + " |")
         return "\n".join(lines)
 
-    def _repr_markdown_(self): return str(self)
+    def _repr_markdown_(self):
+        return str(self)
 
     def _repr_html_(self):
         left = self._left()
-        align = lambda i: f' style="text-align:{"left" if left[i] else "right"}"'
+
+        def align(i):
+            return f' style="text-align:{"left" if left[i] else "right"}"'
+
         head = "".join(f"<th{align(i)}>{escape(str(c))}</th>" for i, c in enumerate(self.columns))
-        line = lambda cells, tag: "<tr>" + "".join(f"<{tag}{align(i)}>{escape(c)}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
+
+        def line(cells, tag):
+            return "<tr>" + "".join(f"<{tag}{align(i)}>{escape(c)}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
+
         body = "".join(line(cells, "th" if bold else "td") for cells, bold in self._lines())
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
+
 def table(
-    rows,           # list of dictionaries; values are texts, numbers, None, or (mean, low, high)
-    columns=None,   # keys to show, in order; None shows all, in the order they appear
-    emphasise=(),   # first cell, or several, of the rows to set in bold
-):                  # `Table`
+    rows,  # list of dictionaries; values are texts, numbers, None, or (mean, low, high)
+    columns=None,  # keys to show, in order; None shows all, in the order they appear
+    emphasise=(),  # first cell, or several, of the rows to set in bold
+):  # `Table`
     "Results with their baselines, as Markdown and HTML"
     rows = tuple(rows)
     columns = tuple(dict.fromkeys(k for row in rows for k in row)) if columns is None else tuple(columns)

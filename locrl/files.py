@@ -22,17 +22,19 @@ def cache_root() -> Path:  # may not exist yet
 
 # %% ../nbs/files.ipynb #0b8e40ba
 def write_atomic(
-    path,     # file to write; its folder is made
+    path,  # file to write; its folder is made
     content,  # text, bytes, or a function that writes into the open file
-) -> Path:    # the file
+) -> Path:  # the file
     "Write a file so that a reader finds it as it was before or whole, never in between. Raises `OSError`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(part, "wb") as f:
-            if callable(content): content(f)
-            else: f.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(f)
+            else:
+                f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
@@ -44,6 +46,6 @@ def write_atomic(
 # %% ../nbs/files.ipynb #f910d9a7
 def array_digest(
     *arrays: np.ndarray,
-) -> str:                 # 64 hex digits
+) -> str:  # 64 hex digits
     "SHA-256 over the numbers of arrays, one after another"
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()

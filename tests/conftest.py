@@ -1,4 +1,5 @@
 """Options, environment and folders shared by all tests."""
+
 import os
 import shutil
 import tempfile
@@ -7,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-from filelock import FileLock   # comes with torch
+from filelock import FileLock  # comes with torch
 from PIL import Image
 
 FLAGS = ("slow", "gpu", "net")
@@ -46,8 +47,9 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def tiny_world():
     "What `tiny.TINY` looks at"
-    from locrl.experiments.config import prepare   # not before pytest_configure has set the environment
+    from locrl.experiments.config import prepare  # not before pytest_configure has set the environment
     from tiny import TINY
+
     return prepare(TINY)
 
 
@@ -56,8 +58,10 @@ def tiny_trained(tiny_world, tmp_path_factory):
     "Two seeds of `tiny.TINY`: the first test process to ask trains them, the others find them finished"
     from locrl.experiments.train import train
     from tiny import TINY
+
     shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ: shared = shared.parent
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
     with FileLock(shared / "tiny.lock"):
         return [train(TINY, seed, shared / "trained", tiny_world, progress=False) for seed in (0, 1)]
 
@@ -74,6 +78,7 @@ def film_left_out():
     "Validations of a test file draw no film"
     from locrl.experiments import diagnostics
     from tiny import no_film
+
     with pytest.MonkeyPatch.context() as m:
         m.setattr(diagnostics, "filmstrip", no_film)
         yield
@@ -87,9 +92,13 @@ def box_xml(name="cat", box=(11, 21, 50, 60), extra=""):
 
 class VocFolder:
     "A VOC folder in the making"
+
     def __init__(self, root, year="2007"):
-        self.root, self.year, self.path = root, year, root/"VOCdevkit"/f"VOC{year}"
-        for sub in "JPEGImages", "Annotations", "ImageSets/Main": (self.path/sub).mkdir(parents=True)
+        self.root = root
+        self.year = year
+        self.path = root / "VOCdevkit" / f"VOC{year}"
+        for sub in "JPEGImages", "Annotations", "ImageSets/Main":
+            (self.path / sub).mkdir(parents=True)
         for id in "a", "b":
             self.image(id)
             self.xml(id, box_xml())
@@ -98,14 +107,20 @@ class VocFolder:
     def image(self, id, size=(100, 80), mode="RGB", **kwargs):
         rng = np.random.default_rng(0)
         picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
-        picture.save(self.path/"JPEGImages"/f"{id}.jpg", **kwargs)
+        picture.save(self.path / "JPEGImages" / f"{id}.jpg", **kwargs)
 
     def xml(self, id, objects="", size=(100, 80)):
-        self.raw(id, f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>")
+        self.raw(
+            id, f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>"
+        )
 
-    def raw(self, id, text): (self.path/"Annotations"/f"{id}.xml").write_text(text)
-    def list(self, split, text): (self.path/"ImageSets"/"Main"/f"{split}.txt").write_text(text)
+    def raw(self, id, text):
+        (self.path / "Annotations" / f"{id}.xml").write_text(text)
+
+    def list(self, split, text):
+        (self.path / "ImageSets" / "Main" / f"{split}.txt").write_text(text)
 
     def voc(self, split="test", **kwargs):
         from locrl.data.voc import VOC
+
         return VOC(self.year, split, root=self.root, **kwargs)

@@ -1,4 +1,5 @@
 """The script behind the README's two commands: what it runs, what it skips, what it says when something is wrong."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import go
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
     "The commands go.py would run, in a folder of its own with the real settings; `status` is what they return"
+
     class Calls(list):
         status = 0
 
@@ -51,7 +53,8 @@ def test_installs_once_and_again_after_a_change(calls, tmp_path):
 
 def test_a_failed_installation_is_tried_again(calls):
     calls.status = 1
-    with pytest.raises(SystemExit, match="Run the same command again"): go.install("")
+    with pytest.raises(SystemExit, match="Run the same command again"):
+        go.install("")
     calls.status = 0
     go.install("")
     assert installations(calls) == [".", "."]
@@ -74,7 +77,8 @@ def test_only_a_broken_environment_is_cleared(calls, monkeypatch):
     go.make_venv()
     assert ["--clear" in command for command in calls] == [False, True]
     calls.status = 1
-    with pytest.raises(SystemExit, match="python3-venv"): go.make_venv()
+    with pytest.raises(SystemExit, match="python3-venv"):
+        go.make_venv()
 
 
 @pytest.mark.parametrize("command, passed_on", [("demo", ["--seed", "3"]), ("test", ["-k", "boxes"])])
@@ -86,8 +90,10 @@ def test_arguments_are_passed_on(calls, monkeypatch, command, passed_on):
     assert calls[-1][-2:] == passed_on and (Path(calls[-1][0]).name == "locrl") == (command == "demo")
 
 
-@pytest.mark.parametrize("arguments, status, says", [
-    ([], 0, "python3 go.py demo"), (["--help"], 0, "python3 go.py test"), (["trian"], 2, "`demo` and `test`")])
+@pytest.mark.parametrize(
+    "arguments, status, says",
+    [([], 0, "python3 go.py demo"), (["--help"], 0, "python3 go.py test"), (["trian"], 2, "`demo` and `test`")],
+)
 def test_help_and_mistakes(arguments, status, says):
     done = subprocess.run([sys.executable, ROOT / "go.py", *arguments], capture_output=True, text=True)
     assert done.returncode == status and says in done.stdout + done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
 """Every notebook runs, is clean, is exported, and shows no path of the machine it was written on."""
+
 import hashlib
 import json
 import os
@@ -33,7 +34,8 @@ def own_interrupt():
 @pytest.mark.parametrize("name", NOTEBOOKS, ids=str)
 def test_runs(name: Path, request, own_interrupt):
     "All cells run, those with a flag only when asked for"
-    if (ROOT / "nbs" / name).with_name(".notest").exists(): pytest.skip("its folder holds a .notest file")
+    if (ROOT / "nbs" / name).with_name(".notest").exists():
+        pytest.skip("its folder holds a .notest file")
     skip = [flag for flag in FLAGS if not request.config.getoption(flag)]
     passed, _ = run_notebook(ROOT / "nbs" / name, skip_flags=skip, basepath=ROOT)
     assert passed, f"nbs/{name} failed: its traceback stands under `Captured stderr call`"

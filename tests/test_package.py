@@ -1,4 +1,5 @@
 """What holds for the package as a whole: direction of imports, docstrings, a quick import, one version, the README."""
+
 import ast
 import configparser
 import importlib.metadata
@@ -15,12 +16,25 @@ import pytest
 from conftest import ROOT
 
 HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", "tensorboard", "ipywidgets"}
-WINGS = ("data", "vision", "envs", "agents", "evaluation", "experiments", "apps")  # from the lowest floor to the highest
+WINGS = (
+    "data",
+    "vision",
+    "envs",
+    "agents",
+    "evaluation",
+    "experiments",
+    "apps",
+)  # from the lowest floor to the highest
 BESIDE = {"files": set(), "figures": {"data.boxes", "files"}}  # rooms that every floor may use, and what they may use
-UPWARD = {("vision.encoders", "vision.clip")}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
+UPWARD = {
+    ("vision.encoders", "vision.clip")
+}  # the factory of encoders imports the CLIP one inside a function, when it is asked for
 # Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, open_clip imports torchvision
 INDIRECT = {"tensorboard", "ipywidgets", "torchvision"}
-PROVIDED = {"IPython", "google"}  # ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
+PROVIDED = {
+    "IPython",
+    "google",
+}  # ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
 
 
@@ -29,7 +43,8 @@ def notebook_of() -> dict[str, Path]:
     notebooks = {}
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         source = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"])
-        if name := re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M): notebooks[name[1]] = path.relative_to(ROOT / "nbs")
+        if name := re.search(r"^#\|\s*default_exp\s+(\S+)", source, re.M):
+            notebooks[name[1]] = path.relative_to(ROOT / "nbs")
     return notebooks
 
 
@@ -51,8 +66,12 @@ def imported_modules(path: Path) -> set[str]:
             found |= {alias.name.removeprefix("locrl.") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = path.relative_to(ROOT).parts[:-1]
-            base = list(package[:len(package) - node.level + 1]) if node.level else []
-            module = ".".join([*base, *((node.module or "").split(".") if node.module else [])]).removeprefix("locrl").removeprefix(".")
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = (
+                ".".join([*base, *((node.module or "").split(".") if node.module else [])])
+                .removeprefix("locrl")
+                .removeprefix(".")
+            )
             found |= {module} | {f"{module}.{alias.name}".removeprefix(".") for alias in node.names}
     return found & known
 
@@ -70,7 +89,9 @@ def test_imports_point_down(path: Path):
 
 def test_imports_are_seen():
     "The check above reads relative imports: without this it could pass by seeing none"
-    assert {"data.voc", "vision.encoders", "vision.saliency", "files"} <= imported_modules(ROOT / "locrl/vision/clip.py")
+    assert {"data.voc", "vision.encoders", "vision.saliency", "files"} <= imported_modules(
+        ROOT / "locrl/vision/clip.py"
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -90,8 +111,11 @@ def test_notebook_and_module_share_their_place(path: Path):
 def test_public_face():
     "Every name that `locrl` offers can be had, and is what its own module holds"
     import locrl
-    for name in locrl.__all__: assert getattr(locrl, name) is not None
+
+    for name in locrl.__all__:
+        assert getattr(locrl, name) is not None
     from locrl.apps.localizer import Localizer
+
     assert locrl.Localizer is Localizer and "Config" in dir(locrl)
 
 
@@ -120,6 +144,7 @@ def settings() -> configparser.SectionProxy:
 def test_one_version():
     "settings.ini, the package and the installation name the same version"
     import locrl
+
     assert locrl.__version__ == settings()["version"] == importlib.metadata.version("locrl")
 
 
@@ -131,14 +156,16 @@ def test_wheel_holds_every_file(tmp_path: Path):
     files = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "locrl").rglob("*") if path.is_file()}
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    wheel, = (tmp_path / "dist").glob("*.whl")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     assert files <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_requirements_are_what_is_imported():
     "settings.ini names the distributions that locrl imports, all of them and no others"
     providers = importlib.metadata.packages_distributions()
-    for distribution in importlib.metadata.distributions():   # Python 3.10 itself reads top_level.txt only, which not all have
+    for (
+        distribution
+    ) in importlib.metadata.distributions():  # Python 3.10 itself reads top_level.txt only, which not all have
         for file in distribution.files or ():
             if len(file.parts) == 2 and file.name == "__init__.py":
                 providers.setdefault(file.parts[0], [distribution.metadata["Name"]])
@@ -146,12 +173,19 @@ def test_requirements_are_what_is_imported():
     for path in [ROOT / "locrl/__init__.py", *MODULES]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
             used |= {name.split(".")[0] for name in names}
     used -= sys.stdlib_module_names | {"locrl"} | PROVIDED
 
-    def plain(name: str) -> str: return re.sub(r"[-_.]+", "-", name).lower()
-    named = {plain(re.match(r"[\w.-]+", item)[0]) for extra in ("requirements", "ray_requirements") for item in settings()[extra].split()}
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    named = {
+        plain(re.match(r"[\w.-]+", item)[0])
+        for extra in ("requirements", "ray_requirements")
+        for item in settings()[extra].split()
+    }
     needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}
     missing, idle = needed - named, named - needed - INDIRECT
     assert not missing and not idle
@@ -165,15 +199,19 @@ def test_scripts_are_tidy():
 
 def test_types(tmp_path: Path):
     "Calls within the package fit the annotations, as far as pyproject.toml asks"
-    done = subprocess.run([sys.executable, "-m", "mypy", "--cache-dir", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
     assert not done.returncode, done.stdout + done.stderr
 
 
 def test_address_is_one_setting(tmp_path: Path):
     "Badges and install cells have the address of pyproject.toml; after a fork, one command moves all of them"
     subprocess.run([sys.executable, ROOT / ".ci/address.py", "--check"], check=True)
-    for name in (".ci", "nbs"): shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "_quarto.yml"): shutil.copy(ROOT / name, tmp_path)
+    for name in (".ci", "nbs"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "_quarto.yml"):
+        shutil.copy(ROOT / name, tmp_path)
     project = tmp_path / "pyproject.toml"
     project.write_text(project.read_text().replace("github.com/locrl/locrl", "github.com/someone/fork"))
     assert subprocess.run([sys.executable, tmp_path / ".ci/address.py", "--check"], capture_output=True).returncode
@@ -182,7 +220,9 @@ def test_address_is_one_setting(tmp_path: Path):
     assert tutorials
     for path in tutorials:
         text = path.read_text(encoding="utf-8")
-        assert f"https://colab.research.google.com/github/someone/fork/blob/main/nbs/tutorials/{path.name})" in text, "no badge of its own"
+        assert f"https://colab.research.google.com/github/someone/fork/blob/main/nbs/tutorials/{path.name})" in text, (
+            "no badge of its own"
+        )
         assert "%pip install -q -c pins.txt git+https://github.com/someone/fork.git" in text, "no install cell"
 
 

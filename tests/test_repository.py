@@ -1,4 +1,5 @@
 """What a repository shows at its door: issue forms, workflows, citation and hooks are read by others, who say nothing when they cannot."""
+
 import re
 
 import pytest
@@ -15,10 +16,23 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 def test_issue_forms_are_valid(path):
     "GitHub drops a form with an unknown key or a field without a label"
     form = yaml.safe_load(path.read_text())
-    assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels", "title", "assignees"}
+    assert (
+        {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels", "title", "assignees"}
+    )
     for field in form["body"]:
-        assert set(field) <= {"type", "id", "attributes", "validations"} and field["type"] in {"textarea", "input", "dropdown", "checkboxes"}
-        assert "label" in field["attributes"] and set(field["attributes"]) <= {"label", "description", "placeholder", "render", "value"}
+        assert set(field) <= {"type", "id", "attributes", "validations"} and field["type"] in {
+            "textarea",
+            "input",
+            "dropdown",
+            "checkboxes",
+        }
+        assert "label" in field["attributes"] and set(field["attributes"]) <= {
+            "label",
+            "description",
+            "placeholder",
+            "render",
+            "value",
+        }
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -27,9 +41,11 @@ def test_workflows_are_whole(path):
     jobs = yaml.safe_load(path.read_text())["jobs"]
     for job in jobs.values():
         assert set(job.get("needs", "").split()) <= set(jobs)
-        if "uses" in job: assert (ROOT / job["uses"]).is_file()
+        if "uses" in job:
+            assert (ROOT / job["uses"]).is_file()
         for step in job.get("steps", []):
-            for script in re.findall(r"[\w./-]*\.ci/\w[\w.]*", step.get("run", "")): assert (ROOT / script).is_file(), script
+            for script in re.findall(r"[\w./-]*\.ci/\w[\w.]*", step.get("run", "")):
+                assert (ROOT / script).is_file(), script
 
 
 def test_pages_are_published_after_the_tests():
@@ -49,4 +65,8 @@ def test_hooks_run_what_is_there():
     "Every local hook of pre-commit names a command of the environment or a script of the repository"
     for hook in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]:
         words = hook["entry"].split()
-        assert (ROOT / words[1]).is_file() if words[0] == "python" else words[0] in {"nbdev-clean", "nbdev-export", "mypy", "ruff"}
+        assert (
+            (ROOT / words[1]).is_file()
+            if words[0] == "python"
+            else words[0] in {"nbdev-clean", "nbdev-export", "mypy", "ruff"}
+        )

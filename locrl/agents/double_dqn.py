@@ -11,7 +11,7 @@ __all__ = ['TrunkQNetwork', 'TrunkPolicy', 'DoubleDQN']
 """`DoubleDQN`: Stable-Baselines3's `DQN` with Double Q-learning, guided exploration and further loss terms."""
 
 # %% ../../nbs/agents/00_double_dqn.ipynb #ffd83363
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,21 +22,25 @@ from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 # %% ../../nbs/agents/00_double_dqn.ipynb #0706f471
 class TrunkQNetwork(QNetwork):
     "SB3's Q-network, with its three stages by name"
-    def look(self,
+
+    def look(
+        self,
         obs: torch.Tensor,  # (B, ...) observations
-    ) -> torch.Tensor:      # (B, features_dim)
+    ) -> torch.Tensor:  # (B, features_dim)
         "Features of the observations"
         return self.extract_features(obs, self.features_extractor)
 
-    def trunk(self,
+    def trunk(
+        self,
         features: torch.Tensor,  # (B, features_dim) from `look`
-    ) -> torch.Tensor:           # (B, d) input of the last layer
+    ) -> torch.Tensor:  # (B, d) input of the last layer
         "The representation the Q-values are read from"
         return self.q_net[:-1](features)
 
-    def head(self,
+    def head(
+        self,
         trunk: torch.Tensor,  # (B, d) from `trunk`
-    ) -> torch.Tensor:        # (B, n_actions)
+    ) -> torch.Tensor:  # (B, n_actions)
         "Q-values"
         return self.q_net[-1](trunk)
 
@@ -44,35 +48,50 @@ class TrunkQNetwork(QNetwork):
         "Q-values of the observations"
         return self.head(self.trunk(self.look(obs)))
 
+
 class TrunkPolicy(DQNPolicy):
     "A `DQNPolicy` made of `TrunkQNetwork`s"
+
     network_class = TrunkQNetwork
 
     def make_q_net(self):
         "A Q-network of `network_class` on a features extractor of its own"
-        return self.network_class(**self._update_features_extractor(self.net_args, features_extractor=None)).to(self.device)
+        return self.network_class(**self._update_features_extractor(self.net_args, features_extractor=None)).to(
+            self.device
+        )
 
 # %% ../../nbs/agents/00_double_dqn.ipynb #4622d116
 class DoubleDQN(DQN):
     """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo &
     Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently. Takes all arguments of `DQN`, and:"""
-    def __init__(self,
-        policy,                        # a `TrunkPolicy`, or "MlpPolicy"
-        env,                           # environment or `VecEnv`
+
+    def __init__(
+        self,
+        policy,  # a `TrunkPolicy`, or "MlpPolicy"
+        env,  # environment or `VecEnv`
         *args,
-        double: bool = True,           # select the next action with the online network; False is plain DQN
-        guide: str | None = None,      # name of an environment method that gives what is worth exploring: (n_envs, n_actions) bool, or weights
-        terms: tuple[Callable, ...] = (),  # loss terms: `term(model, batch, q, trunk) -> (loss, {name: value})`; a value `priority` (B,) is not logged but adds to the priorities
-        **kwargs,                      # for `DQN`
+        double: bool = True,  # select the next action with the online network; False is plain DQN
+        guide: str
+        | None = None,  # name of an environment method that gives what is worth exploring: (n_envs, n_actions) bool, or weights
+        terms: tuple[
+            Callable, ...
+        ] = (),  # loss terms: `term(model, batch, q, trunk) -> (loss, {name: value})`; a value `priority` (B,) is not logged but adds to the priorities
+        **kwargs,  # for `DQN`
     ):
-        self.double, self.guide, self.terms = double, guide, tuple(terms)
+        self.double = double
+        self.guide = guide
+        self.terms = tuple(terms)
         super().__init__(TrunkPolicy if policy == "MlpPolicy" else policy, env, *args, **kwargs)
         discount = getattr(self.replay_buffer, "gamma", self.gamma)
-        if discount != self.gamma: raise ValueError(f"gamma={self.gamma}, but the replay buffer discounts by {discount}: give both the same, replay_buffer_kwargs=dict(gamma=...)")
+        if discount != self.gamma:
+            raise ValueError(
+                f"gamma={self.gamma}, but the replay buffer discounts by {discount}: give both the same, replay_buffer_kwargs=dict(gamma=...)"
+            )
 
-    def targets(self,
-        batch,           # replay samples: next_observations, rewards, dones, discounts
-    ) -> torch.Tensor:   # (B, 1)
+    def targets(
+        self,
+        batch,  # replay samples: next_observations, rewards, dones, discounts
+    ) -> torch.Tensor:  # (B, 1)
         "What Q(s, a) should be: r + discount * Q_target(s', argmax Q_online(s', .)), without the future where s' is terminal"
         discounts = self.gamma if batch.discounts is None else batch.discounts
         with torch.no_grad():
@@ -82,7 +101,7 @@ class DoubleDQN(DQN):
             judged = self.q_net_target.head(self.q_net_target.trunk(theirs))
             chooser = self.q_net.head(self.q_net.trunk(features)) if self.double else judged
             value = judged.gather(1, chooser.argmax(1, keepdim=True))
-            return batch.rewards + (1 - batch.dones)*discounts*value
+            return batch.rewards + (1 - batch.dones) * discounts * value
 
     def train(self, gradient_steps: int, batch_size: int = 100):
         "Update the Q-network `gradient_steps` times on batches of `batch_size` transitions"
@@ -97,42 +116,48 @@ class DoubleDQN(DQN):
             q = self.q_net.head(trunk)
             taken = q.gather(1, batch.actions.long())
             huber, error = F.smooth_l1_loss(taken, target, reduction="none"), (taken - target).detach().abs()[:, 0]
-            td_loss = (huber*getattr(batch, "weights", 1.)).mean()
+            td_loss = (huber * getattr(batch, "weights", 1.0)).mean()
             loss, log = td_loss, dict(td_loss=td_loss, q_mean=q.mean(), q_max=q.max(), td_error=error.mean())
             for term in self.terms:
                 extra, more = term(self, batch, q, trunk)
-                error = error + more.pop("priority", 0.)
+                error = error + more.pop("priority", 0.0)
                 loss, log = loss + extra, log | more
             self.policy.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
-            if hasattr(buffer, "update_priorities"): buffer.update_priorities(batch.indices, error)
+            if hasattr(buffer, "update_priorities"):
+                buffer.update_priorities(batch.indices, error)
             logs.append({"loss": loss.detach(), **{k: v.detach() for k, v in log.items()}})
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in logs[0] if logs else (): self.logger.record_mean(f"train/{name}", torch.stack([l[name] for l in logs]).mean().item())
+        for name in logs[0] if logs else ():
+            self.logger.record_mean(f"train/{name}", torch.stack([l[name] for l in logs]).mean().item())
 
     def predict(self, observation, state=None, episode_start=None, deterministic=False):
         "The greedy action, or while exploring, with probability `exploration_rate` for each environment on its own, a random one"
         action, state = self.policy.predict(observation, state, episode_start, deterministic=True)
-        if deterministic or self.exploration_rate <= 0: return action, state
+        if deterministic or self.exploration_rate <= 0:
+            return action, state
         explore = np.random.random(action.shape) < self.exploration_rate
         return np.where(explore, self._explore(action.shape), action), state
 
     def _explore(self, shape):
         "Random actions; with a guide, in proportion to the weights it gives (all alike where it gives none)"
         n = int(self.action_space.n)
-        if self.guide is None: return np.random.randint(0, n, shape)
+        if self.guide is None:
+            return np.random.randint(0, n, shape)
         weights = np.asarray(self.env.env_method(self.guide, indices=0)[0], np.float64)
         weights = np.where(weights.any(1, keepdims=True), weights, 1)
-        with np.errstate(divide="ignore"):   # u**(1/w) is largest with probability w/sum (Efraimidis & Spirakis 2006)
-            return (np.random.random(weights.shape)**(1/weights)).argmax(1).reshape(shape)
+        with np.errstate(divide="ignore"):  # u**(1/w) is largest with probability w/sum (Efraimidis & Spirakis 2006)
+            return (np.random.random(weights.shape) ** (1 / weights)).argmax(1).reshape(shape)
 
     def _sample_action(self, learning_starts, action_noise=None, n_envs=1):
         "What to do next and what to store, which is the same; SB3 calls it for every step of the environments"
-        if self.num_timesteps >= learning_starts: actions, _ = self.predict(self._last_obs)
-        else: actions = self._explore((n_envs,))
+        if self.num_timesteps >= learning_starts:
+            actions, _ = self.predict(self._last_obs)
+        else:
+            actions = self._explore((n_envs,))
         return actions, actions
 
     def _excluded_save_params(self):

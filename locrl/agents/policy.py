@@ -28,52 +28,64 @@ from ..envs.observation import ObservationConfig, observe
 # %% ../../nbs/agents/02_policy.ipynb #50c49f33
 class KeyExtractor(BaseFeaturesExtractor):
     "State keys (B, 17) to observations, looked up in a `FeatureBank` that `attach` puts there; has no parameters"
+
     def __init__(self, observation_space, dim: int, config: ObservationConfig):
         super().__init__(observation_space, config.size(dim))
-        self.dim, self.config, self.bank = dim, config, None
+        self.dim = dim
+        self.config = config
+        self.bank = None
 
     def forward(self, keys):
         "Observations of state keys"
-        if self.bank is None: raise RuntimeError("the policy has no features to look at: call attach(policy, bank) first")
+        if self.bank is None:
+            raise RuntimeError("the policy has no features to look at: call attach(policy, bank) first")
         return observe(self.bank, keys, self.config)
 
 # %% ../../nbs/agents/02_policy.ipynb #5d63f174
 class RegionProjection(nn.Module):
     "Narrows every region embedding at the front of an observation with one shared matrix, and keeps the rest as it is"
-    def __init__(self,
-        dim: int,    # channels of a region embedding
-        n: int,      # regions at the front of the observation
-        rest: int,   # numbers that follow
+
+    def __init__(
+        self,
+        dim: int,  # channels of a region embedding
+        n: int,  # regions at the front of the observation
+        rest: int,  # numbers that follow
         width: int,  # channels a region is narrowed to
     ):
         super().__init__()
-        self.dim, self.n, self.out = dim, n, n*width + rest
+        self.dim = dim
+        self.n = n
+        self.out = n * width + rest
         self.shared = nn.Linear(dim, width)
 
     def forward(self, x):
         "The observation with its regions narrowed"
-        regions, rest = x[:, :self.n*self.dim], x[:, self.n*self.dim:]
+        regions, rest = x[:, : self.n * self.dim], x[:, self.n * self.dim :]
         return torch.cat([self.shared(regions.unflatten(1, (self.n, self.dim))).relu().flatten(1), rest], 1)
 
 # %% ../../nbs/agents/02_policy.ipynb #7edddc95
 class RegionQNetwork(TrunkQNetwork):
     "Q-values and predicted IoU of state keys"
-    def __init__(self, *args, region_width: int = 64, dropout: float = 0., judges: bool = True, **kwargs):
+
+    def __init__(self, *args, region_width: int = 64, dropout: float = 0.0, judges: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
         self.judges = judges
-        look, size, narrow = self.features_extractor, self.features_extractor.features_dim, []
+        look = self.features_extractor
+        size = self.features_extractor.features_dim
+        narrow = []
         regions = int(look.config.embedding) + look.config.grid**2
         if region_width:
-            narrow = [RegionProjection(look.dim, regions, size - regions*look.dim, region_width)]
+            narrow = [RegionProjection(look.dim, regions, size - regions * look.dim, region_width)]
             size = narrow[0].out
         drop = [partial(nn.Dropout, dropout)] if dropout else []
         mlp = create_mlp(size, int(self.action_space.n), self.net_arch, self.activation_fn, post_linear_modules=drop)
         self.q_net = nn.Sequential(*narrow, *mlp)
         self.iou_head = nn.Linear(self.net_arch[-1], 1)
 
-    def predict_all(self,
+    def predict_all(
+        self,
         keys: torch.Tensor,  # (B, 17)
-    ):                       # Q-values (B, n_actions), predicted IoU (B,) in [0, 1]
+    ):  # Q-values (B, n_actions), predicted IoU (B,) in [0, 1]
         "Both heads. Where the IoU head is not trained (`judges=False`), Q(TRIGGER) through a sigmoid stands in for it"
         trunk = self.trunk(self.look(keys))
         q = self.head(trunk)
@@ -82,49 +94,65 @@ class RegionQNetwork(TrunkQNetwork):
 # %% ../../nbs/agents/02_policy.ipynb #36c2c8fa
 class RegionPolicy(TrunkPolicy):
     "Policy of the search, for `DoubleDQN(RegionPolicy, env, policy_kwargs=policy_kwargs(...))`"
-    def __init__(self, *args, region_width: int = 64, dropout: float = 0., judges: bool = True, **kwargs):
+
+    def __init__(self, *args, region_width: int = 64, dropout: float = 0.0, judges: bool = True, **kwargs):
         self.network_class = partial(RegionQNetwork, region_width=region_width, dropout=dropout, judges=judges)
         super().__init__(*args, **kwargs)
 
+
 def policy_kwargs(
-    dim: int,                     # channels of a feature vector
-    config: ObservationConfig,    # what is seen
-    net_arch=(512, 512),          # widths of the trunk
-    region_width: int = 64,       # channels a region embedding is narrowed to; 0 leaves it as it is
-    dropout: float = 0.,          # share of the trunk's units left out while learning
-    judges: bool = True,          # the IoU head is trained; False lets Q(TRIGGER) judge boxes instead
+    dim: int,  # channels of a feature vector
+    config: ObservationConfig,  # what is seen
+    net_arch=(512, 512),  # widths of the trunk
+    region_width: int = 64,  # channels a region embedding is narrowed to; 0 leaves it as it is
+    dropout: float = 0.0,  # share of the trunk's units left out while learning
+    judges: bool = True,  # the IoU head is trained; False lets Q(TRIGGER) judge boxes instead
 ) -> dict:
     "Arguments of `RegionPolicy` in SB3's `policy_kwargs`"
-    return dict(features_extractor_class=KeyExtractor, features_extractor_kwargs=dict(dim=dim, config=config), net_arch=list(net_arch),
-                region_width=region_width, dropout=dropout, judges=judges)
+    return dict(
+        features_extractor_class=KeyExtractor,
+        features_extractor_kwargs=dict(dim=dim, config=config),
+        net_arch=list(net_arch),
+        region_width=region_width,
+        dropout=dropout,
+        judges=judges,
+    )
+
 
 def attach(
     policy: RegionPolicy,  # of any state
-    bank: FeatureBank,     # the features it shall look at from now on
+    bank: FeatureBank,  # the features it shall look at from now on
 ) -> RegionPolicy:
     "Point `policy` at the features of a data set. The same policy can look at one after another."
-    for net in (policy.q_net, policy.q_net_target): net.features_extractor.bank = bank
+    for net in (policy.q_net, policy.q_net_target):
+        net.features_extractor.bank = bank
     return policy
 
 # %% ../../nbs/agents/02_policy.ipynb #9570c02e
 class IoULoss:
     "Loss term of `DoubleDQN`: predict the IoU of the box in the state. Regression, and pairwise ranking in a band."
-    def __init__(self,
-        targets: Targets,              # the questions that occur in the replay buffer
-        weight: float = 1.,            # of the regression (smooth L1)
-        rank_weight: float = 0.,       # of the ranking (logistic, on pairs of the batch)
-        band=(0.5, 0.85),              # IoU range within which pairs are ranked
-        gradient: bool = True,         # let the gradient flow into the trunk
-        device: str = "cpu",           # torch device
+
+    def __init__(
+        self,
+        targets: Targets,  # the questions that occur in the replay buffer
+        weight: float = 1.0,  # of the regression (smooth L1)
+        rank_weight: float = 0.0,  # of the ranking (logistic, on pairs of the batch)
+        band=(0.5, 0.85),  # IoU range within which pairs are ranked
+        gradient: bool = True,  # let the gradient flow into the trunk
+        device: str = "cpu",  # torch device
     ):
-        self.weight, self.rank_weight, self.band, self.gradient = weight, rank_weight, band, gradient
+        self.weight = weight
+        self.rank_weight = rank_weight
+        self.band = band
+        self.gradient = gradient
         row = np.full((targets.image.max() + 1, targets.label.max() + 1), -1)
         row[targets.image, targets.label] = np.arange(len(targets))
         self.row, self.boxes = torch.from_numpy(row).to(device), torch.from_numpy(targets.boxes).to(device)
 
-    def true_iou(self,
+    def true_iou(
+        self,
         keys: torch.Tensor,  # (B, 17)
-    ) -> torch.Tensor:       # (B,)
+    ) -> torch.Tensor:  # (B,)
         "IoU of the box of each key with the object it overlaps most"
         row = self.row[keys[:, 0].long(), keys[:, 1].long()]
         return iou(keys[:, None, 2:6], self.boxes[row]).amax(1)
@@ -133,10 +161,10 @@ class IoULoss:
         "The loss and what the log says of it, as `DoubleDQN` asks its terms"
         truth = self.true_iou(batch.observations)
         logit = model.q_net.iou_head(trunk if self.gradient else trunk.detach())[:, 0]
-        loss = regression = F.smooth_l1_loss(logit.sigmoid(), truth, beta=0.1)*self.weight
+        loss = regression = F.smooth_l1_loss(logit.sigmoid(), truth, beta=0.1) * self.weight
         log = dict(iou_loss=regression)
         if self.rank_weight:
-            log["rank_loss"] = ranking = self.ranking(logit, truth)*self.rank_weight
+            log["rank_loss"] = ranking = self.ranking(logit, truth) * self.rank_weight
             loss = loss + ranking
         return loss, log
 
@@ -145,4 +173,4 @@ class IoULoss:
         inside = (truth >= self.band[0]) & (truth <= self.band[1])
         logit, truth = logit[inside], truth[inside]
         pair = truth[:, None] > truth + 0.01
-        return F.softplus(-(logit[:, None] - logit)[pair]).sum()/pair.sum().clamp(min=1)
+        return F.softplus(-(logit[:, None] - logit)[pair]).sum() / pair.sum().clamp(min=1)

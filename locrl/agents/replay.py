@@ -12,7 +12,8 @@ __all__ = ['SumTree', 'Samples', 'PrioritizedReplayBuffer', 'DemoReplayBuffer', 
 """`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on the demonstrations; `pretrain` before interaction."""
 
 # %% ../../nbs/agents/01_replay.ipynb #c5ea192b
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -26,12 +27,14 @@ from tqdm.auto import tqdm
 # %% ../../nbs/agents/01_replay.ipynb #4d2c9cd7
 class SumTree:
     "Weights of many slots and their sum; changed and drawn from in batches, in O(log n)"
-    def __init__(self,
+
+    def __init__(
+        self,
         size: int,  # number of slots, at first all of weight 0
     ):
         self.depth = max(size - 1, 1).bit_length()
-        self.first = 1 << self.depth                # where slot 0 is; the children of node k are 2k and 2k + 1, the root is 1
-        self.node = np.zeros(2*self.first)
+        self.first = 1 << self.depth  # where slot 0 is; the children of node k are 2k and 2k + 1, the root is 1
+        self.node = np.zeros(2 * self.first)
 
     @property
     def total(self) -> float:
@@ -48,82 +51,107 @@ class SumTree:
         self.node[at] = weights
         for _ in range(self.depth):
             at = at >> 1
-            self.node[at] = self.node[2*at] + self.node[2*at + 1]
+            self.node[at] = self.node[2 * at] + self.node[2 * at + 1]
 
-    def draw(self,
-        n: int,          # number of draws
-    ) -> np.ndarray:     # (n,) int64 slots
+    def draw(
+        self,
+        n: int,  # number of draws
+    ) -> np.ndarray:  # (n,) int64 slots
         "Slots with probability weight/total, one from each of `n` equal slices of the total (Schaul et al. 2016, B.2.1)"
-        rest = (np.arange(n) + np.random.random(n))*(self.total/n)
+        rest = (np.arange(n) + np.random.random(n)) * (self.total / n)
         at = np.ones(n, np.int64)
         for _ in range(self.depth):
-            left = self.node[2*at]
-            right = (rest >= left) & (self.node[2*at + 1] > 0)   # rounding never leads to an empty slot
-            rest -= left*right
-            at = 2*at + right
+            left = self.node[2 * at]
+            right = (rest >= left) & (self.node[2 * at + 1] > 0)  # rounding never leads to an empty slot
+            rest -= left * right
+            at = 2 * at + right
         return at - self.first
 
 # %% ../../nbs/agents/01_replay.ipynb #42b67737
 class Samples(NamedTuple):
     "SB3's replay samples, and what prioritised replay and demonstrations add"
-    observations: torch.Tensor       # (B, ...)
-    actions: torch.Tensor            # (B, 1)
+
+    observations: torch.Tensor  # (B, ...)
+    actions: torch.Tensor  # (B, 1)
     next_observations: torch.Tensor  # (B, ...) up to n steps later
-    dones: torch.Tensor              # (B, 1) 1 where the episode terminated there; a time limit is no termination
-    rewards: torch.Tensor            # (B, 1) discounted sum
-    discounts: torch.Tensor          # (B, 1) what the value of `next_observations` is multiplied by
-    weights: torch.Tensor            # (B, 1) importance weights, at most 1
-    indices: np.ndarray              # (B,) int64, for `update_priorities`
-    is_demo: torch.Tensor            # (B,) bool
-    expert: torch.Tensor             # (B, n_actions) bool: the actions that are right for the expert; none where `is_demo` is False
+    dones: torch.Tensor  # (B, 1) 1 where the episode terminated there; a time limit is no termination
+    rewards: torch.Tensor  # (B, 1) discounted sum
+    discounts: torch.Tensor  # (B, 1) what the value of `next_observations` is multiplied by
+    weights: torch.Tensor  # (B, 1) importance weights, at most 1
+    indices: np.ndarray  # (B,) int64, for `update_priorities`
+    is_demo: torch.Tensor  # (B,) bool
+    expert: (
+        torch.Tensor
+    )  # (B, n_actions) bool: the actions that are right for the expert; none where `is_demo` is False
 
 # %% ../../nbs/agents/01_replay.ipynb #e8140e27
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
+
 class PrioritizedReplayBuffer(ReplayBuffer):
     """SB3's `ReplayBuffer` with n-step returns and proportional prioritised sampling. Raises `ValueError` for impossible settings.
     Source: Schaul et al. 2016, section 3 and algorithm 1. Takes all arguments of `ReplayBuffer`, and:"""
-    def __init__(self,
-        buffer_size: int,         # transitions of all environments together
-        observation_space,        # of the environment
-        action_space,             # `Discrete`
+
+    def __init__(
+        self,
+        buffer_size: int,  # transitions of all environments together
+        observation_space,  # of the environment
+        action_space,  # `Discrete`
         *args,
-        n_steps: int = 1,         # transitions in one return
-        gamma: float = 0.99,      # discount; the same as the agent's
-        alpha: float = 0.,        # 0 draws uniformly, 1 in proportion to the TD error
-        beta: float = 0.4,        # strength of the importance weights at the start; 1 at the end
-        eps: float = 1e-3,        # added to the TD error, so that nothing is never drawn again
-        **kwargs,                 # for `ReplayBuffer`
+        n_steps: int = 1,  # transitions in one return
+        gamma: float = 0.99,  # discount; the same as the agent's
+        alpha: float = 0.0,  # 0 draws uniformly, 1 in proportion to the TD error
+        beta: float = 0.4,  # strength of the importance weights at the start; 1 at the end
+        eps: float = 1e-3,  # added to the TD error, so that nothing is never drawn again
+        **kwargs,  # for `ReplayBuffer`
     ):
         super().__init__(buffer_size, observation_space, action_space, *args, **kwargs)
+
         def demand(ok, name, value, what):
-            if not ok: raise ValueError(f"{type(self).__name__}({name}={value!r}): {what}")
-        demand(not self.optimize_memory_usage, "optimize_memory_usage", True, "next observations are needed n steps later; leave it off")
-        demand(isinstance(n_steps, int) and 1 <= n_steps <= self.buffer_size, "n_steps", n_steps, f"must be from 1 to the {self.buffer_size} rows of the buffer")
+            if not ok:
+                raise ValueError(f"{type(self).__name__}({name}={value!r}): {what}")
+
+        demand(
+            not self.optimize_memory_usage,
+            "optimize_memory_usage",
+            True,
+            "next observations are needed n steps later; leave it off",
+        )
+        demand(
+            isinstance(n_steps, int) and 1 <= n_steps <= self.buffer_size,
+            "n_steps",
+            n_steps,
+            f"must be from 1 to the {self.buffer_size} rows of the buffer",
+        )
         demand(0 <= gamma <= 1, "gamma", gamma, "must lie in [0, 1]")
         demand(alpha >= 0, "alpha", alpha, "must be 0 (uniform) or positive")
         demand(0 <= beta <= 1, "beta", beta, "must lie in [0, 1]")
         demand(eps > 0, "eps", eps, "must be positive")
-        self.n_steps, self.gamma, self.alpha, self.first_beta, self.eps = n_steps, gamma, alpha, beta, eps
-        self.progress_remaining = 1.   # from 1 to 0, set by the agent: anneals beta
+        self.n_steps = n_steps
+        self.gamma = gamma
+        self.alpha = alpha
+        self.first_beta = beta
+        self.eps = eps
+        self.progress_remaining = 1.0  # from 1 to 0, set by the agent: anneals beta
         self.tree = SumTree(self.slots) if alpha else None
-        self.max_priority = 1.
+        self.max_priority = 1.0
 
     @property
     def slots(self) -> int:
         "Transitions it can hold; transition of row `r` and environment `e` is slot `r*n_envs + e`"
-        return self.buffer_size*self.n_envs
+        return self.buffer_size * self.n_envs
 
     @property
     def beta(self) -> float:
         "Strength of the importance weights now"
-        return 1 + (self.first_beta - 1)*self.progress_remaining
+        return 1 + (self.first_beta - 1) * self.progress_remaining
 
     def add(self, *args, **kwargs):
         "Store one transition of each environment, over the oldest ones where it is full"
         row = self.pos
         super().add(*args, **kwargs)
-        if self.alpha: self.tree[row*self.n_envs + np.arange(self.n_envs)] = self.max_priority
+        if self.alpha:
+            self.tree[row * self.n_envs + np.arange(self.n_envs)] = self.max_priority
 
 # %% ../../nbs/agents/01_replay.ipynb #ebb80821
 @patch
@@ -131,9 +159,10 @@ def _draw(self: PrioritizedReplayBuffer, n, beta):
     "Slots (n,) and their importance weights (n,)"
     if not self.alpha:
         rows = np.random.randint(0, self.size(), n)
-        return rows*self.n_envs + np.random.randint(0, self.n_envs, n), np.ones(n, np.float32)
+        return rows * self.n_envs + np.random.randint(0, self.n_envs, n), np.ones(n, np.float32)
     slots = self.tree.draw(n)
-    return slots, ((self.tree[slots]*(self.size()*self.n_envs/self.tree.total))**-beta).astype(np.float32)
+    return slots, ((self.tree[slots] * (self.size() * self.n_envs / self.tree.total)) ** -beta).astype(np.float32)
+
 
 @patch
 def _transitions(self: PrioritizedReplayBuffer, slots, env=None):
@@ -143,51 +172,79 @@ def _transitions(self: PrioritizedReplayBuffer, slots, env=None):
     at = path, envs[:, None]
     over = (self.dones[at] > 0) | (self.timeouts[at] > 0) | (path == (self.pos - 1) % self.buffer_size)
     over[:, -1] = True
-    steps = over.argmax(1)                                   # transitions after the first
-    gammas = np.float32(self.gamma)**np.arange(self.n_steps, dtype=np.float32)
-    rewards = (self._normalize_reward(self.rewards[at], env)*gammas*(np.arange(self.n_steps) <= steps[:, None])).sum(1, keepdims=True)
+    steps = over.argmax(1)  # transitions after the first
+    gammas = np.float32(self.gamma) ** np.arange(self.n_steps, dtype=np.float32)
+    rewards = (
+        self._normalize_reward(self.rewards[at], env) * gammas * (np.arange(self.n_steps) <= steps[:, None])
+    ).sum(1, keepdims=True)
     last = path[np.arange(len(slots)), steps], envs
-    dones = self.dones[last]*(1 - self.timeouts[last])
-    return (self._normalize_obs(self.observations[rows, envs], env), self.actions[rows, envs], self._normalize_obs(self.next_observations[last], env),
-            dones[:, None], rewards, np.float32(self.gamma)**(steps + 1).astype(np.float32)[:, None])
+    dones = self.dones[last] * (1 - self.timeouts[last])
+    return (
+        self._normalize_obs(self.observations[rows, envs], env),
+        self.actions[rows, envs],
+        self._normalize_obs(self.next_observations[last], env),
+        dones[:, None],
+        rewards,
+        np.float32(self.gamma) ** (steps + 1).astype(np.float32)[:, None],
+    )
 
 # %% ../../nbs/agents/01_replay.ipynb #00a52871
 @patch
 def _pick(self: PrioritizedReplayBuffer, n, beta, env):
     "`n` samples as arrays: the fields of `Samples` in their order, weights not yet divided by the largest"
     slots, weights = self._draw(n, beta)
-    return *self._transitions(slots, env), weights[:, None], slots, np.zeros(n, bool), np.zeros((n, self.action_space.n), bool)
+    return (
+        *self._transitions(slots, env),
+        weights[:, None],
+        slots,
+        np.zeros(n, bool),
+        np.zeros((n, self.action_space.n), bool),
+    )
+
 
 @patch
 def _samples(self: PrioritizedReplayBuffer, fields):
     "`Samples` as tensors, from arrays"
     *most, weights, slots, is_demo, expert = fields
-    most, weights, is_demo, expert = map(self.to_torch, most), weights/weights.max(), self.to_torch(is_demo), self.to_torch(expert)
+    most, weights, is_demo, expert = (
+        map(self.to_torch, most),
+        weights / weights.max(),
+        self.to_torch(is_demo),
+        self.to_torch(expert),
+    )
     return Samples._make([*most, self.to_torch(weights), slots, is_demo, expert])
 
+
 @patch
-def sample(self: PrioritizedReplayBuffer,
+def sample(
+    self: PrioritizedReplayBuffer,
     batch_size: int,  # number of transitions
-    env=None,         # `VecNormalize` that normalises them
+    env=None,  # `VecNormalize` that normalises them
 ) -> Samples:
     "Draw transitions"
     return self._samples(self._pick(batch_size, self.beta, env))
 
+
 @patch
-def update_priorities(self: PrioritizedReplayBuffer,
+def update_priorities(
+    self: PrioritizedReplayBuffer,
     indices: np.ndarray,  # (B,) `Samples.indices`
-    errors,               # (B,) TD errors, array or tensor
+    errors,  # (B,) TD errors, array or tensor
 ):
     "Set how often these transitions will be drawn. Raises `ValueError` for errors that are not finite."
-    if not self.alpha: return
+    if not self.alpha:
+        return
     errors = np.abs(torch.as_tensor(errors).detach().cpu().numpy().astype(np.float64))
-    if not np.isfinite(errors).all(): raise ValueError("a TD error is not finite: training diverged; lower the learning rate")
-    self._set_priorities(np.asarray(indices), (errors + self.eps)**self.alpha)
+    if not np.isfinite(errors).all():
+        raise ValueError("a TD error is not finite: training diverged; lower the learning rate")
+    self._set_priorities(np.asarray(indices), (errors + self.eps) ** self.alpha)
+
 
 @patch
 def _set_priorities(self: PrioritizedReplayBuffer, slots, priorities):
     "Weights of `slots`, and the largest so far"
-    if not len(slots): return
+    if not len(slots):
+        return
     self.tree[slots] = priorities
     self.max_priority = max(self.max_priority, float(priorities.max()))
 
@@ -195,40 +252,66 @@ def _set_priorities(self: PrioritizedReplayBuffer, slots, priorities):
 @patch
 def statistics(self: PrioritizedReplayBuffer) -> dict[str, float]:
     "Numbers for the log. `priority_spread`: the effective share of the buffer that is drawn from, 1 when uniform"
-    if not self.alpha: return {}
-    p = self.tree[np.arange(self.size()*self.n_envs)]
-    return dict(beta=self.beta, priority_mean=p.mean(), priority_max=p.max(), priority_spread=p.sum()**2/(len(p)*(p**2).sum()))
+    if not self.alpha:
+        return {}
+    p = self.tree[np.arange(self.size() * self.n_envs)]
+    return dict(
+        beta=self.beta,
+        priority_mean=p.mean(),
+        priority_max=p.max(),
+        priority_spread=p.sum() ** 2 / (len(p) * (p**2).sum()),
+    )
+
 
 @patch
 def state(self: PrioritizedReplayBuffer) -> dict:
     "All it holds, for `load_state`; with NumPy's random state, sampling goes on exactly here"
     n = self.size()
-    state = {k: getattr(self, k)[:n].copy() for k in _ARRAYS} | dict(pos=self.pos, full=self.full, progress_remaining=self.progress_remaining)
-    return state | dict(max_priority=self.max_priority, priorities=self.tree[np.arange(n*self.n_envs)]) if self.alpha else state
+    state = {k: getattr(self, k)[:n].copy() for k in _ARRAYS} | dict(
+        pos=self.pos, full=self.full, progress_remaining=self.progress_remaining
+    )
+    return (
+        state | dict(max_priority=self.max_priority, priorities=self.tree[np.arange(n * self.n_envs)])
+        if self.alpha
+        else state
+    )
+
 
 @patch
 def load_state(self: PrioritizedReplayBuffer, state: dict):
     "Go on where `state` was taken. Raises `ValueError` when it comes from a buffer made otherwise."
     n, shape = len(state["rewards"]), state["observations"].shape[1:]
     if shape != self.observations.shape[1:] or n > self.buffer_size or (state["full"] and n != self.buffer_size):
-        raise ValueError(f"the state holds {n} rows of {shape}, {'full' if state['full'] else 'not full'}; this buffer has {self.buffer_size} rows of {self.observations.shape[1:]}")
-    if ("priorities" in state) != bool(self.alpha): raise ValueError(f"the state was saved with{'' if 'priorities' in state else 'out'} priorities, this buffer has alpha={self.alpha}")
-    for k in _ARRAYS: getattr(self, k)[:n] = state[k]
-    self.pos, self.full, self.progress_remaining = state["pos"], state["full"], state["progress_remaining"]
+        raise ValueError(
+            f"the state holds {n} rows of {shape}, {'full' if state['full'] else 'not full'}; this buffer has {self.buffer_size} rows of {self.observations.shape[1:]}"
+        )
+    if ("priorities" in state) != bool(self.alpha):
+        raise ValueError(
+            f"the state was saved with{'' if 'priorities' in state else 'out'} priorities, this buffer has alpha={self.alpha}"
+        )
+    for k in _ARRAYS:
+        getattr(self, k)[:n] = state[k]
+    self.pos = state["pos"]
+    self.full = state["full"]
+    self.progress_remaining = state["progress_remaining"]
     if self.alpha:
         self.tree, self.max_priority = SumTree(self.slots), state["max_priority"]
-        self.tree[np.arange(n*self.n_envs)] = state["priorities"]
+        self.tree[np.arange(n * self.n_envs)] = state["priorities"]
 
 # %% ../../nbs/agents/01_replay.ipynb #ad7f8cd4
 class DemoReplayBuffer(PrioritizedReplayBuffer):
     """`PrioritizedReplayBuffer` with demonstrations that are never evicted. Raises `ValueError` for impossible settings.
     Source: Hester et al. 2018, Deep Q-learning from Demonstrations. Takes all arguments of `PrioritizedReplayBuffer`, and:"""
-    def __init__(self, *args,
-        demo_ratio: float = 0.,   # share of each batch that are demonstrations
-        **kwargs,                 # for `PrioritizedReplayBuffer`
+
+    def __init__(
+        self,
+        *args,
+        demo_ratio: float = 0.0,  # share of each batch that are demonstrations
+        **kwargs,  # for `PrioritizedReplayBuffer`
     ):
         super().__init__(*args, **kwargs)
-        if not 0 <= demo_ratio <= 1: raise ValueError(f"{type(self).__name__}(demo_ratio={demo_ratio!r}): must lie in [0, 1]")
+        if not 0 <= demo_ratio <= 1:
+            raise ValueError(f"{type(self).__name__}(demo_ratio={demo_ratio!r}): must lie in [0, 1]")
         self.demo_ratio = demo_ratio
         self.demos, self.expert = None, np.zeros((0, self.action_space.n), bool)
 
@@ -237,49 +320,85 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
         "Number of demonstrated transitions"
         return len(self.expert)
 
-    def add_demonstrations(self,
-        observations: np.ndarray,       # (M, ...) episode after episode, in the order of time
-        actions: np.ndarray,            # (M,) int
-        rewards: np.ndarray,            # (M,)
+    def add_demonstrations(
+        self,
+        observations: np.ndarray,  # (M, ...) episode after episode, in the order of time
+        actions: np.ndarray,  # (M,) int
+        rewards: np.ndarray,  # (M,)
         next_observations: np.ndarray,  # (M, ...)
-        dones: np.ndarray,              # (M,) bool: the episode ended here, for whatever reason
+        dones: np.ndarray,  # (M,) bool: the episode ended here, for whatever reason
         timeouts: np.ndarray | None = None,  # (M,) bool: it was a time limit; default nowhere
-        expert: np.ndarray | None = None,    # (M, n_actions) bool: all actions that were right; default only the one taken
+        expert: np.ndarray
+        | None = None,  # (M, n_actions) bool: all actions that were right; default only the one taken
     ):
         "Keep demonstrations for good, beside earlier ones. Raises `ValueError` when the arrays do not fit."
         m, n = len(observations), int(self.action_space.n)
         actions, dones = np.asarray(actions).reshape(-1, 1), np.asarray(dones, np.float32)
         timeouts = np.zeros(m, np.float32) if timeouts is None else np.array(timeouts, np.float32)
         expert = np.arange(n) == actions if expert is None else np.asarray(expert, bool)
-        new = dict(observations=observations, next_observations=next_observations, actions=actions, rewards=rewards, dones=dones, timeouts=timeouts)
+        new = dict(
+            observations=observations,
+            next_observations=next_observations,
+            actions=actions,
+            rewards=rewards,
+            dones=dones,
+            timeouts=timeouts,
+        )
         for k, v in new.items():
             want = (m, *getattr(self, k).shape[2:])
-            if np.shape(v) != want: raise ValueError(f"demonstrations: {k} has shape {np.shape(v)}, {want} is needed")
-        if m == 0: raise ValueError("demonstrations: there are none")
-        if expert.shape != (m, n): raise ValueError(f"demonstrations: expert has shape {expert.shape}, {(m, n)} is needed")
-        if not np.take_along_axis(expert, actions, 1).all(): raise ValueError("demonstrations: an action that was taken is not among the expert's")
+            if np.shape(v) != want:
+                raise ValueError(f"demonstrations: {k} has shape {np.shape(v)}, {want} is needed")
+        if m == 0:
+            raise ValueError("demonstrations: there are none")
+        if expert.shape != (m, n):
+            raise ValueError(f"demonstrations: expert has shape {expert.shape}, {(m, n)} is needed")
+        if not np.take_along_axis(expert, actions, 1).all():
+            raise ValueError("demonstrations: an action that was taken is not among the expert's")
         timeouts[-1] = max(timeouts[-1], 1 - dones[-1])
-        self._hold({k: np.asarray(v)[:, None] if self.demos is None else np.concatenate([getattr(self.demos, k), np.asarray(v)[:, None]]) for k, v in new.items()},
-                   np.concatenate([self.expert, expert]), None if self.demos is None else self.demos)
+        self._hold(
+            {
+                k: np.asarray(v)[:, None]
+                if self.demos is None
+                else np.concatenate([getattr(self.demos, k), np.asarray(v)[:, None]])
+                for k, v in new.items()
+            },
+            np.concatenate([self.expert, expert]),
+            None if self.demos is None else self.demos,
+        )
 
     def _hold(self, arrays, expert, before=None):
         "Make the region of demonstrations anew; those in `before` keep their priorities"
         self.expert = expert
-        self.demos = PrioritizedReplayBuffer(len(expert), self.observation_space, self.action_space, self.device, n_steps=min(self.n_steps, len(expert)),
-                                             gamma=self.gamma, alpha=self.alpha, beta=self.first_beta, eps=self.eps)
-        for k, v in arrays.items(): getattr(self.demos, k)[:] = v
+        self.demos = PrioritizedReplayBuffer(
+            len(expert),
+            self.observation_space,
+            self.action_space,
+            self.device,
+            n_steps=min(self.n_steps, len(expert)),
+            gamma=self.gamma,
+            alpha=self.alpha,
+            beta=self.first_beta,
+            eps=self.eps,
+        )
+        for k, v in arrays.items():
+            getattr(self.demos, k)[:] = v
         self.demos.full = True
         if self.alpha:
-            self.demos.tree[np.arange(len(expert))] = self.demos.max_priority = before.max_priority if before else 1.
-            if before: self.demos.tree[np.arange(before.slots)] = before.tree[np.arange(before.slots)]
+            self.demos.tree[np.arange(len(expert))] = self.demos.max_priority = before.max_priority if before else 1.0
+            if before:
+                self.demos.tree[np.arange(before.slots)] = before.tree[np.arange(before.slots)]
 
-    def sample(self,
+    def sample(
+        self,
         batch_size: int,  # number of transitions
-        env=None,         # `VecNormalize` that normalises them
+        env=None,  # `VecNormalize` that normalises them
     ) -> Samples:
         "Draw transitions, the demonstrations last. Raises `ValueError` when there ought to be demonstrations and are none."
-        n = round(batch_size*self.demo_ratio)
-        if n and self.demos is None: raise ValueError(f"demo_ratio={self.demo_ratio}, but there are no demonstrations: call add_demonstrations first")
+        n = round(batch_size * self.demo_ratio)
+        if n and self.demos is None:
+            raise ValueError(
+                f"demo_ratio={self.demo_ratio}, but there are no demonstrations: call add_demonstrations first"
+            )
         parts = [self._pick(batch_size - n, self.beta, env)] if n < batch_size else []
         if n:
             *most, slots, _, _ = self.demos._pick(n, self.beta, env)
@@ -290,11 +409,14 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
         "The same, each to its region"
         demo = slots >= self.slots
         super()._set_priorities(slots[~demo], priorities[~demo])
-        if demo.any(): self.demos._set_priorities(slots[demo] - self.slots, priorities[demo])
+        if demo.any():
+            self.demos._set_priorities(slots[demo] - self.slots, priorities[demo])
 
     def state(self) -> dict:
         "All it holds, for `load_state`"
-        return super().state() | (dict(demos=self.demos.state() | dict(expert=self.expert.copy())) if self.demos else {})
+        return super().state() | (
+            dict(demos=self.demos.state() | dict(expert=self.expert.copy())) if self.demos else {}
+        )
 
     def load_state(self, state: dict):
         "Go on where `state` was taken. Raises `ValueError` when it comes from a buffer made otherwise."
@@ -308,90 +430,125 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
 class LargeMarginLoss:
     """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. Its violation adds
     to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
-    def __init__(self,
-        margin: float = 0.8,      # in units of return; 0.8 was tuned for clipped Atari rewards
-        weight: float = 1.,       # of the loss
-        labels: str = "set",      # "set": all of the expert's actions are right; "single": only the one taken, as in the paper
-        schedule: Callable[[float], float] | None = None,  # factor of `weight`, given the progress remaining (from 1 to 0), such as SB3's `LinearSchedule`; default 1
-    ):
-        if labels not in ("set", "single"): raise ValueError(f"LargeMarginLoss(labels={labels!r}): use 'set' or 'single'")
-        if margin < 0 or weight < 0: raise ValueError(f"LargeMarginLoss(margin={margin!r}, weight={weight!r}): neither may be negative")
-        self.margin, self.weight, self.labels, self.schedule = margin, weight, labels, schedule
 
-    def violation(self,
-        q: torch.Tensor,      # (B, n_actions)
+    def __init__(
+        self,
+        margin: float = 0.8,  # in units of return; 0.8 was tuned for clipped Atari rewards
+        weight: float = 1.0,  # of the loss
+        labels: str = "set",  # "set": all of the expert's actions are right; "single": only the one taken, as in the paper
+        schedule: Callable[[float], float]
+        | None = None,  # factor of `weight`, given the progress remaining (from 1 to 0), such as SB3's `LinearSchedule`; default 1
+    ):
+        if labels not in ("set", "single"):
+            raise ValueError(f"LargeMarginLoss(labels={labels!r}): use 'set' or 'single'")
+        if margin < 0 or weight < 0:
+            raise ValueError(f"LargeMarginLoss(margin={margin!r}, weight={weight!r}): neither may be negative")
+        self.margin = margin
+        self.weight = weight
+        self.labels = labels
+        self.schedule = schedule
+
+    def violation(
+        self,
+        q: torch.Tensor,  # (B, n_actions)
         right: torch.Tensor,  # (B, n_actions) bool: actions without a margin
-    ) -> torch.Tensor:        # (B,) 0 where the best right action is ahead by the margin
+    ) -> torch.Tensor:  # (B,) 0 where the best right action is ahead by the margin
         "By how much the margin is missed"
-        return (q + self.margin*~right).amax(1) - q.masked_fill(~right, -torch.inf).amax(1)
+        return (q + self.margin * ~right).amax(1) - q.masked_fill(~right, -torch.inf).amax(1)
 
     def __call__(self, model, batch, q, trunk):
         "The loss and what the log says of it, as `DoubleDQN` asks its terms"
-        if not hasattr(batch, "is_demo"): raise TypeError("LargeMarginLoss needs a replay buffer with demonstrations: replay_buffer_class=DemoReplayBuffer")
+        if not hasattr(batch, "is_demo"):
+            raise TypeError(
+                "LargeMarginLoss needs a replay buffer with demonstrations: replay_buffer_class=DemoReplayBuffer"
+            )
         demo = batch.is_demo
         expert = batch.expert if self.labels == "set" else F.one_hot(batch.actions[:, 0].long(), q.shape[1]).bool()
-        missed = self.violation(q, expert | ~demo[:, None])       # 0 where nothing was demonstrated
-        weight = self.weight if self.schedule is None else self.weight*self.schedule(model._current_progress_remaining)
-        loss = weight*(batch.weights[:, 0]*missed).mean()
-        counts = batch.weights[:, 0]*demo                         # so that the shares are about those of all demonstrations, not of the ones drawn most
-        counts = counts/counts.sum().clamp(min=1e-9)
+        missed = self.violation(q, expert | ~demo[:, None])  # 0 where nothing was demonstrated
+        weight = (
+            self.weight if self.schedule is None else self.weight * self.schedule(model._current_progress_remaining)
+        )
+        loss = weight * (batch.weights[:, 0] * missed).mean()
+        counts = (
+            batch.weights[:, 0] * demo
+        )  # so that the shares are about those of all demonstrations, not of the ones drawn most
+        counts = counts / counts.sum().clamp(min=1e-9)
         right = batch.expert.gather(1, q.argmax(1, keepdim=True))[:, 0]
-        return loss, dict(margin_loss=loss, margin_violations=(counts*(missed > 0)).sum(), demo_accuracy=(counts*right).sum(), priority=missed.detach())
+        return loss, dict(
+            margin_loss=loss,
+            margin_violations=(counts * (missed > 0)).sum(),
+            demo_accuracy=(counts * right).sum(),
+            priority=missed.detach(),
+        )
 
 # %% ../../nbs/agents/01_replay.ipynb #bed85c4e
 def imitation_loss(
-    q: torch.Tensor,           # (B, n_actions)
-    expert: torch.Tensor,      # (B, n_actions) bool
-    temperature: float = 1.,   # Q-values are divided by it
+    q: torch.Tensor,  # (B, n_actions)
+    expert: torch.Tensor,  # (B, n_actions) bool
+    temperature: float = 1.0,  # Q-values are divided by it
 ) -> torch.Tensor:
     "Cross-entropy to a set: minus the logarithm of the probability that softmax(q/temperature) gives to the expert's actions together"
-    q = q/temperature
+    q = q / temperature
     return (q.logsumexp(1) - q.masked_fill(~expert, -torch.inf).logsumexp(1)).mean()
 
+
 def demo_accuracy(
-    model,               # a `DoubleDQN` with a `DemoReplayBuffer`
-    batch_size=4096,     # states looked at together
+    model,  # a `DoubleDQN` with a `DemoReplayBuffer`
+    batch_size=4096,  # states looked at together
 ) -> float:
     "Share of the demonstrated states in which the greedy action is one of the expert's"
     buffer = model.replay_buffer
-    parts = np.array_split(np.arange(buffer.n_demos), -(-buffer.n_demos//batch_size))
+    parts = np.array_split(np.arange(buffer.n_demos), -(-buffer.n_demos // batch_size))
     right = 0
     with torch.no_grad():
         for part in parts:
-            q = model.q_net(buffer.to_torch(buffer._normalize_obs(buffer.demos.observations[part, 0], model._vec_normalize_env)))
+            q = model.q_net(
+                buffer.to_torch(buffer._normalize_obs(buffer.demos.observations[part, 0], model._vec_normalize_env))
+            )
             right += buffer.expert[part, q.argmax(1).cpu().numpy()].sum()
-    return float(right/buffer.n_demos)
+    return float(right / buffer.n_demos)
 
 # %% ../../nbs/agents/01_replay.ipynb #69ee5091
 def pretrain(
-    model,                                # a `DoubleDQN` with a `DemoReplayBuffer` that holds demonstrations
-    steps: int,                           # updates
-    batch_size: int = 256,                # demonstrations an update
-    loss: str = "cross_entropy",          # "cross_entropy" or "dqfd"
-    temperature: float = 1.,              # of the cross-entropy
-    target_update_interval: int = 100,    # updates between copies to the target network; there is one at the end in any case
-    progress: bool = True,                # show a progress bar
-) -> list[tuple[int, float]]:             # (updates, accuracy on all demonstrations) after each tenth
+    model,  # a `DoubleDQN` with a `DemoReplayBuffer` that holds demonstrations
+    steps: int,  # updates
+    batch_size: int = 256,  # demonstrations an update
+    loss: str = "cross_entropy",  # "cross_entropy" or "dqfd"
+    temperature: float = 1.0,  # of the cross-entropy
+    target_update_interval: int = 100,  # updates between copies to the target network; there is one at the end in any case
+    progress: bool = True,  # show a progress bar
+) -> list[tuple[int, float]]:  # (updates, accuracy on all demonstrations) after each tenth
     "Learn from the demonstrations alone, before the agent acts. Raises `ValueError` when it cannot."
     buffer = model.replay_buffer
-    if not getattr(buffer, "n_demos", 0): raise ValueError("pretrain needs demonstrations: use replay_buffer_class=DemoReplayBuffer and call add_demonstrations")
-    if loss not in ("cross_entropy", "dqfd"): raise ValueError(f"pretrain(loss={loss!r}): use 'cross_entropy' or 'dqfd'")
-    if loss == "dqfd" and not any(isinstance(t, LargeMarginLoss) for t in model.terms): raise ValueError("pretrain(loss='dqfd') needs a LargeMarginLoss among the agent's terms")
-    if not hasattr(model, "_logger"): model._logger = Logger(None, [])
+    if not getattr(buffer, "n_demos", 0):
+        raise ValueError(
+            "pretrain needs demonstrations: use replay_buffer_class=DemoReplayBuffer and call add_demonstrations"
+        )
+    if loss not in ("cross_entropy", "dqfd"):
+        raise ValueError(f"pretrain(loss={loss!r}): use 'cross_entropy' or 'dqfd'")
+    if loss == "dqfd" and not any(isinstance(t, LargeMarginLoss) for t in model.terms):
+        raise ValueError("pretrain(loss='dqfd') needs a LargeMarginLoss among the agent's terms")
+    if not hasattr(model, "_logger"):
+        model._logger = Logger(None, [])
     model.policy.set_training_mode(True)
     model._update_learning_rate(model.policy.optimizer)
-    ratio, buffer.demo_ratio, history = buffer.demo_ratio, 1., []
+    ratio, buffer.demo_ratio, history = buffer.demo_ratio, 1.0, []
     try:
         for step in (bar := tqdm(range(1, steps + 1), desc="warm-up", disable=not progress)):
-            if loss == "dqfd": model.train(1, batch_size)
-            else: _imitate(model, buffer.sample(batch_size, env=model._vec_normalize_env), temperature)
-            if step % target_update_interval == 0 or step == steps: polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), 1.)
-            if step % max(steps//10, 1) == 0 or step == steps:
+            if loss == "dqfd":
+                model.train(1, batch_size)
+            else:
+                _imitate(model, buffer.sample(batch_size, env=model._vec_normalize_env), temperature)
+            if step % target_update_interval == 0 or step == steps:
+                polyak_update(model.q_net.parameters(), model.q_net_target.parameters(), 1.0)
+            if step % max(steps // 10, 1) == 0 or step == steps:
                 history.append((step, demo_accuracy(model)))
                 model.logger.record("pretrain/accuracy", history[-1][1])
                 bar.set_postfix(accuracy=f"{history[-1][1]:.3f}")
-    finally: buffer.demo_ratio = ratio
+    finally:
+        buffer.demo_ratio = ratio
     return history
+
 
 def _imitate(model, batch, temperature):
     "One update of behaviour cloning"
@@ -399,7 +556,8 @@ def _imitate(model, batch, temperature):
     q = model.q_net.head(trunk)
     total = imitation_loss(q, batch.expert, temperature)
     model.logger.record_mean("pretrain/loss", total.item())
-    for term in model.terms: total = total + term(model, batch, q, trunk)[0]
+    for term in model.terms:
+        total = total + term(model, batch, q, trunk)[0]
     model.policy.optimizer.zero_grad()
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)

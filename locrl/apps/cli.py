@@ -17,28 +17,48 @@ __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'On', 'Proces
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 # %% ../../nbs/apps/05_cli.ipynb #d2ad9beb
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Train, evaluate and watch an agent that looks for an object in a photo.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, evaluate and watch an agent that looks for an object in a photo.",
+)
 
-ConfigName = Annotated[str, typer.Argument(help="Name of a configuration (`locrl configs` lists them), or of an iteration on one, such as animals-5/v7 (`locrl iterations`).")]
-Root = Annotated[Optional[Path], typer.Option(help="Folder of the runs. Default: runs/ in the cache folder (LOCRL_CACHE).")]
+ConfigName = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a configuration (`locrl configs` lists them), or of an iteration on one, such as animals-5/v7 (`locrl iterations`)."
+    ),
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder of the runs. Default: runs/ in the cache folder (LOCRL_CACHE).")
+]
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="Seed of the run.")]
 Seeds = Annotated[int, typer.Option(help="How many: 0, 1, 2, ...")]
 On = Annotated[str, typer.Option(help="Configuration that gives data, encoder and budget.")]
-Processes = Annotated[Optional[int], typer.Option(help="Trials at once on this machine. Default: one for each core; each gets an equal share of the cores.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Trials at once on this machine. Default: one for each core; each gets an equal share of the cores."
+    ),
+]
 Split = Annotated[str, typer.Option(help="report or select.")]
-Confidence = Annotated[Optional[str], typer.Option(help="Source of the ranking, e.g. presence*iou. Default: the configuration's.")]
+Confidence = Annotated[
+    str | None, typer.Option(help="Source of the ranking, e.g. presence*iou. Default: the configuration's.")
+]
 
 # %% ../../nbs/apps/05_cli.ipynb #80ac2d1a
 def main():
     "Entry point: run the command, turn what a user can mend into one line"
-    try: app(standalone_mode=True)
+    try:
+        app(standalone_mode=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -50,20 +70,29 @@ def main():
 def _config(name, steps=None):
     "The configuration or iteration called `name`, with another budget where `steps` is given"
     from locrl.experiments.iterations import find_config
-    config = find_config(name)
-    return config if steps is None else replace(config, name=f"{config.name}-{steps}", steps=steps, eval_every=min(config.eval_every, steps))
 
-def _command(): return " ".join(["locrl", *sys.argv[1:]])
+    config = find_config(name)
+    return (
+        config
+        if steps is None
+        else replace(config, name=f"{config.name}-{steps}", steps=steps, eval_every=min(config.eval_every, steps))
+    )
+
+
+def _command():
+    return " ".join(["locrl", *sys.argv[1:]])
 
 # %% ../../nbs/apps/05_cli.ipynb #97715661
 @app.command()
 def configs():
     "List the configurations and where they differ from the first."
     from locrl.experiments.config import CONFIGS, difference
+
     base = next(iter(CONFIGS.values())).to_dict()
     for name, config in CONFIGS.items():
         print(f"{name}: learn from {config.train}, select on {config.select}, report on {config.report}")
-        for line in difference(base, config.to_dict()): print(f"    {line}")
+        for line in difference(base, config.to_dict()):
+            print(f"    {line}")
 
 # %% ../../nbs/apps/05_cli.ipynb #a052cff2
 @app.command()
@@ -72,22 +101,30 @@ def iterations(
 ):
     "List the iterations: what each changes, why, and what would count as success."
     from locrl.experiments.iterations import ITERATIONS, changes_of
+
     for name, i in ITERATIONS.items():
         print(f"{name}, after {i.after}" if i.after else f"{name}, compared with {on}")
         print(f"    hypothesis: {i.hypothesis}\n    success:    {i.success}")
-        if i.cited: print(f"    published:  {i.cited}")
-        for line in changes_of(name, on): print(f"    {line}")
+        if i.cited:
+            print(f"    published:  {i.cited}")
+        for line in changes_of(name, on):
+            print(f"    {line}")
 
 # %% ../../nbs/apps/05_cli.ipynb #fd95ea47
 @app.command()
 def download(
     year: Annotated[str, typer.Argument(help="voc2007 or voc2012.")],
-    root: Annotated[Optional[Path], typer.Option(help="Folder that will hold VOCdevkit. Default: LOCRL_DATA, else the cache folder.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that will hold VOCdevkit. Default: LOCRL_DATA, else the cache folder."),
+    ] = None,
 ):
     "Fetch the official PASCAL VOC archives, with resume and checksum."
     from locrl.data.voc import DataError
     from locrl.data.download import download as fetch
-    if year not in ("voc2007", "voc2012"): raise DataError(f"no archive called {year!r}: use voc2007 or voc2012")
+
+    if year not in ("voc2007", "voc2012"):
+        raise DataError(f"no archive called {year!r}: use voc2007 or voc2012")
     print(f"ready: {fetch(year[3:], root)}")
 
 # %% ../../nbs/apps/05_cli.ipynb #0a48d474
@@ -98,39 +135,72 @@ def cache(
 ):
     "Encode the pictures of a configuration's splits. Done once; finished shards are kept when stopped."
     from locrl.experiments.config import prepare
+
     world = prepare(_config(config), device)
-    for split in ("select", "report"): world.bank(split)
-    for split, data in world.data.items(): print(f"{split}: {data.name}, {len(data):,} pictures")
+    for split in ("select", "report"):
+        world.bank(split)
+    for split, data in world.data.items():
+        print(f"{split}: {data.name}, {len(data):,} pictures")
 
 # %% ../../nbs/apps/05_cli.ipynb #b32920a8
 @app.command()
 def train(
     config: ConfigName = "demo",
     seed: Seed = 0,
-    steps: Annotated[Optional[int], typer.Option(help="Transitions, instead of the configuration's; the run gets a name of its own.")] = None,
-    minutes: Annotated[Optional[float], typer.Option(help="Stop at the first checkpoint after so many minutes; the same command goes on from there.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Transitions, instead of the configuration's; the run gets a name of its own.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop at the first checkpoint after so many minutes; the same command goes on from there."),
+    ] = None,
     root: Root = None,
     device: Device = "cpu",
 ):
     "Train an agent, or go on where its run stopped. Prints the run's folder."
     from locrl.experiments.train import train as run
+
     print(run(_config(config, steps), seed, root, device=device, minutes=minutes))
 
 # %% ../../nbs/apps/05_cli.ipynb #a1ff8acc
 def _failures(errors):
     "Say what failed; exit code 1 if anything did"
-    for trial, error in errors.items(): print(f"{trial} failed: {error}", file=sys.stderr)
-    if errors: raise typer.Exit(1)
+    for trial, error in errors.items():
+        print(f"{trial} failed: {error}", file=sys.stderr)
+    if errors:
+        raise typer.Exit(1)
+
 
 @app.command()
 def sweep(
     on: On = "animals-5",
-    iterations: Annotated[Optional[str], typer.Option(help="Names, with commas, e.g. v11,v12. Default: none, the configuration itself.")] = None,
+    iterations: Annotated[
+        str | None, typer.Option(help="Names, with commas, e.g. v11,v12. Default: none, the configuration itself.")
+    ] = None,
     seeds: Seeds = 3,
-    values: Annotated[Optional[list[str]], typer.Option("--set", help="FIELD=VALUE,VALUE: a field of the configuration and the values to try, e.g. learning_rate=1e-4,8e-4, observation.grid=1,3 or net_arch=[256,256],[512,512]. Once for each field; every combination is a trial.")] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="FIELD=VALUE,VALUE: a field of the configuration and the values to try, e.g. learning_rate=1e-4,8e-4, observation.grid=1,3 or net_arch=[256,256],[512,512]. Once for each field; every combination is a trial.",
+        ),
+    ] = None,
     processes: Processes = None,
-    ray: Annotated[Optional[str], typer.Option("--ray", metavar="ADDRESS", help="Train on a Ray cluster: its address, auto (the one this machine belongs to) or local. Needs the extra ray.")] = None,
-    ray_storage: Annotated[Optional[str], typer.Option(metavar="URI", help="Where checkpoints travel if the nodes share no disk, e.g. s3://bucket/sweeps. Default: the run folders are on a disk that all nodes see.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Train on a Ray cluster: its address, auto (the one this machine belongs to) or local. Needs the extra ray.",
+        ),
+    ] = None,
+    ray_storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Where checkpoints travel if the nodes share no disk, e.g. s3://bucket/sweeps. Default: the run folders are on a disk that all nodes see.",
+        ),
+    ] = None,
     root: Root = None,
     device: Device = "cpu",
 ):
@@ -142,8 +212,16 @@ def sweep(
     """
     from locrl.experiments.config import ConfigError
     from locrl.experiments.sweep import parse_values, run_sweep, sweep_table, trials
-    if ray_storage and not ray: raise ConfigError("--ray-storage is for --ray: give its address too")
-    runs = trials(on, [name.strip() for name in iterations.split(",")] if iterations else (), seeds, dict(map(parse_values, values or ())), root)
+
+    if ray_storage and not ray:
+        raise ConfigError("--ray-storage is for --ray: give its address too")
+    runs = trials(
+        on,
+        [name.strip() for name in iterations.split(",")] if iterations else (),
+        seeds,
+        dict(map(parse_values, values or ())),
+        root,
+    )
     errors = run_sweep(runs, processes, ray, ray_storage, device)
     print(sweep_table(runs, errors))
     _failures(errors)
@@ -155,9 +233,18 @@ def iterate(
     on: On = "animals-5",
     seeds: Seeds = 3,
     split: Split = "report",
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the results files. Default: results/ and the configuration's name.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results files. Default: results/ and the configuration's name."),
+    ] = None,
     confidence: Confidence = None,
-    multi: Annotated[bool, typer.Option("--multi/--no-multi", help="Also search for all objects, as the paper does: terminal and all attended regions.")] = True,
+    multi: Annotated[
+        bool,
+        typer.Option(
+            "--multi/--no-multi",
+            help="Also search for all objects, as the paper does: terminal and all attended regions.",
+        ),
+    ] = True,
     processes: Processes = None,
     root: Root = None,
     device: Device = "cpu",
@@ -171,37 +258,61 @@ def iterate(
     """
     from locrl.experiments.iterate import iterate as run
     from locrl.experiments.results import results_table
+
     result, verdict, file = run(name, on, seeds, split, out, processes, root, device, confidence, multi)
     print(f"{results_table(result)}\n\n{name} {verdict}\nresults: {file}")
 
 # %% ../../nbs/apps/05_cli.ipynb #ea1af4f5
 Runs = Annotated[list[Path], typer.Argument(help="Run folders of one configuration, one per seed.")]
-Folder = Annotated[Optional[Path], typer.Option("--out", help="Folder to write: index.html, results.json, results.csv, figures.")]
+Folder = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write: index.html, results.json, results.csv, figures.")
+]
 Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Score the baselines too.")]
+
 
 def _written(out, title, parts, numbers, rows=()):
     "Write the folder of an evaluation where one was asked for, and say so"
     from locrl.apps.pages import write_folder
-    if out is not None: print(f"written: {write_folder(out, title, parts, numbers, rows, _command())}")
+
+    if out is not None:
+        print(f"written: {write_folder(out, title, parts, numbers, rows, _command())}")
+
 
 @app.command()
 def evaluate(
     runs: Runs,
     split: Split = "report",
-    multi: Annotated[bool, typer.Option("--multi", help="Also search for all objects, as the paper does: terminal and all attended regions.")] = False,
+    multi: Annotated[
+        bool,
+        typer.Option(
+            "--multi", help="Also search for all objects, as the paper does: terminal and all attended regions."
+        ),
+    ] = False,
     confidence: Confidence = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder to write (page, JSON, CSV), or a file that ends in .json for the numbers alone.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write (page, JSON, CSV), or a file that ends in .json for the numbers alone."),
+    ] = None,
     with_baselines: Baselines = True,
 ):
     "Score finished runs by both protocols, beside the baselines. Searches are kept in the run folders: a table is made again in seconds."
     from locrl.apps.pages import class_records, evaluation_parts, scrutiny
     from locrl.experiments.results import report, results_table, save_results
     from locrl.experiments.train import Agent
+
     world = Agent.load(runs[0]).world()
     result = report(runs, split, _command(), world, with_baselines, progress=True, confidence=confidence, multi=multi)
     print(results_table(result))
-    if out is not None and out.suffix == ".json": print(f"written: {save_results(result, out)}")
-    elif out is not None: _written(out, f"{result['iteration']} on {result['data']['report']}", evaluation_parts(result, scrutiny(runs, split, confidence, world)), result, class_records(result))
+    if out is not None and out.suffix == ".json":
+        print(f"written: {save_results(result, out)}")
+    elif out is not None:
+        _written(
+            out,
+            f"{result['iteration']} on {result['data']['report']}",
+            evaluation_parts(result, scrutiny(runs, split, confidence, world)),
+            result,
+            class_records(result),
+        )
 
 # %% ../../nbs/apps/05_cli.ipynb #e8b236e1
 @app.command()
@@ -215,9 +326,11 @@ def diagnose(
     "Where the mAP of finished runs is lost: component by component, with intervals and a verdict."
     from locrl.experiments.diagnose import diagnose as run
     from locrl.apps.pages import diagnosis_parts, diagnosis_records
+
     found = run(runs, split, metric, progress=True, confidence=confidence)
     print(found.table())
-    for sentence in found.verdict: print(f"\n{sentence}")
+    for sentence in found.verdict:
+        print(f"\n{sentence}")
     _written(out, f"{found.name} on {found.data}", diagnosis_parts(found), found.to_dict(), diagnosis_records(found))
 
 # %% ../../nbs/apps/05_cli.ipynb #ca01a7f6
@@ -230,20 +343,46 @@ def compare(
 ):
     "Two configurations on the same pictures: the differences and their intervals."
     from locrl.experiments.transfer import compare as run
+
     found = run(a, b, split, progress=True)
     print(found)
-    name = lambda paths: ", ".join(map(str, paths))
-    _written(out, f"a: {name(a)}; b: {name(b)}", {"Differences": found.table()}, found.to_dict(), [dict(metric=k, **vars(d)) for k, d in found.metrics.items()])
+
+    def name(paths):
+        return ", ".join(map(str, paths))
+
+    _written(
+        out,
+        f"a: {name(a)}; b: {name(b)}",
+        {"Differences": found.table()},
+        found.to_dict(),
+        [dict(metric=k, **vars(d)) for k, d in found.metrics.items()],
+    )
 
 # %% ../../nbs/apps/05_cli.ipynb #fc8d9811
 @app.command()
 def transfer(
     runs: Runs,
-    classes: Annotated[Optional[str], typer.Option(help="Names, with commas. Default: the VOC classes the runs were not trained on; on other data, the runs' own.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="Other data, e.g. voc2007:test or scenes:test:300. Default: the configuration's.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names, with commas. Default: the VOC classes the runs were not trained on; on other data, the runs' own."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Other data, e.g. voc2007:test or scenes:test:300. Default: the configuration's."),
+    ] = None,
     split: Split = "report",
-    evidence: Annotated[str, typer.Option(help="Where the new classes' evidence comes from: prototypes (boxes of training pictures) or encoder.")] = "prototypes",
-    fit_on: Annotated[Optional[str], typer.Option(help="Data whose boxes prototypes are estimated from. Default: the runs' training split.")] = None,
+    evidence: Annotated[
+        str,
+        typer.Option(
+            help="Where the new classes' evidence comes from: prototypes (boxes of training pictures) or encoder."
+        ),
+    ] = "prototypes",
+    fit_on: Annotated[
+        str | None,
+        typer.Option(help="Data whose boxes prototypes are estimated from. Default: the runs' training split."),
+    ] = None,
     out: Folder = None,
     with_baselines: Baselines = True,
 ):
@@ -251,29 +390,59 @@ def transfer(
     from locrl.apps.pages import class_records, evaluation_parts
     from locrl.experiments.results import results_table
     from locrl.experiments.transfer import transfer as run
-    result = run(runs, classes and [c.strip() for c in classes.split(",")], data, split, evidence, fit_on, command=_command(), with_baselines=with_baselines, progress=True)
+
+    result = run(
+        runs,
+        classes and [c.strip() for c in classes.split(",")],
+        data,
+        split,
+        evidence,
+        fit_on,
+        command=_command(),
+        with_baselines=with_baselines,
+        progress=True,
+    )
     print(results_table(result))
-    _written(out, f"{result['iteration']}, transferred to {', '.join(result['data']['classes'])} on {result['data']['report']}", evaluation_parts(result), result, class_records(result))
+    _written(
+        out,
+        f"{result['iteration']}, transferred to {', '.join(result['data']['classes'])} on {result['data']['report']}",
+        evaluation_parts(result),
+        result,
+        class_records(result),
+    )
 
 # %% ../../nbs/apps/05_cli.ipynb #4e56ef0d
 @app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    class_name: Annotated[Optional[str], typer.Option("--class", help="What to look for. Default: picks a picture and a class that show a search well.")] = None,
-    image: Annotated[Optional[str], typer.Option(help="Identifier of a picture of the split, e.g. 000001. Default: the first that holds the class.")] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="What to look for. Default: picks a picture and a class that show a search well."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="Identifier of a picture of the split, e.g. 000001. Default: the first that holds the class."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="report or select.")] = "report",
-    out: Annotated[Path, typer.Option(help="File to write: .gif (animation) or .png (film strip).")] = Path("episode.gif"),
+    out: Annotated[Path, typer.Option(help="File to write: .gif (animation) or .png (film strip).")] = Path(
+        "episode.gif"
+    ),
 ):
     "Draw one search as an animation or a film strip."
     from locrl.experiments.results import episode_of, good_example
     from locrl.experiments.config import ConfigError
     from locrl.experiments.train import Agent
-    if out.suffix not in (".gif", ".png"): raise ConfigError(f"{out}: use a name that ends in .gif or .png")
+
+    if out.suffix not in (".gif", ".png"):
+        raise ConfigError(f"{out}: use a name that ends in .gif or .png")
     agent = Agent.load(run)
     world = agent.world()
     bank = world.bank(split)
     data = world.data[split]
-    if class_name is None and image is None: episode = good_example(agent, bank, data)
+    if class_name is None and image is None:
+        episode = good_example(agent, bank, data)
     else:
         class_name = class_name or data.classes[_held(data, image)]
         episode = episode_of(agent, bank, data, _index(data, image, class_name), class_name)
@@ -284,26 +453,33 @@ def show(
 def _index(data, image, class_name):
     "Position of the picture called `image`, or of the first that holds the class"
     from locrl.experiments.config import ConfigError
+
     if image is not None:
-        if image not in data.ids: raise ConfigError(f"{data.name} has no picture {image!r}: identifiers look like {data.ids[0]!r}")
+        if image not in data.ids:
+            raise ConfigError(f"{data.name} has no picture {image!r}: identifiers look like {data.ids[0]!r}")
         return data.ids.index(image)
-    if class_name not in data.classes: raise ConfigError(f"class {class_name!r} is not among those of this run: {', '.join(data.classes)}")
+    if class_name not in data.classes:
+        raise ConfigError(f"class {class_name!r} is not among those of this run: {', '.join(data.classes)}")
     gt = data.ground_truth()
     found = gt.image[(gt.label == data.classes.index(class_name)) & ~gt.difficult]
-    if not len(found): raise ConfigError(f"{data.name} holds no {class_name}")
+    if not len(found):
+        raise ConfigError(f"{data.name} holds no {class_name}")
     return int(found[0])
+
 
 def _held(data, image):
     "A class that the picture holds, or the first"
     labels = data.annotation(_index(data, image, None)).labels
     return int(labels[0]) if len(labels) else 0
 
+
 def draw(
-    episode,    # `locrl.figures.Episode`
+    episode,  # `locrl.figures.Episode`
     out: Path,  # .gif or .png
 ):
     "Write an episode as an animation or a film strip"
     from locrl.figures import animate, filmstrip
+
     out.parent.mkdir(parents=True, exist_ok=True)
     animate(episode, out) if out.suffix == ".gif" else filmstrip(episode).savefig(out, dpi=110)
 
@@ -312,9 +488,16 @@ def draw(
 def locate(
     image: Annotated[Path, typer.Argument(help="A picture of your own.")],
     phrase: Annotated[str, typer.Argument(help='What to look for, e.g. "a sheep".')],
-    run: Annotated[Optional[Path], typer.Option(help="A run folder, or a packed agent (.npz). Default: the agent that comes with the package (cat, cow, dog, horse, sheep).")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Look for all of them, surest first; nothing is printed where none is found.")] = False,
-    out: Annotated[Optional[Path], typer.Option(help="File to write: .gif (animation) or .png (film strip).")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run folder, or a packed agent (.npz). Default: the agent that comes with the package (cat, cow, dog, horse, sheep)."
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Look for all of them, surest first; nothing is printed where none is found.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write: .gif (animation) or .png (film strip).")] = None,
     device: Device = "cpu",
 ):
     """Look for something in a picture of your own. Prints class, box in pixels (x1 y1 x2 y2), confidence.
@@ -323,55 +506,84 @@ def locate(
     """
     from locrl.experiments.config import ConfigError
     from locrl.apps.localizer import Localizer
-    if out is not None and out.suffix not in (".gif", ".png"): raise ConfigError(f"{out}: use a name that ends in .gif or .png")
-    if run is None: localizer = Localizer.pretrained(device=device)
-    else: localizer = Localizer.pretrained(run, device=device) if run.suffix == ".npz" else Localizer.from_run(run, device=device)
+
+    if out is not None and out.suffix not in (".gif", ".png"):
+        raise ConfigError(f"{out}: use a name that ends in .gif or .png")
+    if run is None:
+        localizer = Localizer.pretrained(device=device)
+    else:
+        localizer = (
+            Localizer.pretrained(run, device=device) if run.suffix == ".npz" else Localizer.from_run(run, device=device)
+        )
     answers = localizer.locate_all(image, phrase) if every else [localizer.locate(image, phrase)]
-    if out is not None and answers: draw(answers[0].episode, out)
-    for found in answers: print(f"{found.class_name}: {' '.join(map(str, found.pixels))}, confidence {found.confidence:.2f}, {len(found.actions)} actions{'' if found.triggered else ', never triggered'}")
+    if out is not None and answers:
+        draw(answers[0].episode, out)
+    for found in answers:
+        print(
+            f"{found.class_name}: {' '.join(map(str, found.pixels))}, confidence {found.confidence:.2f}, {len(found.actions)} actions{'' if found.triggered else ', never triggered'}"
+        )
 
 # %% ../../nbs/apps/05_cli.ipynb #1f388cff
 @app.command()
 def pack(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    results: Annotated[Optional[Path], typer.Option(help="Results file of the run (locrl evaluate RUN --multi --out FILE.json), whose numbers the agent is to carry.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="File to write (.npz). Default: the package's own, named after the configuration.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Results file of the run (locrl evaluate RUN --multi --out FILE.json), whose numbers the agent is to carry."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write (.npz). Default: the package's own, named after the configuration."),
+    ] = None,
     confidence: Confidence = None,
-    measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Compare it with the run on the validation pictures.")] = True,
+    measured: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Compare it with the run on the validation pictures.")
+    ] = True,
 ):
     "Write the agent of a run into one file of less than 2 MB, with its metrics. Anybody can load it, with no run and no data."
     from locrl.apps.pretrained import pack as run_
     from locrl.apps.pages import _private
+
     packed = run_(run, out, results, confidence, measured, _private(_command()), progress=True)
     print(packed)
     if "measured" in packed.about:
-        for name in ("run", "packed"): print(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in packed.about["measured"][name].items()))
+        for name in ("run", "packed"):
+            print(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in packed.about["measured"][name].items()))
 
 # %% ../../nbs/apps/05_cli.ipynb #35168496
 @app.command()
 def demo(
     seed: Seed = 0,
-    steps: Annotated[Optional[int], typer.Option(help="Transitions to train for, instead of the configuration's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Transitions to train for, instead of the configuration's.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("runs/demo"),
     root: Root = None,
 ):
     "The main job in one go, on the embedded default: encode composed scenes, train, evaluate beside the baselines, draw a search."
     import time
+
     start = time.monotonic()
     from locrl.figures import training_curves
     from locrl.experiments.results import good_example, history, report, results_table, save_results
     from locrl.experiments.config import prepare
     from locrl.experiments.train import Agent, train as run
+
     config = _config("demo", steps)
     world = prepare(config)
     folder = run(config, seed, root, world)
     result = report([folder], command=_command(), world=world, progress=True)
     print(f"\n{results_table(result)}\n")
-    save_results(result, out/"results.json")
+    save_results(result, out / "results.json")
     episode = good_example(Agent.load(folder), world.bank("report"), world.data["report"])
-    for name in ("episode.gif", "episode.png"): draw(episode, out/name)
-    training_curves(history(folder), keys=["hit_rate", "map11", "q_mean", "iou_loss"]).savefig(out/"training.png", dpi=110)
+    for name in ("episode.gif", "episode.png"):
+        draw(episode, out / name)
+    training_curves(history(folder), keys=["hit_rate", "map11", "q_mean", "iou_loss"]).savefig(
+        out / "training.png", dpi=110
+    )
     m, chance = result["metrics"]["seeds"][0], result["baselines"]["random policy"]
-    print(f"hit rate {m['hit_rate']:.2f} (random policy {chance['hit_rate']:.2f}), mAP {m['one_shot']['map11']:.2f} (11 points), {m['one_shot']['map_area']:.2f} (area)")
-    print(f"a search for a {episode.class_name}: {out/'episode.gif'}; table: {out/'results.json'}; run: {folder}")
-    print(f"{(time.monotonic() - start)/60:.1f} minutes")
+    print(
+        f"hit rate {m['hit_rate']:.2f} (random policy {chance['hit_rate']:.2f}), mAP {m['one_shot']['map11']:.2f} (11 points), {m['one_shot']['map_area']:.2f} (area)"
+    )
+    print(f"a search for a {episode.class_name}: {out / 'episode.gif'}; table: {out / 'results.json'}; run: {folder}")
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes")

@@ -21,85 +21,116 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import Sequence
+from collections.abc import Sequence
 
 from ..files import cache_root
 
 # %% ../../nbs/apps/04_colab.ipynb #c4ec0002
 _SHOWN = ("torch", "torchvision", "open_clip_torch", "timm", "gymnasium", "stable-baselines3", "numpy")
 
+
 def first_check(
-    before: Sequence[str] = (),   # "torch==2.9.0+cu126" and the like: what was installed before locrl
-    model: str = "ViT-L-14",      # open_clip model that is tried, with random weights
+    before: Sequence[str] = (),  # "torch==2.9.0+cu126" and the like: what was installed before locrl
+    model: str = "ViT-L-14",  # open_clip model that is tried, with random weights
 ):
     """Try the installation before anything long begins: versions, the GPU, and one region embedding by CLIP.
     Raises `RuntimeError`, with the cure, where installing locrl moved a package of `before`, or CLIP or the GPU does not work."""
     import torch
+
     versions = {name: importlib.metadata.version(name) for name in _SHOWN}
-    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    moved = [f"{pin} became {versions[name]}" for pin in before for name, _, old in [pin.partition("==")] if versions.get(name, old) != old]
+    print(
+        f"Python {platform.python_version()}, " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    )
+    moved = [
+        f"{pin} became {versions[name]}"
+        for pin in before
+        for name, _, old in [pin.partition("==")]
+        if versions.get(name, old) != old
+    ]
     if moved:
-        raise RuntimeError(f"{'; '.join(moved)}: restart the runtime, and install with pip's option -c as the first cell does")
+        raise RuntimeError(
+            f"{'; '.join(moved)}: restart the runtime, and install with pip's option -c as the first cell does"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"device: {torch.cuda.get_device_name() if device == 'cuda' else 'the processor; in Colab choose Runtime, Change runtime type for a GPU'}")
+    print(
+        f"device: {torch.cuda.get_device_name() if device == 'cuda' else 'the processor; in Colab choose Runtime, Change runtime type for a GPU'}"
+    )
     try:
         start = time.monotonic()
         assert torch.ones(3, device=device).sum().item() == 3
         embedding = _embed_region(model, device)
     except Exception as error:
-        raise RuntimeError(f"{model} does not work on {device} with these versions ({type(error).__name__}: {error}): "
-                           "restart the runtime and run the first cell again; if that does not help, report the line of versions above") from error
+        raise RuntimeError(
+            f"{model} does not work on {device} with these versions ({type(error).__name__}: {error}): "
+            "restart the runtime and run the first cell again; if that does not help, report the line of versions above"
+        ) from error
     if not torch.isfinite(embedding).all():
         raise RuntimeError(f"{model} gives numbers that are not finite on {device}: choose another runtime")
-    print(f"one region through {model} with random weights: {embedding.shape[1]} numbers, {time.monotonic() - start:.1f} s. Ready.")
+    print(
+        f"one region through {model} with random weights: {embedding.shape[1]} numbers, {time.monotonic() - start:.1f} s. Ready."
+    )
+
 
 def _embed_region(model, device):
     "The embedding (1, dim) of half a grey picture by an open_clip `model` with random weights"
     from PIL import Image
     from locrl.vision.encoders import load_encoder
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # that the weights are random is intended
+        warnings.simplefilter("ignore")  # that the weights are random is intended
         encoder = load_encoder(model, device, pretrained=None)
-    return encoder.embed_crops([Image.new("RGB", (64, 48), "grey")], [[0., 0., .5, 1.]])
+    return encoder.embed_crops([Image.new("RGB", (64, 48), "grey")], [[0.0, 0.0, 0.5, 1.0]])
 
 # %% ../../nbs/apps/04_colab.ipynb #90fe0df1
 def in_colab() -> bool:
     "Whether this is a Google Colab session"
-    try: return importlib.util.find_spec("google.colab") is not None
-    except (ImportError, ValueError): return False
+    try:
+        return importlib.util.find_spec("google.colab") is not None
+    except (ImportError, ValueError):
+        return False
+
 
 def persist(
-    folder: str = "locrl",                # inside "My Drive"
-    mount: str = "/content/drive",        # where Colab shows the Drive
-) -> Path:                                # the cache folder from now on
+    folder: str = "locrl",  # inside "My Drive"
+    mount: str = "/content/drive",  # where Colab shows the Drive
+) -> Path:  # the cache folder from now on
     "Keep features and runs on Google Drive from now on (`LOCRL_CACHE`); elsewhere, or where mounting fails, in the cache folder as always"
     if in_colab():
         try:
             from google.colab import drive
+
             drive.mount(mount)
-            root = Path(mount)/"MyDrive"/folder
+            root = Path(mount) / "MyDrive" / folder
             root.mkdir(parents=True, exist_ok=True)
             os.environ["LOCRL_CACHE"] = str(root)
-        except Exception as e:   # google.colab raises whatever its dialogue ended in
-            warnings.warn(f"Google Drive could not be mounted ({e}): what this session makes stays on its own disk and is lost with it. Run the cell again to try once more")
+        except Exception as e:  # google.colab raises whatever its dialogue ended in
+            warnings.warn(
+                f"Google Drive could not be mounted ({e}): what this session makes stays on its own disk and is lost with it. Run the cell again to try once more",
+                stacklevel=2,
+            )
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free/2**30
-    print(f"features and runs are kept in {root.name} ({free:.0f} GB free)" + ("" if in_colab() else ", on this machine: it is not a Colab session"))
+    free = shutil.disk_usage(root).free / 2**30
+    print(
+        f"features and runs are kept in {root.name} ({free:.0f} GB free)"
+        + ("" if in_colab() else ", on this machine: it is not a Colab session")
+    )
     return root
 
 # %% ../../nbs/apps/04_colab.ipynb #f58ee9fa
 def tensorboard(
-    folder,            # of a run, or of many
-    height: int = 700, # of the view, pixels
-) -> bool:             # whether it is shown
+    folder,  # of a run, or of many
+    height: int = 700,  # of the view, pixels
+) -> bool:  # whether it is shown
     "Show TensorBoard in the notebook, in Colab and Jupyter; elsewhere print the command that does"
     from IPython import get_ipython
+
     shell, logdir = get_ipython(), f"--logdir {shlex.quote(str(folder))}"
     if shell is None or "IN_TEST" in os.environ:
         print(f"tensorboard {logdir}")
         return False
     from tensorboard import notebook
+
     notebook.start(logdir)
     notebook.display(height=height)
     return True

@@ -26,7 +26,7 @@ from ..data.boxes import TRIGGER
 from ..vision.clip import forms
 from ..evaluation.confidence import RegionClassifier, answer_all, with_region
 from ..data.voc import DataError, open_image, rgb
-from ..vision.encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClass
+from ..vision.encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClassError
 from ..evaluation.protocols import confidence_of
 from ..vision.features import CropBank, FeatureBank, Projection, class_evidence, integral_image
 from ..evaluation.multi import search_several, suppress
@@ -37,61 +37,98 @@ from ..vision.saliency import to_saliency
 from ..experiments.train import Agent
 
 # %% ../../nbs/apps/01_localizer.ipynb #918cd671
-EXAMPLE = files("locrl")/"assets"/"pictures"/"cat.jpg"   # a photograph to try things on, in the public domain
+EXAMPLE = files("locrl") / "assets" / "pictures" / "cat.jpg"  # a photograph to try things on, in the public domain
+
 
 def picture(
-    image,             # PIL image; path; array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); tensor (1, H, W) or (3, H, W)
-) -> Image.Image:      # upright 8-bit RGB
+    image,  # PIL image; path; array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); tensor (1, H, W) or (3, H, W)
+) -> Image.Image:  # upright 8-bit RGB
     "One picture, whatever it came as. Raises `DataError` for what is none, with the reason."
     if isinstance(image, Image.Image):
-        try: return rgb(image).copy()   # what is done to `image` later changes no answer
-        except DataError: raise
-        except (OSError, SyntaxError, ValueError) as e: raise DataError(f"the picture cannot be decoded ({e}): open the file again, or take another") from e
-    if isinstance(image, (str, Path)): return open_image(image, "give the path of a picture that can be opened")
+        try:
+            return rgb(image).copy()  # what is done to `image` later changes no answer
+        except DataError:
+            raise
+        except (OSError, SyntaxError, ValueError) as e:
+            raise DataError(f"the picture cannot be decoded ({e}): open the file again, or take another") from e
+    if isinstance(image, (str, Path)):
+        return open_image(image, "give the path of a picture that can be opened")
     if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or image.shape[0] not in (1, 3): raise DataError(f"a tensor of shape {tuple(image.shape)} is no picture: give (3, H, W) or (1, H, W)")
-        image = image.detach().cpu().permute(1, 2, 0).float().numpy() if image.is_floating_point() else image.cpu().permute(1, 2, 0).numpy()
-    if not isinstance(image, np.ndarray): raise DataError(f"a {type(image).__name__} is no picture: give a PIL image, a path, an array or a tensor")
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise DataError(f"a tensor of shape {tuple(image.shape)} is no picture: give (3, H, W) or (1, H, W)")
+        image = (
+            image.detach().cpu().permute(1, 2, 0).float().numpy()
+            if image.is_floating_point()
+            else image.cpu().permute(1, 2, 0).numpy()
+        )
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"a {type(image).__name__} is no picture: give a PIL image, a path, an array or a tensor")
     return rgb(Image.fromarray(_bytes(image)))
+
 
 def _bytes(array):
     "`array` as uint8 in a shape that Pillow takes"
-    if array.ndim == 3 and array.shape[2] == 1: array = array[..., 0]
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise DataError(f"an array of shape {array.shape} is no picture: give (H, W), (H, W, 3) or (H, W, 4); channels come last")
-    if not array.size: raise DataError(f"an array of shape {array.shape} shows nothing: give a larger one")
-    if array.dtype == np.uint8: return np.ascontiguousarray(array)
-    if array.dtype.kind != "f": raise DataError(f"an array of {array.dtype} could mean anything: give uint8, or floats in [0, 1]")
-    if not np.isfinite(array).all(): raise DataError("the array holds NaN or infinity: give floats in [0, 1]")
-    if array.min() < 0 or array.max() > 1: raise DataError(f"the array runs from {array.min():.4g} to {array.max():.4g}: give floats in [0, 1], or uint8")
-    return (255*array).round().astype(np.uint8)
+        raise DataError(
+            f"an array of shape {array.shape} is no picture: give (H, W), (H, W, 3) or (H, W, 4); channels come last"
+        )
+    if not array.size:
+        raise DataError(f"an array of shape {array.shape} shows nothing: give a larger one")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind != "f":
+        raise DataError(f"an array of {array.dtype} could mean anything: give uint8, or floats in [0, 1]")
+    if not np.isfinite(array).all():
+        raise DataError("the array holds NaN or infinity: give floats in [0, 1]")
+    if array.min() < 0 or array.max() > 1:
+        raise DataError(f"the array runs from {array.min():.4g} to {array.max():.4g}: give floats in [0, 1], or uint8")
+    return (255 * array).round().astype(np.uint8)
 
 # %% ../../nbs/apps/01_localizer.ipynb #546a1ca2
 class PictureBank(FeatureBank):
-    "Features of some pictures, encoded here and now as `build_store` does it. Raises `UnknownClass` for a class without evidence."
-    def __init__(self,
-        images,                               # PIL images, upright RGB
-        encoder: Encoder,                     # what sees
-        projection: Projection,               # of the run
-        classes,                              # names; those that `prototypes` know come first in `self.classes`
-        prototypes: Prototypes | None = None, # evidence for the classes they know, instead of the encoder's own
-        device: str = "cpu",                  # torch device
+    "Features of some pictures, encoded here and now as `build_store` does it. Raises `UnknownClassError` for a class without evidence."
+
+    def __init__(
+        self,
+        images,  # PIL images, upright RGB
+        encoder: Encoder,  # what sees
+        projection: Projection,  # of the run
+        classes,  # names; those that `prototypes` know come first in `self.classes`
+        prototypes: Prototypes | None = None,  # evidence for the classes they know, instead of the encoder's own
+        device: str = "cpu",  # torch device
     ):
         learned = tuple(c for c in classes if prototypes is not None and c in prototypes.classes)
-        own = tuple(c for c in classes if c not in learned)   # whose evidence is the encoder's
-        self.classes, self.projection, self.dim, self.device = learned + own, projection, projection.dim, device
+        own = tuple(c for c in classes if c not in learned)  # whose evidence is the encoder's
+        self.classes = learned + own
+        self.projection = projection
+        self.dim = projection.dim
+        self.device = device
+
         def see(images):
             dense = encoder.encode(images)
-            maps, presence = (encoder.evidence(dense, own), encoder.presence(dense, own)) if own else (dense.new_zeros(len(images), 0, *encoder.grid), dense.new_zeros(len(images), 0))
+            maps, presence = (
+                (encoder.evidence(dense, own), encoder.presence(dense, own))
+                if own
+                else (dense.new_zeros(len(images), 0, *encoder.grid), dense.new_zeros(len(images), 0))
+            )
             return projection(dense).half().cpu(), maps.half().cpu(), presence.float().cpu()
+
         size = max(encoder.batch_size, 16)
-        features, maps, presence = map(torch.cat, zip(*(see(images[i:i + size]) for i in range(0, len(images), size))))
-        parts = ([class_evidence(None, features, learned, prototypes)] if learned else []) + ([(to_saliency(maps), presence)] if own else [])
+        features, maps, presence = map(
+            torch.cat, zip(*(see(images[i : i + size]) for i in range(0, len(images), size)))
+        )
+        parts = ([class_evidence(None, features, learned, prototypes)] if learned else []) + (
+            [(to_saliency(maps), presence)] if own else []
+        )
         self.saliency, self.presence = (torch.cat(x, 1).to(device) for x in zip(*parts))
         self.integral = integral_image(features.to(device))
 
+
 class CutPictures(PictureBank):
     "The same, with regions cut out and encoded one by one, for runs that learned from those"
+
     def __init__(self, images, encoder, *args, **kwargs):
         super().__init__(images, encoder, *args, **kwargs)
         self.crops = CropCache(encoder, SimpleNamespace(image=list(images).__getitem__))
@@ -102,13 +139,14 @@ class CutPictures(PictureBank):
 @dataclass(frozen=True, eq=False)
 class Location:
     "Where the agent found what was asked for, and how it got there"
-    image: Image.Image    # upright RGB
-    class_name: str       # what was looked for, as the encoder calls it
-    box: np.ndarray       # (4,) float32, the answer, xyxy in [0, 1]
-    confidence: float     # by the run's source, in [0, 1] except for "q_trigger"
-    triggered: bool       # the agent ended the search itself
-    boxes: np.ndarray     # (T+1, 4) the whole picture, then the box after each action
-    actions: np.ndarray   # (T,) int64, positions in `locrl.data.boxes.ACTIONS`
+
+    image: Image.Image  # upright RGB
+    class_name: str  # what was looked for, as the encoder calls it
+    box: np.ndarray  # (4,) float32, the answer, xyxy in [0, 1]
+    confidence: float  # by the run's source, in [0, 1] except for "q_trigger"
+    triggered: bool  # the agent ended the search itself
+    boxes: np.ndarray  # (T+1, 4) the whole picture, then the box after each action
+    actions: np.ndarray  # (T,) int64, positions in `locrl.data.boxes.ACTIONS`
     q_values: np.ndarray  # (T, n_actions) before each action
     believed: np.ndarray  # (T,) IoU the network believed the box to have before each action
     saliency: np.ndarray  # (16, 16) in [0, 1], where the class seems to be
@@ -117,22 +155,34 @@ class Location:
     def pixels(self) -> tuple:
         "The answer as x1, y1, x2, y2 in pixels of the upright picture: left and top edge, and where the box ends (for `image.crop`)"
         size = np.array(self.image.size)
-        low, high = np.round(self.box.reshape(2, 2)*size).astype(int)
+        low, high = np.round(self.box.reshape(2, 2) * size).astype(int)
         low = np.minimum(low, size - 1)
-        return tuple(int(v) for v in (*low, *np.maximum(high, low + 1)))   # at least one pixel
+        return tuple(int(v) for v in (*low, *np.maximum(high, low + 1)))  # at least one pixel
 
     @property
     def episode(self) -> Episode:
         "The search up to the answer, for `locrl.figures`"
-        stopped = self.triggered and bool((self.boxes[-1] == self.box).all())   # else it passed the answer and went on
+        stopped = self.triggered and bool((self.boxes[-1] == self.box).all())  # else it passed the answer and went on
         n = len(self.actions) if stopped else int((self.boxes == self.box).all(1).argmax())
-        return Episode(self.image, self.class_name, self.boxes[:n + 1], self.actions[:n], None, self.q_values[:n], self.saliency, None, stopped, self.confidence)
+        return Episode(
+            self.image,
+            self.class_name,
+            self.boxes[: n + 1],
+            self.actions[:n],
+            None,
+            self.q_values[:n],
+            self.saliency,
+            None,
+            stopped,
+            self.confidence,
+        )
 
     def figure(self):
         "The answer on the picture, as a matplotlib figure"
         return draw_boxes(self.image, self.box, [f"{self.class_name} {self.confidence:.2f}"], thick=True).figure
 
-    def _repr_png_(self): return self.episode._repr_png_()
+    def _repr_png_(self):
+        return self.episode._repr_png_()
 
     def __repr__(self):
         end = "triggered" if self.triggered else "never triggered"
@@ -141,17 +191,22 @@ class Location:
 # %% ../../nbs/apps/01_localizer.ipynb #fdd78378
 @contextmanager
 def listening(
-    net,   # `RegionQNetwork`
-):         # list of (keys (n, 17), Q-values (n, n_actions), predicted IoU (n,)), one for each call
+    net,  # `RegionQNetwork`
+):  # list of (keys (n, 17), Q-values (n, n_actions), predicted IoU (n,)), one for each call
     "Within, all that `net.predict_all` is asked and answers is written down"
     heard, predict = [], net.predict_all
+
     def tell(keys):
         answer = predict(keys)
         heard.append([x.cpu().numpy() for x in (keys, *answer)])
         return answer
+
     net.predict_all = tell
-    try: yield heard
-    finally: del net.predict_all
+    try:
+        yield heard
+    finally:
+        del net.predict_all
+
 
 def _order(box, q_trigger, believed):
     "Rows sorted by what is seen of them; two searches that saw the same have the same order"
@@ -160,25 +215,34 @@ def _order(box, q_trigger, believed):
 # %% ../../nbs/apps/01_localizer.ipynb #287b3508
 class Localizer:
     "A trained agent for anybody's pictures"
-    def __init__(self,
-        agent: Agent,                   # who searches
-        encoder: Encoder,               # what sees: the one the agent learned from
-        confidence: str | None = None,  # source of the confidence, a key of `locrl.evaluation.protocols.CONFIDENCE`; default the run's
-        device: str = "cpu",            # torch device of agent and encoder
-        classifier: RegionClassifier | None = None,  # for a confidence that asks one; default that of the agent's folder
+
+    def __init__(
+        self,
+        agent: Agent,  # who searches
+        encoder: Encoder,  # what sees: the one the agent learned from
+        confidence: str
+        | None = None,  # source of the confidence, a key of `locrl.evaluation.protocols.CONFIDENCE`; default the run's
+        device: str = "cpu",  # torch device of agent and encoder
+        classifier: RegionClassifier
+        | None = None,  # for a confidence that asks one; default that of the agent's folder
     ):
         file, config = classifier_file(agent), agent.config
         ready = config.report_confidence and (classifier or file.exists() or not asks_regions(config.report_confidence))
-        self.agent, self.encoder, self.device = agent, encoder, device
+        self.agent = agent
+        self.encoder = encoder
+        self.device = device
         self.confidence = confidence or (config.final_confidence if ready else config.confidence)
         self.classifier = (classifier or RegionClassifier.load(file)) if asks_regions(self.confidence) else None
-        self.closed = bool(agent.config.observation.n_classes or self.classifier)   # knows the classes of its training and no other
+        self.closed = bool(
+            agent.config.observation.n_classes or self.classifier
+        )  # knows the classes of its training and no other
 
     @classmethod
-    def from_run(cls,
-        path,                           # folder of a run
+    def from_run(
+        cls,
+        path,  # folder of a run
         confidence: str | None = None,  # source of the confidence; default the run's
-        device: str = "cpu",            # torch device
+        device: str = "cpu",  # torch device
     ):
         """The agent of the run at `path`, with its encoder. Raises `ConfigError` for a folder without a run, or with another encoder than
         there is now, `ConfidenceError` for a source that needs a region classifier where the folder holds none."""
@@ -186,38 +250,56 @@ class Localizer:
         return cls(agent, agent.world(device).encoder, confidence, device)
 
     @classmethod
-    def pretrained(cls,
-        name="animals-5",               # of an agent that comes with the package, or the path of a file that `locrl pack` wrote
+    def pretrained(
+        cls,
+        name="animals-5",  # of an agent that comes with the package, or the path of a file that `locrl pack` wrote
         confidence: str | None = None,  # source of the confidence; default the agent's
-        device: str = "cpu",            # torch device
+        device: str = "cpu",  # torch device
     ):
         "A trained agent, ready for use. Raises `locrl.apps.pretrained.PackError` for an unknown name or a damaged file, `ConfigError` for another encoder."
         agent = load_pretrained(name, device)
         return cls(agent, agent.world(device).encoder, confidence, device, agent.classifier)
 
-    def class_of(self,
+    def class_of(
+        self,
         phrase: str,  # e.g. "a sheep"
-    ) -> str:         # e.g. "sheep"
-        "What the phrase is called here. Raises `UnknownClass`, with the nearest known ones, for what neither agent nor encoder knows."
+    ) -> str:  # e.g. "sheep"
+        "What the phrase is called here. Raises `UnknownClassError`, with the nearest known ones, for what neither agent nor encoder knows."
         names, config = forms(phrase), self.agent.config
         for name in names:
-            if name in config.classes: return name
-        if self.closed: raise UnknownClass(names[0], config.classes, "This agent, or its confidence, has a code for each class of its training and none for others.")
+            if name in config.classes:
+                return name
+        if self.closed:
+            raise UnknownClassError(
+                names[0],
+                config.classes,
+                "This agent, or its confidence, has a code for each class of its training and none for others.",
+            )
         for name in names:
-            try: self.encoder.class_embeddings([name])
-            except UnknownClass: continue
+            try:
+                self.encoder.class_embeddings([name])
+            except UnknownClassError:
+                continue
             return name
-        raise UnknownClass(names[0], {*config.classes, *IMAGENET_GROUPS}, f"{self.encoder.name} has no text tower; a run on an open_clip encoder takes any phrase.")
+        raise UnknownClassError(
+            names[0],
+            {*config.classes, *IMAGENET_GROUPS},
+            f"{self.encoder.name} has no text tower; a run on an open_clip encoder takes any phrase.",
+        )
 
-    def locate(self,
-        images,   # a picture as `picture` takes it, or several: a list, an array (N, H, W, 3), a tensor (N, 3, H, W)
+    def locate(
+        self,
+        images,  # a picture as `picture` takes it, or several: a list, an array (N, H, W, 3), a tensor (N, 3, H, W)
         phrases,  # what to look for, or a list: one for each picture, or several for a single one
-    ):            # `Location`; a list of them where pictures or phrases are several
-        "Search. Raises `DataError` for a picture that cannot be used, `UnknownClass` for a phrase that means nothing here."
+    ):  # `Location`; a list of them where pictures or phrases are several
+        "Search. Raises `DataError` for a picture that cannot be used, `UnknownClassError` for a phrase that means nothing here."
         several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         pictures = [self._picture(i, image) for i, image in enumerate(images)] if several else [picture(images)]
         names = [self.class_of(p) for p in ([phrases] if isinstance(phrases, str) else phrases)]
-        if several and len(names) not in (1, len(pictures)): raise ValueError(f"{len(pictures)} pictures and {len(names)} phrases: give one phrase, or one for each picture")
+        if several and len(names) not in (1, len(pictures)):
+            raise ValueError(
+                f"{len(pictures)} pictures and {len(names)} phrases: give one phrase, or one for each picture"
+            )
         asked = [(i, names[i % len(names)]) for i in range(len(pictures))] if several else [(0, name) for name in names]
         found = self._search(pictures, asked) if asked else {}
         answers = [found[q] for q in asked]
@@ -225,16 +307,30 @@ class Localizer:
 
     def _picture(self, i, image):
         "Picture `i` of several; an error says which it is"
-        try: return picture(image)
-        except DataError as e: raise DataError(f"picture {i}: {e}") from None
+        try:
+            return picture(image)
+        except DataError as e:
+            raise DataError(f"picture {i}: {e}") from None
 
     def _search(self, pictures, asked):
         "Answers to the (picture, class name) of `asked`, by question"
-        agent, config, questions = self.agent, self.agent.config, list(dict.fromkeys(asked))
+        agent = self.agent
+        config = self.agent.config
+        questions = list(dict.fromkeys(asked))
         bank = self._bank(pictures, dict.fromkeys(name for _, name in questions))
         image, label = (np.array(x) for x in zip(*((i, bank.classes.index(name)) for i, name in questions)))
         with listening(agent.policy.q_net) as heard:
-            answers = answer_all(agent.policy, bank, image, label, config.moves, config.observation.max_steps, config.answer, self.confidence, self.classifier)
+            answers = answer_all(
+                agent.policy,
+                bank,
+                image,
+                label,
+                config.moves,
+                config.observation.max_steps,
+                config.answer,
+                self.confidence,
+                self.classifier,
+            )
         score = self._score(answers)
         keys, q, believed = (np.concatenate(x) for x in zip(*heard))
         found = {}
@@ -242,56 +338,102 @@ class Localizer:
             mine = (keys[:, 0] == image[k]) & (keys[:, 1] == label[k])
             actions, boxes = q[mine].argmax(1), keys[mine, 2:6]
             boxes = np.concatenate([boxes, config.moves.apply(boxes[-1:], actions[-1:])])
-            found[question] = Location(pictures[image[k]], question[1], answers.box[k], float(score[k]), bool(answers.triggered[k]), boxes, actions,
-                                       q[mine], believed[mine], bank.saliency[image[k], label[k]].cpu().numpy())
+            found[question] = Location(
+                pictures[image[k]],
+                question[1],
+                answers.box[k],
+                float(score[k]),
+                bool(answers.triggered[k]),
+                boxes,
+                actions,
+                q[mine],
+                believed[mine],
+                bank.saliency[image[k], label[k]].cpu().numpy(),
+            )
         return found
 
     def _bank(self, pictures, names):
         "Features of `pictures`, with evidence for the classes `names` at least"
         kind, config = PictureBank if self.agent.config.regions == "pooled" else CutPictures, self.agent.config
-        return kind(pictures, self.encoder, self.agent.projection, tuple(config.classes if self.closed else names), self.agent.prototypes, self.device)
+        return kind(
+            pictures,
+            self.encoder,
+            self.agent.projection,
+            tuple(config.classes if self.closed else names),
+            self.agent.prototypes,
+            self.device,
+        )
 
     def _score(self, answers):
         "How sure each of the answers is"
         score = confidence_of(answers, self.confidence)
-        return np.exp(score) if "*" in self.confidence else score   # `CONFIDENCE` keeps products as sums of logarithms
+        return np.exp(score) if "*" in self.confidence else score  # `CONFIDENCE` keeps products as sums of logarithms
 
-    def locate_all(self,
-        image,                # a picture as `picture` takes it
-        phrase: str,          # what to look for
-        least: float = 0.3,   # confidence that a box must have
-        overlap: float = 0.3, # IoU beyond which the less sure of two boxes is dropped
-    ) -> list[Location]:      # surest first, none where nothing reaches `least`
+    def locate_all(
+        self,
+        image,  # a picture as `picture` takes it
+        phrase: str,  # what to look for
+        least: float = 0.3,  # confidence that a box must have
+        overlap: float = 0.3,  # IoU beyond which the less sure of two boxes is dropped
+    ) -> list[Location]:  # surest first, none where nothing reaches `least`
         "Search for all of them, in the way of the run's configuration (`locrl.evaluation.multi`), or from windows where regions are cut out and so cannot be marked. Raises as `locate` does."
         image, name, config = picture(image), self.class_of(phrase), self.agent.config
         bank, restarts = self._bank([image], [name]), config.restarts if config.regions == "pooled" else "windows"
         label = bank.classes.index(name)
         with listening(self.agent.policy.q_net) as heard:
-            regions = search_several(self.agent.policy, bank, np.array([0]), np.array([label]), config.moves, config.observation.max_steps, restarts=restarts)
+            regions = search_several(
+                self.agent.policy,
+                bank,
+                np.array([0]),
+                np.array([label]),
+                config.moves,
+                config.observation.max_steps,
+                restarts=restarts,
+            )
         keys, q, believed = (np.concatenate(x) for x in zip(*heard))
-        same = np.empty(len(regions), np.int64)   # where each region was asked about
+        same = np.empty(len(regions), np.int64)  # where each region was asked about
         same[_order(regions.box, regions.q_trigger, regions.iou)] = _order(keys[:, 2:6], q[:, TRIGGER], believed)
         keys, q, believed, stops = keys[same], q[same], believed[same], regions.terminal
-        if self.classifier: regions = with_region(regions, self.classifier, bank)
+        if self.classifier:
+            regions = with_region(regions, self.classifier, bank)
         score = self._score(regions)
         best = suppress(regions, score, overlap)
-        def found(k):   # the way to region k, and the trigger there
+
+        def found(k):  # the way to region k, and the trigger there
             begin, stop = k - int(keys[k, 6]), int(stops[k])
-            way, acts = [*range(begin, k + 1), *[k]*stop], slice(begin, k + stop)
-            return Location(image, name, regions.box[k], float(score[k]), bool(stop), keys[way, 2:6], q[acts].argmax(1), q[acts], believed[acts], bank.saliency[0, label].cpu().numpy())
+            way, acts = [*range(begin, k + 1), *[k] * stop], slice(begin, k + stop)
+            return Location(
+                image,
+                name,
+                regions.box[k],
+                float(score[k]),
+                bool(stop),
+                keys[way, 2:6],
+                q[acts].argmax(1),
+                q[acts],
+                believed[acts],
+                bank.saliency[0, label].cpu().numpy(),
+            )
+
         return [found(k) for k in best[np.argsort(-score[best], kind="stable")] if score[k] >= least]
 
-    def locate_stream(self,
-        frames,      # any iterable of pictures, e.g. of a video or a camera; it may be endless
-        phrase: str, # what to look for
+    def locate_stream(
+        self,
+        frames,  # any iterable of pictures, e.g. of a video or a camera; it may be endless
+        phrase: str,  # what to look for
         batch: int = 1,  # frames encoded and searched together: more is faster, and later
-    ):               # yields a `Location` for each frame
+    ):  # yields a `Location` for each frame
         "Search frame after frame, each from the whole picture. Nothing is read ahead of what is asked for but the batch."
-        if batch < 1: raise ValueError(f"batch={batch}: must be at least 1")
+        if batch < 1:
+            raise ValueError(f"batch={batch}: must be at least 1")
         self.class_of(phrase)
+
         def run():
             frames_left = iter(frames)
-            while part := list(islice(frames_left, batch)): yield from self.locate(part, phrase)
+            while part := list(islice(frames_left, batch)):
+                yield from self.locate(part, phrase)
+
         return run()
 
-    def __repr__(self): return f"Localizer({self.agent.folder.name}, {', '.join(self.agent.config.classes)}, {self.encoder!r})"
+    def __repr__(self):
+        return f"Localizer({self.agent.folder.name}, {', '.join(self.agent.config.classes)}, {self.encoder!r})"

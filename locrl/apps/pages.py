@@ -37,18 +37,30 @@ from ..experiments.train import versions
 # %% ../../nbs/apps/03_pages.ipynb #b00599d7
 _PATH = re.compile(r"(?<![\w.:/<~…}-])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
+
 def _private(text):
     "`text` without the folders of this machine"
-    for root, name in ((Path.cwd(), ""), (cache_root(), "$LOCRL_CACHE/"), (data_root(), "$LOCRL_DATA/"), (Path.home(), "~/")):
-        if len(root.parts) > 1: text = re.sub(rf"(?<![\w.:/-]){re.escape(str(root.absolute()))}(?:/+|(?![\w.-]))", lambda _: name, text)
+    for root, name in (
+        (Path.cwd(), ""),
+        (cache_root(), "$LOCRL_CACHE/"),
+        (data_root(), "$LOCRL_DATA/"),
+        (Path.home(), "~/"),
+    ):
+        if len(root.parts) > 1:
+            text = re.sub(rf"(?<![\w.:/-]){re.escape(str(root.absolute()))}(?:/+|(?![\w.-]))", lambda _: name, text)
     return _PATH.sub(lambda m: "…/" + "/".join(m[0].rstrip("/").split("/")[2:][-3:]), text)
+
 
 def _plain(x):
     "`x` as JSON and CSV hold it, without the folders of this machine"
-    if isinstance(x, dict): return {_private(str(k)): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
-    if isinstance(x, (np.ndarray, np.generic)): return _plain(x.tolist())
-    if isinstance(x, float): return x if np.isfinite(x) else None
+    if isinstance(x, dict):
+        return {_private(str(k)): _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(v) for v in x]
+    if isinstance(x, (np.ndarray, np.generic)):
+        return _plain(x.tolist())
+    if isinstance(x, float):
+        return x if np.isfinite(x) else None
     return x if x is None or isinstance(x, (bool, int)) else _private(str(x))
 
 # %% ../../nbs/apps/03_pages.ipynb #86452985
@@ -60,8 +72,12 @@ def _csv(rows, columns=None):
     text = StringIO()
     out = csv.writer(text, lineterminator="\r\n")
     out.writerow([n for c in columns for n in ([c, f"{c} low", f"{c} high"] if c in spread else [c])])
-    three = lambda v: v if isinstance(v, list) else [v, None, None]
-    for row in rows: out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])
+
+    def three(v):
+        return v if isinstance(v, list) else [v, None, None]
+
+    for row in rows:
+        out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])
     return text.getvalue()
 
 # %% ../../nbs/apps/03_pages.ipynb #e1902924
@@ -109,41 +125,53 @@ def _png(figure):
     figure.savefig(data, format="png", dpi=110)
     return data.getvalue()
 
-def _slug(heading): return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "part"
+
+def _slug(heading):
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "part"
+
 
 def _free(name, taken, kind=""):
     "`name`, with the first number that makes it a new one"
     return next(n for i in range(1, len(taken) + 2) if (n := f"{name}{f'-{i}' if i > 1 else ''}{kind}") not in taken)
 
+
 def _part(part, heading, name):
     "HTML of a part of a page, and the {file name: content} that stand beside the page for it"
-    wide = lambda html: f'<div class="wide" tabindex="0" role="region" aria-label="{escape(heading)}">{html}</div>'
-    if isinstance(part, str): return f"<p>{escape(_private(part))}</p>", {}
+
+    def wide(html):
+        return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(heading)}">{html}</div>'
+
+    if isinstance(part, str):
+        return f"<p>{escape(_private(part))}</p>", {}
     if isinstance(part, (list, tuple)):
         html, files = [], {}
         for p in part:
             text, made = _part(p, heading, name)
             html.append(text)
-            for file, content in made.items(): files[_free(Path(file).stem, files, Path(file).suffix)] = content
+            for file, content in made.items():
+                files[_free(Path(file).stem, files, Path(file).suffix)] = content
         return "\n".join(html), files
     if isinstance(part, Table):
         columns, bold = ([_private(str(x)) for x in names] for names in (part.columns, part.emphasise))
         return wide(table(_plain(part.rows), columns, bold)._repr_html_()), {f"{name}.csv": _csv(part.rows, columns)}
-    if not hasattr(part, "savefig"): return wide(part._repr_html_()), {}
-    png, (width, height) = _png(part), (96*part.get_size_inches()).round().astype(int)
-    image = f'<img alt="Figure: {escape(heading)}" width="{width}" height="{height}" style="min-width: {round(.7*width)}px" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    if not hasattr(part, "savefig"):
+        return wide(part._repr_html_()), {}
+    png, (width, height) = _png(part), (96 * part.get_size_inches()).round().astype(int)
+    image = f'<img alt="Figure: {escape(heading)}" width="{width}" height="{height}" style="min-width: {round(0.7 * width)}px" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     return wide(image), {f"{name}.png": png}
 
+
 def write_folder(
-    folder,                 # to write into; files of other names stay
+    folder,  # to write into; files of other names stay
     title: str,
-    parts: dict,            # heading -> text, `locrl.figures.Table`, matplotlib figure, something with `_repr_html_`, or a list of such
-    numbers: dict,          # for results.json
-    rows=(),                # dictionaries, for results.csv
-    command: str = "",      # what to type to get the same again
-) -> Path:                  # the page
+    parts: dict,  # heading -> text, `locrl.figures.Table`, matplotlib figure, something with `_repr_html_`, or a list of such
+    numbers: dict,  # for results.json
+    rows=(),  # dictionaries, for results.csv
+    command: str = "",  # what to type to get the same again
+) -> Path:  # the page
     "Write index.html, results.json, results.csv, a CSV for each table and a PNG for each figure, each atomically, the page last"
     from jinja2 import Environment
+
     folder, numbers, command, shown, files = Path(folder), _plain(numbers), _private(command), [], {}
     numbers = dict(command=command, versions=versions()) | numbers
     for heading, part in parts.items():
@@ -152,21 +180,34 @@ def write_folder(
         html, made = _part(part, heading, name)
         shown.append((heading, name, html))
         files |= made
-    if rows: files = {"results.csv": _csv(rows)} | files
+    if rows:
+        files = {"results.csv": _csv(rows)} | files
     files = {"results.json": json.dumps(numbers, indent=1, allow_nan=False) + "\n"} | files
-    for name, content in files.items(): write_atomic(folder/name, content)
-    page = Environment(autoescape=True).from_string(_PAGE).render(title=_private(title), command=command, versions=numbers["versions"], files=list(files), parts=shown)
-    return write_atomic(folder/"index.html", page)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    page = (
+        Environment(autoescape=True)
+        .from_string(_PAGE)
+        .render(title=_private(title), command=command, versions=numbers["versions"], files=list(files), parts=shown)
+    )
+    return write_atomic(folder / "index.html", page)
 
 # %% ../../nbs/apps/03_pages.ipynb #cb3edc02
 _MODES = {"one_shot": "one search", "tr": "TR", "aar": "AAR"}
 
+
 def class_records(
     result: dict,  # what `locrl.experiments.results.report` gave
-) -> list[dict]:   # seed, mode, class, ap11: a row each
+) -> list[dict]:  # seed, mode, class, ap11: a row each
     "The AP of every seed, mode of search and class"
-    return [dict(seed=m["seed"], mode=mode, **{"class": c}, ap11=ap) for m in result["metrics"]["seeds"] for mode in _MODES if mode in m
-            for c, ap in (m[mode]["ap11"] | {"mean": m[mode]["map11"]}).items()]
+    return [
+        dict(seed=m["seed"], mode=mode, **{"class": c}, ap11=ap)
+        for m in result["metrics"]["seeds"]
+        for mode in _MODES
+        if mode in m
+        for c, ap in (m[mode]["ap11"] | {"mean": m[mode]["map11"]}).items()
+    ]
+
 
 def class_table(
     result: dict,  # what `locrl.experiments.results.report` gave
@@ -174,68 +215,139 @@ def class_table(
     "The 11-point AP of every class, a column for each mode of search: mean and interval over seeds. A dash where a class has no objects."
     mean = result["metrics"]["aggregate"]
     modes = {k: words for k, words in _MODES.items() if k in mean}
-    cell = lambda x: None if x is None else spread(x)
-    rows = [{"class": c, **{words: cell(mean[k]["ap11"].get(c)) for k, words in modes.items()}} for c in result["data"]["classes"]]
-    return table(rows + [{"class": "mean", **{words: cell(mean[k].get("map11")) for k, words in modes.items()}}], emphasise="mean")
+
+    def cell(x):
+        return None if x is None else spread(x)
+
+    rows = [
+        {"class": c, **{words: cell(mean[k]["ap11"].get(c)) for k, words in modes.items()}}
+        for c in result["data"]["classes"]
+    ]
+    return table(
+        rows + [{"class": "mean", **{words: cell(mean[k].get("map11")) for k, words in modes.items()}}],
+        emphasise="mean",
+    )
+
 
 def scrutiny(
-    runs,                          # a run folder, or several of one configuration
-    split: str = "report",         # "report" or "select"
-    confidence: str | None = None, # source of the ranking; default the configuration's
-    world=None,                    # `locrl.experiments.config.World`, to share between calls
-    progress: bool = False,        # show progress bars
-) -> dict:                         # heading -> part, for `write_folder`
+    runs,  # a run folder, or several of one configuration
+    split: str = "report",  # "report" or "select"
+    confidence: str | None = None,  # source of the ranking; default the configuration's
+    world=None,  # `locrl.experiments.config.World`, to share between calls
+    progress: bool = False,  # show progress bars
+) -> dict:  # heading -> part, for `write_folder`
     "What the numbers of finished runs are made of: precision and recall, mistakes, calibration; of the seed in the middle"
     agents, _, bank, data = opened(runs, split, world)
     confidence, classes = confidence or agents[0].config.final_confidence, bank.classes
     scored = [score(answers_of(a, bank, confidence, progress), data, classes, confidence) for a in agents]
-    seed, e = sorted(zip([a.seed for a in agents], scored), key=lambda x: (x[1].detection.map11 or 0, x[0]))[(len(agents) - 1)//2]
-    s, gt, sure = e.searches, relabelled(data, classes), confidence_of(e.searches, confidence)
+    seed, e = sorted(zip([a.seed for a in agents], scored), key=lambda x: (x[1].detection.map11 or 0, x[0]))[
+        (len(agents) - 1) // 2
+    ]
+    s = e.searches
+    gt = relabelled(data, classes)
+    sure = confidence_of(e.searches, confidence)
     errors = analyse_errors(Detections(s.image, s.label, s.box, sure), gt, classes)
-    hit = best_iou(gt, len(classes), s.image, s.box)[np.arange(len(s)), s.label] >= .5
-    sources = {name: confidence_of(s, name) for name in dict.fromkeys([confidence, "presence", "iou", "region"]) if name in sources_of(s)}
+    hit = best_iou(gt, len(classes), s.image, s.box)[np.arange(len(s)), s.label] >= 0.5
+    sources = {
+        name: confidence_of(s, name)
+        for name in dict.fromkeys([confidence, "presence", "iou", "region"])
+        if name in sources_of(s)
+    }
     curves = {name: reliability(p, hit) for name, p in sources.items() if len(p) and p.min() >= 0 and p.max() <= 1}
     whose = f"Of seed {seed}, the middle one of {len(agents)} by mAP." if len(agents) > 1 else f"Of seed {seed}."
-    out = {"Precision and recall": [whose + f" Answers ranked by {confidence}. The dotted line is the recall that no ranking can exceed.", pr_curves(e.detection)],
-           "Mistakes": [whose + " What kind of mistake each wrong box is, what became of the objects, and what the repair of each kind would gain in mAP (area).",
-                        errors.table(), errors.states_table(), errors.states_table("size"), errors.figure()]}
-    if curves: out["Calibration"] = [whose + " Whether a confidence is the probability that the box has an IoU of at least 0.5. ECE is the mean distance from the diagonal.", reliability_figure(curves)]
+    out = {
+        "Precision and recall": [
+            whose + f" Answers ranked by {confidence}. The dotted line is the recall that no ranking can exceed.",
+            pr_curves(e.detection),
+        ],
+        "Mistakes": [
+            whose
+            + " What kind of mistake each wrong box is, what became of the objects, and what the repair of each kind would gain in mAP (area).",
+            errors.table(),
+            errors.states_table(),
+            errors.states_table("size"),
+            errors.figure(),
+        ],
+    }
+    if curves:
+        out["Calibration"] = [
+            whose
+            + " Whether a confidence is the probability that the box has an IoU of at least 0.5. ECE is the mean distance from the diagonal.",
+            reliability_figure(curves),
+        ]
     return out
 
+
 def evaluation_parts(
-    result: dict,       # what `locrl.experiments.results.report` or `locrl.experiments.transfer.transfer` gave
-    details: dict = {}, # what `scrutiny` gave
-) -> dict:              # heading -> part, for `write_folder`
+    result: dict,  # what `locrl.experiments.results.report` or `locrl.experiments.transfer.transfer` gave
+    details: dict = {},  # what `scrutiny` gave
+) -> dict:  # heading -> part, for `write_folder`
     "What stands on the page of an evaluation"
-    data, n, mean = result["data"], len(result["seeds"]), result["metrics"]["aggregate"]
+    data = result["data"]
+    n = len(result["seeds"])
+    mean = result["metrics"]["aggregate"]
     ranked = result["metrics"]["seeds"][0]["one_shot"]["confidence"]
-    words = [f"{data['images']:,} pictures of {data['report']}; classes: {', '.join(data['classes'])}. Trained on {data['train']}, {n} seed{'s'*(n > 1)}. Answers are ranked by {ranked}."]
+    words = [
+        f"{data['images']:,} pictures of {data['report']}; classes: {', '.join(data['classes'])}. Trained on {data['train']}, {n} seed{'s' * (n > 1)}. Answers are ranked by {ranked}."
+    ]
     if "transfer" in result:
         t = result["transfer"]
-        words.append(f"The agent was trained on {', '.join(t['trained_on'])}. New to it: {', '.join(t['new_classes']) or 'the pictures alone'}. What a class looks like comes from {t['evidence_from']} ({t['evidence']}).")
-    words.append("Brackets hold 95 % intervals over seeds (Student's t)." if n > 1 else "One seed: no interval over seeds.")
+        words.append(
+            f"The agent was trained on {', '.join(t['trained_on'])}. New to it: {', '.join(t['new_classes']) or 'the pictures alone'}. What a class looks like comes from {t['evidence_from']} ({t['evidence']})."
+        )
+    words.append(
+        "Brackets hold 95 % intervals over seeds (Student's t)." if n > 1 else "One seed: no interval over seeds."
+    )
     out = {"Setting": words, "Results": results_table(result), "Average precision by class": class_table(result)}
-    if "confidence" in mean: out["Confidence"] = ["Detection by each confidence source, on the boxes of the same searches.", confidence_table(result)]
+    if "confidence" in mean:
+        out["Confidence"] = [
+            "Detection by each confidence source, on the boxes of the same searches.",
+            confidence_table(result),
+        ]
     return out | details
 
 # %% ../../nbs/apps/03_pages.ipynb #a08dcbaa
 def diagnosis_parts(
     d: Diagnosis,
-) -> dict:         # heading -> part, for `write_folder`
+) -> dict:  # heading -> part, for `write_folder`
     "What stands on the page of a diagnosis"
-    cell = lambda x: (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
-    by_class = table([{"component": s.component, **{c: cell(x) for c, x in s.loss.items() if c != "total"}} for s in d.steps], emphasise=d.binding)
+
+    def cell(x):
+        return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
+
+    by_class = table(
+        [{"component": s.component, **{c: cell(x) for c, x in s.loss.items() if c != "total"}} for s in d.steps],
+        emphasise=d.binding,
+    )
     evidence = table([{"what": k, "value": v} for k, v in d.evidence.items() if not isinstance(v, list)])
-    moves = table([{"move": a.replace("_", " "), "times (mean over seeds)": round(v)} for a, v in zip(ACTIONS, d.evidence["actions"]) if a != ACTIONS[TRIGGER]])
+    moves = table(
+        [
+            {"move": a.replace("_", " "), "times (mean over seeds)": round(v)}
+            for a, v in zip(ACTIONS, d.evidence["actions"])
+            if a != ACTIONS[TRIGGER]
+        ]
+    )
     ladder = d.table()
-    return {"Verdict": d.verdict,
-            "Where the mAP is lost": [f"From 1 down to the measured {d.measured:.3f}: each step takes an oracle away from one more component. Brackets hold 95 % intervals over pictures and seeds.",
-                                      Table(ladder.rows, tuple(c for c in ladder.columns if c != "answers"), ladder.emphasise), d.figure()],
-            "What each step scores": [f"{s.component[0].upper()}{s.component[1:]}: {s.answers}." for s in d.steps],
-            "By class": by_class, "Signs": d.signs_figure(), "Evidence": [evidence, moves]}
+    return {
+        "Verdict": d.verdict,
+        "Where the mAP is lost": [
+            f"From 1 down to the measured {d.measured:.3f}: each step takes an oracle away from one more component. Brackets hold 95 % intervals over pictures and seeds.",
+            Table(ladder.rows, tuple(c for c in ladder.columns if c != "answers"), ladder.emphasise),
+            d.figure(),
+        ],
+        "What each step scores": [f"{s.component[0].upper()}{s.component[1:]}: {s.answers}." for s in d.steps],
+        "By class": by_class,
+        "Signs": d.signs_figure(),
+        "Evidence": [evidence, moves],
+    }
+
 
 def diagnosis_records(
     d: Diagnosis,
-) -> list[dict]:   # component, of, loss, low, high, left: a row each
+) -> list[dict]:  # component, of, loss, low, high, left: a row each
     "What every step costs, in total and for each class"
-    return [dict(component=s.component, of=c, loss=x["mean"], low=x.get("low"), high=x.get("high"), left=s.level[c]["mean"]) for s in d.steps for c, x in s.loss.items()]
+    return [
+        dict(component=s.component, of=c, loss=x["mean"], low=x.get("low"), high=x.get("high"), left=s.level[c]["mean"])
+        for s in d.steps
+        for c, x in s.loss.items()
+    ]

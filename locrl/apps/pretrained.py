@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.boxes import TRIGGER
 from ..evaluation.confidence import RegionClassifier, answer_all, best_iou, reliability
 from ..experiments.config import Config, difference
 from ..files import cache_root, write_atomic
@@ -35,71 +34,121 @@ from ..experiments.results import asks_regions, classifier_of
 from ..experiments.train import Agent, untrained, versions
 
 # %% ../../nbs/apps/00_pretrained.ipynb #62aeec62
-FORMAT = 2         # of the file; raised when an older locrl could not read a new one
+FORMAT = 2  # of the file; raised when an older locrl could not read a new one
 LIMIT = 2_000_000  # bytes of a file, at most
-AGENTS = Path(str(files("locrl")))/"assets"/"agents"
+AGENTS = Path(str(files("locrl"))) / "assets" / "agents"
+
 
 class PackError(ValueError):
     "An agent's file that is missing, damaged or of another version, or a run that cannot be packed; the message says what to do"
 
+
 @dataclass(eq=False)
 class PretrainedAgent(Agent):
     "An `Agent` from a single file"
-    classifier: RegionClassifier | None = None   # ranks its answers, where it has one
-    about: dict = field(default_factory=dict)    # where it comes from and what it is worth, as `pack` wrote it
 
-    def __repr__(self): return f"PretrainedAgent({self.about['name']}, {', '.join(self.config.classes)}, {sum(self.about['bytes'].values())/1e6:.2f} MB)"
+    classifier: RegionClassifier | None = None  # ranks its answers, where it has one
+    about: dict = field(default_factory=dict)  # where it comes from and what it is worth, as `pack` wrote it
+
+    def __repr__(self):
+        return f"PretrainedAgent({self.about['name']}, {', '.join(self.config.classes)}, {sum(self.about['bytes'].values()) / 1e6:.2f} MB)"
 
 # %% ../../nbs/apps/00_pretrained.ipynb #f9823034
 def _arrays(agent, classifier):
     "All numbers of an agent, by name"
     out = {f"q/{k}": v.cpu().numpy() for k, v in agent.policy.q_net.state_dict().items()}
     out["projection/mean"], out["projection/scale"] = agent.projection.mean, np.float64(agent.projection.scale)
-    if agent.projection.matrix is not None: out["projection/matrix"] = agent.projection.matrix
-    if agent.prototypes is not None: out |= {f"prototypes/{k}": v.cpu().numpy() for k, v in agent.prototypes.state_dict().items()}
-    if classifier is not None: out |= {f"classifier/{k}": getattr(classifier, k) for k in ("hidden", "hidden_bias", "out", "out_bias")}
+    if agent.projection.matrix is not None:
+        out["projection/matrix"] = agent.projection.matrix
+    if agent.prototypes is not None:
+        out |= {f"prototypes/{k}": v.cpu().numpy() for k, v in agent.prototypes.state_dict().items()}
+    if classifier is not None:
+        out |= {f"classifier/{k}": getattr(classifier, k) for k in ("hidden", "hidden_bias", "out", "out_bias")}
     return out
+
 
 def _agent(arrays, about, device):
     "What `_arrays` took apart"
-    part = lambda name: {k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")}
+
+    def part(name):
+        return {k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")}
+
     config, p = Config.from_dict(about["config"]), part("projection")
     projection = Projection(p["mean"], p.get("matrix"), float(p["scale"]))
     policy = untrained(config, projection.dim, device)
     weights = {k: torch.from_numpy(v) for k, v in part("q").items()}
-    for net in (policy.q_net, policy.q_net_target): net.load_state_dict(weights)
-    prototypes = Prototypes(config.classes, *(torch.from_numpy(part("prototypes")[k]) for k in ("weight", "bias"))) if part("prototypes") else None
-    classifier = RegionClassifier(config.classes, projection.digest, **part("classifier")) if part("classifier") else None
-    return PretrainedAgent(config, about["seed"], policy, projection, prototypes, about["step"], cache_root()/"pretrained"/about["name"],
-                           about["encoder"]["fingerprint"], classifier, about)
+    for net in (policy.q_net, policy.q_net_target):
+        net.load_state_dict(weights)
+    prototypes = (
+        Prototypes(config.classes, *(torch.from_numpy(part("prototypes")[k]) for k in ("weight", "bias")))
+        if part("prototypes")
+        else None
+    )
+    classifier = (
+        RegionClassifier(config.classes, projection.digest, **part("classifier")) if part("classifier") else None
+    )
+    return PretrainedAgent(
+        config,
+        about["seed"],
+        policy,
+        projection,
+        prototypes,
+        about["step"],
+        cache_root() / "pretrained" / about["name"],
+        about["encoder"]["fingerprint"],
+        classifier,
+        about,
+    )
 
 # %% ../../nbs/apps/00_pretrained.ipynb #0d9a0722
-_SMALL = 4_096   # numbers; an array of fewer keeps its 32 bits
-_ROOM = 2**14    # bytes left for what is measured when the size is settled
-_EIGHT = (), ("projection/",), ("projection/", "classifier/"), ("projection/", "classifier/", "q/")   # stored in eight bits, the first that fits
+_SMALL = 4_096  # numbers; an array of fewer keeps its 32 bits
+_ROOM = 2**14  # bytes left for what is measured when the size is settled
+_EIGHT = (
+    (),
+    ("projection/",),
+    ("projection/", "classifier/"),
+    ("projection/", "classifier/", "q/"),
+)  # stored in eight bits, the first that fits
+
 
 def _shrunk(arrays, eight=()):
     "Large matrices as the bytes of half floats, or, under the names that begin with one of `eight`, as whole numbers with a scale for each output"
     out = {}
     for name, x in arrays.items():
-        if x.size < _SMALL: out[name] = x
-        elif not name.startswith(eight or ("-",)): out[f"{name}:half"] = np.ascontiguousarray(np.moveaxis(x.astype(np.float16)[..., None].view(np.uint8), -1, 0))
+        if x.size < _SMALL:
+            out[name] = x
+        elif not name.startswith(eight or ("-",)):
+            out[f"{name}:half"] = np.ascontiguousarray(
+                np.moveaxis(x.astype(np.float16)[..., None].view(np.uint8), -1, 0)
+            )
         else:
-            scale = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True).clip(1e-12)/127
-            out[f"{name}:int8"], out[f"{name}:scale"] = np.round(x/scale).astype(np.int8), scale.astype(np.float32)
+            scale = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True).clip(1e-12) / 127
+            out[f"{name}:int8"], out[f"{name}:scale"] = np.round(x / scale).astype(np.int8), scale.astype(np.float32)
     return out
+
 
 def _grown(arrays):
     "What `_shrunk` gave, as 32-bit floats again"
     whole = {k: v if k.endswith("/scale") else v.astype(np.float32) for k, v in arrays.items() if ":" not in k}
-    half = {k[:-5]: np.ascontiguousarray(np.moveaxis(v, 0, -1)).view(np.float16)[..., 0].astype(np.float32) for k, v in arrays.items() if k.endswith(":half")}
-    return whole | half | {k[:-5]: v.astype(np.float32)*arrays[f"{k[:-5]}:scale"] for k, v in arrays.items() if k.endswith(":int8")}
+    half = {
+        k[:-5]: np.ascontiguousarray(np.moveaxis(v, 0, -1)).view(np.float16)[..., 0].astype(np.float32)
+        for k, v in arrays.items()
+        if k.endswith(":half")
+    }
+    return (
+        whole
+        | half
+        | {k[:-5]: v.astype(np.float32) * arrays[f"{k[:-5]}:scale"] for k, v in arrays.items() if k.endswith(":int8")}
+    )
+
 
 def _digest(arrays):
     "SHA-256 over names, types, shapes and numbers"
     h = hashlib.sha256()
-    for k in sorted(arrays): h.update(f"{k} {arrays[k].dtype} {arrays[k].shape} ".encode() + np.ascontiguousarray(arrays[k]).tobytes())
+    for k in sorted(arrays):
+        h.update(f"{k} {arrays[k].dtype} {arrays[k].shape} ".encode() + np.ascontiguousarray(arrays[k]).tobytes())
     return h.hexdigest()
+
 
 def _file(arrays, about):
     "Content of a file, about itself too"
@@ -110,110 +159,214 @@ def _file(arrays, about):
 # %% ../../nbs/apps/00_pretrained.ipynb #ac648a3c
 def pretrained_names() -> list[str]:
     "The agents that come with the package"
-    return sorted(f.name.removesuffix(".npz") for f in AGENTS.iterdir() if f.name.endswith(".npz")) if AGENTS.is_dir() else []
+    return (
+        sorted(f.name.removesuffix(".npz") for f in AGENTS.iterdir() if f.name.endswith(".npz"))
+        if AGENTS.is_dir()
+        else []
+    )
+
 
 def load_pretrained(
-    name="animals-5",    # of an agent that comes with the package, or the path of a file that `pack` wrote (.npz)
-    device: str = "cpu", # torch device
+    name="animals-5",  # of an agent that comes with the package, or the path of a file that `pack` wrote (.npz)
+    device: str = "cpu",  # torch device
 ) -> PretrainedAgent:
     "The packed agent. Raises `PackError` for a name that is unknown and a file that is missing, damaged or of another format."
-    path = Path(name) if str(name).endswith(".npz") else AGENTS/f"{name}.npz"
+    path = Path(name) if str(name).endswith(".npz") else AGENTS / f"{name}.npz"
     if not path.is_file():
-        raise PackError(f"there is no file {path}: give a name ({', '.join(pretrained_names())}), or the path of a file that `locrl pack` wrote" if str(name).endswith(".npz") else
-                        f"no pretrained agent called {str(name)!r}: there are {', '.join(pretrained_names())}; the path of a packed agent ends in .npz")
+        raise PackError(
+            f"there is no file {path}: give a name ({', '.join(pretrained_names())}), or the path of a file that `locrl pack` wrote"
+            if str(name).endswith(".npz")
+            else f"no pretrained agent called {str(name)!r}: there are {', '.join(pretrained_names())}; the path of a packed agent ends in .npz"
+        )
     cure = "install locrl again (pip install --force-reinstall locrl), or pack the agent again"
     try:
-        with np.load(path, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
+        with np.load(path, allow_pickle=False) as z:
+            arrays = {k: z[k] for k in z.files}
         declared, about = str(arrays.pop("sha256")), json.loads(arrays["about"].tobytes())
         version = about["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise PackError(f"{path} is damaged or no packed agent ({e}): {cure}") from e
-    if version != FORMAT: raise PackError(f"{path} has format {version}, this locrl reads format {FORMAT}: install the locrl that wrote it ({about.get('versions', {}).get('locrl', 'unknown')}), or pack the agent again")
-    if declared != _digest(arrays): raise PackError(f"{path} is damaged (its checksum does not match): {cure}")
+    if version != FORMAT:
+        raise PackError(
+            f"{path} has format {version}, this locrl reads format {FORMAT}: install the locrl that wrote it ({about.get('versions', {}).get('locrl', 'unknown')}), or pack the agent again"
+        )
+    if declared != _digest(arrays):
+        raise PackError(f"{path} is damaged (its checksum does not match): {cure}")
     del arrays["about"]
     return _agent(_grown(arrays), about, device)
 
 # %% ../../nbs/apps/00_pretrained.ipynb #ff661883
 def measure(
-    agent: Agent,            # of the run
-    packed: PretrainedAgent, # the same from its file
-    split: str = "select",   # "select" or "report"
+    agent: Agent,  # of the run
+    packed: PretrainedAgent,  # the same from its file
+    split: str = "select",  # "select" or "report"
     progress: bool = False,  # show progress bars
 ) -> dict:
     "Hit rate, mean IoU and mAP of both on `split`, how often they agree, and how far the confidence can be taken at its word"
-    c, world, rows, answers = packed.config, agent.world(), {}, {}
+    c = packed.config
+    world = agent.world()
+    rows = {}
+    answers = {}
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
         w = replace(world, projection=a.projection, prototypes=a.prototypes, data={}, banks={})
         bank = w.bank(split)
-        answers[name] = s = answer_all(a.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, c.answer, c.final_confidence, classifier, progress)
+        answers[name] = s = answer_all(
+            a.policy,
+            bank,
+            *questions(len(bank), len(bank.classes)),
+            c.moves,
+            c.observation.max_steps,
+            c.answer,
+            c.final_confidence,
+            classifier,
+            progress,
+        )
         e = score(s, w.data[split], bank.classes, c.final_confidence).to_dict()
-        rows[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")} | {k: e["one_shot"][k] for k in ("map11", "map_area")}
+        rows[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")} | {
+            k: e["one_shot"][k] for k in ("map11", "map_area")
+        }
     a, b = answers["run"], answers["packed"]
     same = (np.abs(a.box - b.box).max(1) < 1e-6) & (a.triggered == b.triggered)
-    hit = best_iou(relabelled(w.data[split], bank.classes), len(bank.classes), b.image, b.box)[np.arange(len(b)), b.label] >= .5
+    hit = (
+        best_iou(relabelled(w.data[split], bank.classes), len(bank.classes), b.image, b.box)[np.arange(len(b)), b.label]
+        >= 0.5
+    )
     curves = {}
-    for source in dict.fromkeys([c.final_confidence, *["region"]*(b.region is not None)]):
+    for source in dict.fromkeys([c.final_confidence, *["region"] * (b.region is not None)]):
         p = confidence_of(b, source)
         p = np.exp(p) if "*" in source else p
-        if p.min() >= 0 and p.max() < 1 + 1e-5: curves[source] = dict(ece=(r := reliability(p.clip(max=1), hit)).ece, predicted=r.predicted.tolist(), observed=r.observed.tolist())
-    return dict(data=w.data[split].name, images=len(bank), questions=len(b), **rows, same_answer=float(same.mean()), calibration=curves)
+        if p.min() >= 0 and p.max() < 1 + 1e-5:
+            curves[source] = dict(
+                ece=(r := reliability(p.clip(max=1), hit)).ece,
+                predicted=r.predicted.tolist(),
+                observed=r.observed.tolist(),
+            )
+    return dict(
+        data=w.data[split].name,
+        images=len(bank),
+        questions=len(b),
+        **rows,
+        same_answer=float(same.mean()),
+        calibration=curves,
+    )
+
 
 def _classifier(agent, config):
     "Of a run, where the confidence asks for one"
     return classifier_of(agent) if asks_regions(config.report_confidence) else None
 
 # %% ../../nbs/apps/00_pretrained.ipynb #d3c0a812
-_KEPT = ("one_shot", "tr", "aar", "hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")   # of a results file
+_KEPT = (
+    "one_shot",
+    "tr",
+    "aar",
+    "hit_rate",
+    "mean_iou",
+    "mean_trigger_iou",
+    "trigger_rate",
+    "trigger_rate_negatives",
+    "steps",
+)  # of a results file
+
 
 def _from_results(file, agent):
     "What a results file says of the run. Raises `PackError` for one that is missing or of another run."
-    try: found = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise PackError(f"{file} is no results file ({e}): make it with `locrl evaluate RUN --multi --out FILE.json`") from e
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise PackError(
+            f"{file} is no results file ({e}): make it with `locrl evaluate RUN --multi --out FILE.json`"
+        ) from e
     changed = difference(Config.from_dict(found["config"]).to_dict(), agent.config.to_dict())
-    if changed: raise PackError(f"{file} is of another configuration ({'; '.join(changed)}): give the results of this run")
+    if changed:
+        raise PackError(f"{file} is of another configuration ({'; '.join(changed)}): give the results of this run")
     mine = [m for m in found["metrics"]["seeds"] if m["seed"] == agent.seed and m["step"] == agent.step]
-    if not mine: raise PackError(f"{file} does not hold seed {agent.seed} at step {agent.step}: evaluate this run, and pack again")
-    pick = lambda m: {k: m[k] for k in _KEPT if k in m}
-    return dict(file="/".join(Path(file).parts[-3:]), sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(), command=found["command"], data=found["data"],
-                seeds=found["seeds"], metrics=pick(mine[0]), aggregate=pick(found["metrics"]["aggregate"]),
-                baselines={name: dict(hit_rate=m["hit_rate"], mean_iou=m["mean_iou"], map11=m["one_shot"]["map11"]) for name, m in found.get("baselines", {}).items()})
+    if not mine:
+        raise PackError(
+            f"{file} does not hold seed {agent.seed} at step {agent.step}: evaluate this run, and pack again"
+        )
+
+    def pick(m):
+        return {k: m[k] for k in _KEPT if k in m}
+
+    return dict(
+        file="/".join(Path(file).parts[-3:]),
+        sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+        command=found["command"],
+        data=found["data"],
+        seeds=found["seeds"],
+        metrics=pick(mine[0]),
+        aggregate=pick(found["metrics"]["aggregate"]),
+        baselines={
+            name: dict(hit_rate=m["hit_rate"], mean_iou=m["mean_iou"], map11=m["one_shot"]["map11"])
+            for name, m in found.get("baselines", {}).items()
+        },
+    )
 
 # %% ../../nbs/apps/00_pretrained.ipynb #bd159fb3
 def pack(
-    run,                           # run folder
-    path=None,                     # file to write; default the package's own, named after the configuration without its iteration
-    results=None,                  # results file of the run on its report split, from `locrl evaluate`; default: the file tells no such numbers
-    confidence: str | None = None, # source of the confidence; default that of the results file, else the configuration's
-    measured: bool = True,         # compare it with the run on the validation split, which takes its pictures
-    command: str = "",             # what to type to get the same again
-    progress: bool = False,        # show progress bars
+    run,  # run folder
+    path=None,  # file to write; default the package's own, named after the configuration without its iteration
+    results=None,  # results file of the run on its report split, from `locrl evaluate`; default: the file tells no such numbers
+    confidence: str
+    | None = None,  # source of the confidence; default that of the results file, else the configuration's
+    measured: bool = True,  # compare it with the run on the validation split, which takes its pictures
+    command: str = "",  # what to type to get the same again
+    progress: bool = False,  # show progress bars
 ) -> PretrainedAgent:
     "Write the best policy of `run` into one file below 2 MB. Raises `PackError` for a results file of another run and an agent that is too large."
     agent = Agent.load(run)
     told = _from_results(results, agent) if results else None
     confidence = confidence or (told["metrics"]["one_shot"]["confidence"] if told else agent.config.final_confidence)
-    path = Path(path or AGENTS/f"{agent.config.name.split('/')[0]}.npz")
-    config, encoder, name = replace(agent.config, report_confidence=confidence), agent.world().encoder, path.stem
+    path = Path(path or AGENTS / f"{agent.config.name.split('/')[0]}.npz")
+    config = replace(agent.config, report_confidence=confidence)
+    encoder = agent.world().encoder
+    name = path.stem
     arrays = _arrays(agent, _classifier(agent, config))
-    about = dict(format=FORMAT, name=name, config=config.to_dict(), seed=agent.seed, step=agent.step, classes=list(config.classes),
-                 encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint), versions=versions(), command=command, results=told)
+    about = dict(
+        format=FORMAT,
+        name=name,
+        config=config.to_dict(),
+        seed=agent.seed,
+        step=agent.step,
+        classes=list(config.classes),
+        encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint),
+        versions=versions(),
+        command=command,
+        results=told,
+    )
     for eight in _EIGHT:
         small = _shrunk(arrays, eight)
         about |= dict(bytes=_parts(small), bits=_bits(small))
-        if len(_file(small, about)) < LIMIT - _ROOM: break
-    else: raise PackError(f"{run} takes {len(_file(small, about))/1e6:.2f} MB even in eight bits, {LIMIT/1e6:.0f} MB are allowed: narrow net_arch or region_width")
+        if len(_file(small, about)) < LIMIT - _ROOM:
+            break
+    else:
+        raise PackError(
+            f"{run} takes {len(_file(small, about)) / 1e6:.2f} MB even in eight bits, {LIMIT / 1e6:.0f} MB are allowed: narrow net_arch or region_width"
+        )
     packed = _agent(_grown(small), about, "cpu")
-    if measured: about["measured"] = measure(agent, packed, progress=progress)
+    if measured:
+        about["measured"] = measure(agent, packed, progress=progress)
     write_atomic(path, _file(small, about))
     return load_pretrained(path)
 
+
 def _parts(arrays):
     "Compressed bytes of each part of an agent"
+
     def size(some):
         np.savez_compressed(buffer := io.BytesIO(), **some)
         return buffer.tell()
-    return {p: size({k: v for k, v in arrays.items() if k.startswith(f"{p}/")}) for p in dict.fromkeys(k.split("/")[0] for k in arrays)}
+
+    return {
+        p: size({k: v for k, v in arrays.items() if k.startswith(f"{p}/")})
+        for p in dict.fromkeys(k.split("/")[0] for k in arrays)
+    }
+
 
 def _bits(arrays):
     "Bits of a number of the largest array of each part"
-    return {k.split("/")[0]: 16 if k.endswith(":half") else 8*v.itemsize for k, v in sorted(arrays.items(), key=lambda item: item[1].size)}
+    return {
+        k.split("/")[0]: 16 if k.endswith(":half") else 8 * v.itemsize
+        for k, v in sorted(arrays.items(), key=lambda item: item[1].size)
+    }

@@ -15,7 +15,7 @@ __all__ = ['panels_svg', 'bars_svg', 'curve_svg', 'EpisodeState', 'View', 'Playe
 import base64
 from html import escape
 from io import BytesIO
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 from fastcore.basics import patch
@@ -31,94 +31,126 @@ def _jpeg(pixels):
     Image.fromarray(pixels).save(data := BytesIO(), format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
+
 def _png(pixels):
     "`pixels` (h, w, 4) as the address of an inline PNG"
     Image.fromarray(pixels).save(data := BytesIO(), format="PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
+
 def _heat(saliency, size):
     "Saliency (h, w) in [0, 1] as a translucent layer, resampled to `size` = (width, height), hotter where it is surer"
-    maps = Image.fromarray((255*np.clip(saliency, 0, 1)).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
-    level = np.asarray(maps, np.float32)[..., None]/255
+    maps = Image.fromarray((255 * np.clip(saliency, 0, 1)).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    level = np.asarray(maps, np.float32)[..., None] / 255
     cold, hot = np.float32([30, 10, 70]), np.float32([255, 200, 40])
-    return np.concatenate([cold + (hot - cold)*level, np.full_like(level, 150)], -1).astype(np.uint8)
+    return np.concatenate([cold + (hot - cold) * level, np.full_like(level, 150)], -1).astype(np.uint8)
+
 
 def _text(x, y, words, size=12, anchor="start", bold=False):
     "Words, as SVG"
     weight = "bold" if bold else "normal"
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{COLOURS["ink"]}">{escape(str(words))}</text>'
 
-def _line(x1, y1, x2, y2, colour, width=1., dash="none"):
+
+def _line(x1, y1, x2, y2, colour, width=1.0, dash="none"):
     "A line, as SVG"
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
 
-def _rect(box, size, colour, width, dash="none", outline="black", opacity=1.):
+
+def _rect(box, size, colour, width, dash="none", outline="black", opacity=1.0):
     "A box, xyxy in [0, 1] of a picture of `size`, with an outline that keeps it visible on any picture"
     (w, h), (x1, y1, x2, y2) = size, (float(v) for v in box)
-    place = f'<rect x="{x1*w:.1f}" y="{y1*h:.1f}" width="{(x2 - x1)*w:.1f}" height="{(y2 - y1)*h:.1f}" fill="none"'
+    place = (
+        f'<rect x="{x1 * w:.1f}" y="{y1 * h:.1f}" width="{(x2 - x1) * w:.1f}" height="{(y2 - y1) * h:.1f}" fill="none"'
+    )
     under = f'{place} stroke="{outline}" stroke-opacity=".7" stroke-width="{width + 1.5}"/>' if outline else ""
-    return under + f'{place} stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
+    return (
+        under
+        + f'{place} stroke="{colour}" stroke-opacity="{opacity}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
+    )
 
-def _at(x, y, *parts): return f'<g transform="translate({x:.1f},{y:.1f})">{"".join(parts)}</g>'
+
+def _at(x, y, *parts):
+    return f'<g transform="translate({x:.1f},{y:.1f})">{"".join(parts)}</g>'
+
 
 def panels_svg(
-    panels,   # of (title, width in pixels, SVG group)
-    height,   # of the tallest group, pixels
-) -> str:     # an SVG document
+    panels,  # of (title, width in pixels, SVG group)
+    height,  # of the tallest group, pixels
+) -> str:  # an SVG document
     "Drawings side by side, each under its title"
     parts, x = [], 4
     for title, width, drawing in panels:
         parts.append(_at(x, 0, _text(0, 15, title, 12, bold=True), _at(0, 24, drawing)))
         x += width + 20
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x - 14:.0f} {height + 28:.0f}" width="{x - 14:.0f}" '
-            f'style="max-width:100%;height:auto;background:white" font-family="DejaVu Sans, Verdana, sans-serif">{"".join(parts)}</svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x - 14:.0f} {height + 28:.0f}" width="{x - 14:.0f}" '
+        f'style="max-width:100%;height:auto;background:white" font-family="DejaVu Sans, Verdana, sans-serif">{"".join(parts)}</svg>'
+    )
 
 # %% ../../nbs/apps/02_widgets.ipynb #c78b61cf
 def bars_svg(
-    values,       # (A,) Q-values
-    taken,        # position of the action that was taken
-    width=200,    # pixels
-    height=240,   # pixels
-) -> str:         # an SVG group
+    values,  # (A,) Q-values
+    taken,  # position of the action that was taken
+    width=200,  # pixels
+    height=240,  # pixels
+) -> str:  # an SVG group
     "The Q-values of all actions as bars from zero; the action taken in the agent's colour"
-    row, left = height/len(values), 82
-    low, high = min(0., float(np.min(values))), max(0., float(np.max(values)))
-    def x(v): return left + (width - left)*(v - low)/max(high - low, 1e-9)
+    row, left = height / len(values), 82
+    low, high = min(0.0, float(np.min(values))), max(0.0, float(np.max(values)))
+
+    def x(v):
+        return left + (width - left) * (v - low) / max(high - low, 1e-9)
+
     parts = [_line(x(0), 0, x(0), height, COLOURS["ink"])]
     for a, q in enumerate(values):
         colour = COLOURS["agent"] if a == taken else COLOURS["faint"]
-        parts.append(f'<rect x="{min(x(0), x(q)):.1f}" y="{a*row + 2:.1f}" width="{abs(x(q) - x(0)):.1f}" height="{row - 4:.1f}" fill="{colour}"><title>{q:.3f}</title></rect>')
-        parts.append(_text(left - 6, a*row + row/2 + 4, ACTIONS[a].replace("_", " "), 11, "end", a == taken))
+        parts.append(
+            f'<rect x="{min(x(0), x(q)):.1f}" y="{a * row + 2:.1f}" width="{abs(x(q) - x(0)):.1f}" height="{row - 4:.1f}" fill="{colour}"><title>{q:.3f}</title></rect>'
+        )
+        parts.append(_text(left - 6, a * row + row / 2 + 4, ACTIONS[a].replace("_", " "), 11, "end", a == taken))
     return "".join(parts)
 
+
 def curve_svg(
-    curves,       # {name: (colour, values)} in [0, 1], one value a box
-    step,         # box to mark, or None
-    n,            # boxes the axis is long
-    width=200,    # pixels
-    height=240,   # pixels
-) -> str:         # an SVG group
+    curves,  # {name: (colour, values)} in [0, 1], one value a box
+    step,  # box to mark, or None
+    n,  # boxes the axis is long
+    width=200,  # pixels
+    height=240,  # pixels
+) -> str:  # an SVG group
     "Numbers in [0, 1] against the step, with a line at IoU 0.5"
     left, bottom = 26, height - 18
-    def x(t): return left + (width - left - 6)*t/max(n - 1, 1)
-    def y(v): return bottom*(1 - v)
-    parts = [_line(left, y(v), width, y(v), COLOURS["truth"] if v == .5 else "#E8E8E8", 1, "4 3" if v == .5 else "none") for v in (0, .25, .5, .75, 1)]
-    parts += [_text(left - 4, y(v) + 4, f"{v:g}", 10, "end") for v in (0, .5, 1)]
+
+    def x(t):
+        return left + (width - left - 6) * t / max(n - 1, 1)
+
+    def y(v):
+        return bottom * (1 - v)
+
+    parts = [
+        _line(left, y(v), width, y(v), COLOURS["truth"] if v == 0.5 else "#E8E8E8", 1, "4 3" if v == 0.5 else "none")
+        for v in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    parts += [_text(left - 4, y(v) + 4, f"{v:g}", 10, "end") for v in (0, 0.5, 1)]
     parts += [_text(x(t), height - 4, t, 10, "middle") for t in sorted({0, n - 1})]
     for colour, values in curves.values():
         points = " ".join(f"{x(t):.1f},{y(v):.1f}" for t, v in enumerate(values))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        if step is not None and step < len(values): parts.append(f'<circle cx="{x(step):.1f}" cy="{y(values[step]):.1f}" r="4" fill="{COLOURS["ink"]}"/>')
+        if step is not None and step < len(values):
+            parts.append(f'<circle cx="{x(step):.1f}" cy="{y(values[step]):.1f}" r="4" fill="{COLOURS["ink"]}"/>')
     return "".join(parts)
 
 # %% ../../nbs/apps/02_widgets.ipynb #bb1c8ccd
 class EpisodeState:
     "An episode and the step that is looked at"
-    def __init__(self,
-        episode: Episode,        # what to show
-        step: int = 0,           # box to begin with
+
+    def __init__(
+        self,
+        episode: Episode,  # what to show
+        step: int = 0,  # box to begin with
         saliency: bool = False,  # lay the saliency over the picture
-        width: int = 300,        # of the picture in pixels
+        width: int = 300,  # of the picture in pixels
     ):
         self.saliency, self.width = saliency, width
         self.show(episode)
@@ -128,13 +160,14 @@ class EpisodeState:
         "Another episode, from its start"
         self.episode, self.step = episode, 0
         pixels = _pixels(episode.image)
-        self.size = self.width, round(self.width*pixels.shape[0]/pixels.shape[1])
+        self.size = self.width, round(self.width * pixels.shape[0] / pixels.shape[1])
         self._picture = _jpeg(pixels)
         self._layer = None if episode.saliency is None else _png(_heat(episode.saliency, (64, 64)))
 
-    def go(self,
-        step: int,   # negative counts from the end; what lies outside is cut off
-    ) -> int:        # the step it became
+    def go(
+        self,
+        step: int,  # negative counts from the end; what lies outside is cut off
+    ) -> int:  # the step it became
         "Look at another step"
         last = self.episode.steps
         self.step = min(max(step + last + 1 if step < 0 else step, 0), last)
@@ -154,49 +187,84 @@ class EpisodeState:
         e, (w, h) = self.episode, self.size
         layers = [self._picture, self._layer] if self.saliency and self._layer else [self._picture]
         parts = [f'<image href="{layer}" width="{w}" height="{h}" preserveAspectRatio="none"/>' for layer in layers]
-        parts += [_rect(b, self.size, COLOURS["truth"], 1.6, "6 3", "white") for b in ([] if e.truth is None else e.truth)]
-        parts += [_rect(b, self.size, colour, .8, outline=None, opacity=.6) for b in e.boxes[:self.step]]
-        return "".join([*parts, _rect(e.boxes[self.step], self.size, colour, 4 if self.step == e.steps and e.triggered else 2.4)])
+        parts += [
+            _rect(b, self.size, COLOURS["truth"], 1.6, "6 3", "white") for b in ([] if e.truth is None else e.truth)
+        ]
+        parts += [_rect(b, self.size, colour, 0.8, outline=None, opacity=0.6) for b in e.boxes[: self.step]]
+        return "".join(
+            [*parts, _rect(e.boxes[self.step], self.size, colour, 4 if self.step == e.steps and e.triggered else 2.4)]
+        )
 
     def svg(self) -> str:
         "The step as an SVG text"
-        e, t, (w, h) = self.episode, self.step, self.size
+        e = self.episode
+        t = self.step
+        (w, h) = self.size
         panels, tall = [(self.words, w, self.picture())], max(h, 220)
         if e.q_values is not None:
             going = t < e.steps
-            panels.append((f"Q before action {t + 1}", 200, bars_svg(e.q_values[t], e.actions[t], height=tall)) if going else ("", 200, _text(110, tall/2, "the search is over", anchor="middle")))
-        if e.ious is not None: panels.append((f"IoU {e.ious[t]:.2f}", 200, curve_svg({"IoU": (COLOURS["agent"], e.ious)}, t, e.steps + 1, height=tall)))
+            panels.append(
+                (f"Q before action {t + 1}", 200, bars_svg(e.q_values[t], e.actions[t], height=tall))
+                if going
+                else ("", 200, _text(110, tall / 2, "the search is over", anchor="middle"))
+            )
+        if e.ious is not None:
+            panels.append(
+                (
+                    f"IoU {e.ious[t]:.2f}",
+                    200,
+                    curve_svg({"IoU": (COLOURS["agent"], e.ious)}, t, e.steps + 1, height=tall),
+                )
+            )
         return panels_svg(panels, tall)
 
 # %% ../../nbs/apps/02_widgets.ipynb #b8235e5a
 class View:
     "Something that shows itself as live widgets where there is a front end for them, else as a picture"
-    widget = None   # the ipywidgets tree
+
+    widget = None  # the ipywidgets tree
 
     def still(self) -> Episode:
         "The episode that stands for it on a page without life"
         raise NotImplementedError
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        live = {"application/vnd.jupyter.widget-view+json": dict(version_major=2, version_minor=0, model_id=self.widget.model_id)} if self.widget is not None else {}
+        live = (
+            {
+                "application/vnd.jupyter.widget-view+json": dict(
+                    version_major=2, version_minor=0, model_id=self.widget.model_id
+                )
+            }
+            if self.widget is not None
+            else {}
+        )
         return {**live, "text/plain": repr(self), "image/png": base64.b64encode(self.still()._repr_png_()).decode()}
+
 
 def _widgets():
     "ipywidgets, or None where it is not installed"
-    try: import ipywidgets
-    except ImportError: return None
+    try:
+        import ipywidgets
+    except ImportError:
+        return None
     return ipywidgets
 
 # %% ../../nbs/apps/02_widgets.ipynb #160c5fc3
 class Player(View):
     "Step slider, play button and saliency switch for an episode"
+
     def __init__(self, state: EpisodeState):
         self.state, w = state, _widgets()
-        if w is None: return
+        if w is None:
+            return
         self.frame = w.HTML(layout=w.Layout(margin="0", overflow="auto"))
-        self.step = w.IntSlider(description="step", min=0, max=max(state.episode.steps, 1), value=state.step, layout=w.Layout(width="340px"))
+        self.step = w.IntSlider(
+            description="step", min=0, max=max(state.episode.steps, 1), value=state.step, layout=w.Layout(width="340px")
+        )
         self.play = w.Play(min=0, max=max(state.episode.steps, 1), value=state.step, interval=500)
-        self.saliency = w.Checkbox(description="saliency", value=state.saliency, indent=False, layout=w.Layout(width="100px"))
+        self.saliency = w.Checkbox(
+            description="saliency", value=state.saliency, indent=False, layout=w.Layout(width="100px")
+        )
         self._link = w.link((self.play, "value"), (self.step, "value"))
         self.step.observe(self._moved, "value")
         self.saliency.observe(self._switched, "value")
@@ -211,8 +279,10 @@ class Player(View):
     def show(self, episode: Episode):
         "Another episode, from its start"
         self.state.show(episode)
-        if self.widget is None: return
-        for control in (self.play, self.step): control.value, control.max = 0, max(episode.steps, 1)
+        if self.widget is None:
+            return
+        for control in (self.play, self.step):
+            control.value, control.max = 0, max(episode.steps, 1)
         self.draw()
 
     def _moved(self, change):
@@ -225,13 +295,16 @@ class Player(View):
         self.state.saliency = change["new"]
         self.draw()
 
-    def still(self): return self.state.episode
+    def still(self):
+        return self.state.episode
 
-    def __repr__(self): return f"Player({self.state.words})"
+    def __repr__(self):
+        return f"Player({self.state.words})"
+
 
 def player(
-    episode: Episode,        # e.g. of `locrl.experiments.results.episode_of`, or `Location.episode`
-    step: int = 0,           # box to begin with
+    episode: Episode,  # e.g. of `locrl.experiments.results.episode_of`, or `Location.episode`
+    step: int = 0,  # box to begin with
     saliency: bool = False,  # lay the saliency over the picture
 ) -> Player:
     "Play an episode in a notebook"
@@ -240,57 +313,82 @@ def player(
 # %% ../../nbs/apps/02_widgets.ipynb #8f69c44e
 class Picker:
     "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds what the search had against them."
-    def __init__(self,
-        search: Callable[[int, str], Episode],  # (position of the picture, class) -> its episode
-        pictures,                               # names of the pictures
-        classes,                                # names of classes to suggest
-    ):
-        self.search, self.pictures, self.classes = search, [str(p) for p in pictures], list(classes)
-        if not self.pictures or not self.classes: raise ValueError("a picker needs at least one picture and one class to choose from")
-        self.image, self.class_name, self.episode, self.error, self._found = 0, self.classes[0], None, "", {}
 
-    def pick(self,
-        image: int | None = None,       # position of a picture; default stays
+    def __init__(
+        self,
+        search: Callable[[int, str], Episode],  # (position of the picture, class) -> its episode
+        pictures,  # names of the pictures
+        classes,  # names of classes to suggest
+    ):
+        self.search = search
+        self.pictures = [str(p) for p in pictures]
+        self.classes = list(classes)
+        if not self.pictures or not self.classes:
+            raise ValueError("a picker needs at least one picture and one class to choose from")
+        self.image = 0
+        self.class_name = self.classes[0]
+        self.episode = None
+        self.error = ""
+        self._found = {}
+
+    def pick(
+        self,
+        image: int | None = None,  # position of a picture; default stays
         class_name: str | None = None,  # a class or a phrase; default stays
-    ) -> Episode | None:                # the last one where there is no answer
+    ) -> Episode | None:  # the last one where there is no answer
         "Search. What was found once is remembered."
         self.image = self.image if image is None else image
         self.class_name = self.class_name if class_name is None else class_name
         chosen = self.image, self.class_name
         try:
-            if chosen not in self._found: self._found[chosen] = self.search(*chosen)
+            if chosen not in self._found:
+                self._found[chosen] = self.search(*chosen)
             self.episode, self.error = self._found[chosen], ""
-        except ValueError as e: self.error = str(e)   # what the package raises for a question that has no answer
+        except ValueError as e:
+            self.error = str(e)  # what the package raises for a question that has no answer
         return self.episode
+
 
 class PickerView(View):
     "Two fields to choose a picture and a class, and the player"
+
     def __init__(self, state: Picker):
         self.state, w = state, _widgets()
         first = next((e for e in (state.pick(class_name=c) for c in state.classes) if e is not None), None)
-        if first is None: raise ValueError(f"no class can be looked for in {state.pictures[0]}: {state.error}")
+        if first is None:
+            raise ValueError(f"no class can be looked for in {state.pictures[0]}: {state.error}")
         self.player = Player(EpisodeState(first))
-        if w is None: return
-        self.image = w.Dropdown(description="picture", options=[(name, i) for i, name in enumerate(state.pictures)], value=0)
-        self.class_name = w.Combobox(description="class", options=tuple(state.classes), value=state.class_name, continuous_update=False)
+        if w is None:
+            return
+        self.image = w.Dropdown(
+            description="picture", options=[(name, i) for i, name in enumerate(state.pictures)], value=0
+        )
+        self.class_name = w.Combobox(
+            description="class", options=tuple(state.classes), value=state.class_name, continuous_update=False
+        )
         self.words = w.HTML()
-        for field in (self.image, self.class_name): field.observe(self._chosen, "value")
+        for field in (self.image, self.class_name):
+            field.observe(self._chosen, "value")
         self.widget = w.VBox([w.HBox([self.image, self.class_name]), self.words, self.player.widget])
 
     def _chosen(self, change):
         "Another picture or class was picked"
         self.state.pick(self.image.value, self.class_name.value)
         self.words.value = escape(self.state.error)
-        if not self.state.error: self.player.show(self.state.episode)
+        if not self.state.error:
+            self.player.show(self.state.episode)
 
-    def still(self): return self.state.episode
+    def still(self):
+        return self.state.episode
 
-    def __repr__(self): return f"PickerView({len(self.state.pictures)} pictures, {self.state.class_name!r} in {self.state.pictures[self.state.image]!r})"
+    def __repr__(self):
+        return f"PickerView({len(self.state.pictures)} pictures, {self.state.class_name!r} in {self.state.pictures[self.state.image]!r})"
+
 
 def picker(
     search: Callable[[int, str], Episode],  # (position of the picture, class) -> its episode
-    pictures,                               # names of the pictures
-    classes,                                # names of classes to suggest
+    pictures,  # names of the pictures
+    classes,  # names of classes to suggest
 ) -> PickerView:
     "Choose picture and class in a notebook, and play the search"
     return PickerView(Picker(search, pictures, classes))
@@ -298,13 +396,20 @@ def picker(
 # %% ../../nbs/apps/02_widgets.ipynb #f769fc41
 class Game:
     "Your search against an agent's. Raises `ValueError` for an episode without objects, which nobody could judge."
-    def __init__(self,
-        agent: Episode,               # the agent's search: picture, class, objects
-        moves: Moves = Moves(),       # what actions do
-        max_steps: int = MAX_STEPS,   # the search is over after so many actions
+
+    def __init__(
+        self,
+        agent: Episode,  # the agent's search: picture, class, objects
+        moves: Moves = Moves(),  # what actions do
+        max_steps: int = MAX_STEPS,  # the search is over after so many actions
     ):
-        if agent.truth is None or not len(agent.truth): raise ValueError(f"nobody knows where the {agent.class_name} is in this picture: take an episode with `truth`")
-        self.agent, self.moves, self.max_steps = agent, moves, max_steps
+        if agent.truth is None or not len(agent.truth):
+            raise ValueError(
+                f"nobody knows where the {agent.class_name} is in this picture: take an episode with `truth`"
+            )
+        self.agent = agent
+        self.moves = moves
+        self.max_steps = max_steps
         self.restart()
 
     def restart(self):
@@ -316,15 +421,19 @@ class Game:
         "You triggered, or have no steps left"
         return bool(self.actions) and (self.actions[-1] == TRIGGER or len(self.actions) >= self.max_steps)
 
-    def press(self,
-        action,   # name or position of an action
+    def press(
+        self,
+        action,  # name or position of an action
     ):
         "Do one action; none is done once the game is over. Raises `ValueError` for an unknown one."
         if isinstance(action, str):
-            if action not in self.moves.actions: raise ValueError(f"no action called {action!r}: there are {', '.join(self.moves.actions)}")
+            if action not in self.moves.actions:
+                raise ValueError(f"no action called {action!r}: there are {', '.join(self.moves.actions)}")
             action = self.moves.actions.index(action)
-        if not 0 <= action < self.moves.n_actions: raise ValueError(f"action {action}: there are 0 to {self.moves.n_actions - 1}")
-        if self.over: return
+        if not 0 <= action < self.moves.n_actions:
+            raise ValueError(f"action {action}: there are 0 to {self.moves.n_actions - 1}")
+        if self.over:
+            return
         self.boxes.append(self.moves.apply(self.boxes[-1], action))
         self.actions.append(int(action))
 
@@ -334,58 +443,99 @@ def mine(self: Game) -> Episode:
     "Your search so far; objects and IoU only once it is over"
     boxes, truth = np.stack(self.boxes), self.agent.truth if self.over else None
     ious = iou(boxes[:, None], truth).max(1) if self.over else None
-    return Episode(self.agent.image, self.agent.class_name, boxes, np.array(self.actions, int), ious, truth=truth,
-                   triggered=bool(self.actions) and self.actions[-1] == TRIGGER)
+    return Episode(
+        self.agent.image,
+        self.agent.class_name,
+        boxes,
+        np.array(self.actions, int),
+        ious,
+        truth=truth,
+        triggered=bool(self.actions) and self.actions[-1] == TRIGGER,
+    )
+
 
 @patch
 def score(self: Game) -> dict:
     "IoU and steps of both: {'you': (IoU, steps), 'the agent': (IoU, steps)}"
-    def end(e): return float(iou(e.boxes[-1], self.agent.truth).max()), e.steps
+
+    def end(e):
+        return float(iou(e.boxes[-1], self.agent.truth).max()), e.steps
+
     return {"you": end(self.mine), "the agent": end(self.agent)}
+
 
 @patch(as_prop=True)
 def words(self: Game) -> str:
     "How it stands, in a line"
     name, n = self.agent.class_name, len(self.actions)
-    if not self.over: return f"find the {name}: {n} of {self.max_steps} steps taken"
+    if not self.over:
+        return f"find the {name}: {n} of {self.max_steps} steps taken"
     (mine, n), (its, m) = self.score().values()
-    better = "the boxes are equally good" if abs(mine - its) < .005 else f"{'you have' if mine > its else 'the agent has'} the better box"
+    better = (
+        "the boxes are equally good"
+        if abs(mine - its) < 0.005
+        else f"{'you have' if mine > its else 'the agent has'} the better box"
+    )
     fewer = "both took as many steps" if n == m else f"{'you' if n < m else 'the agent'} took fewer steps"
-    missed = "" if mine >= .5 else " (below 0.5, which counts as a miss)"
+    missed = "" if mine >= 0.5 else " (below 0.5, which counts as a miss)"
     return f"{name}: your IoU is {mine:.2f}{missed} after {n} steps, the agent's {its:.2f} after {m}: {better}, {fewer}"
+
 
 @patch
 def svg(self: Game) -> str:
     "Your box on the picture; when it is over, both searches and their IoU"
     mine, its = (EpisodeState(e, -1) for e in (self.mine, self.agent))
-    (w, h), colour, tall = mine.size, COLOURS["second"], max(mine.size[1], 220)
+    (w, h) = mine.size
+    colour = COLOURS["second"]
+    tall = max(mine.size[1], 220)
     panels = [(f"you: {_words(self.mine, mine.step)}", w, mine.picture(colour))]
     if self.over:
-        ious = {"you": (colour, self.mine.ious), "the agent": (COLOURS["agent"], iou(self.agent.boxes[:, None], self.agent.truth).max(1))}
-        key = "".join(_line(40 + 60*i, -13, 56 + 60*i, -13, c, 3) + _text(60 + 60*i, -9, name, 11) for i, (name, (c, _)) in enumerate(ious.items()))
-        panels += [(f"the agent: {_words(self.agent, its.step)}", w, its.picture()),
-                   ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key)]
+        ious = {
+            "you": (colour, self.mine.ious),
+            "the agent": (COLOURS["agent"], iou(self.agent.boxes[:, None], self.agent.truth).max(1)),
+        }
+        key = "".join(
+            _line(40 + 60 * i, -13, 56 + 60 * i, -13, c, 3) + _text(60 + 60 * i, -9, name, 11)
+            for i, (name, (c, _)) in enumerate(ious.items())
+        )
+        panels += [
+            (f"the agent: {_words(self.agent, its.step)}", w, its.picture()),
+            ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key),
+        ]
     return panels_svg(panels, tall)
 
 # %% ../../nbs/apps/02_widgets.ipynb #1a22c558
 class GameView(View):
     "Ten buttons, the picture, and how it stands"
+
     def __init__(self, state: Game):
         self.state, w = state, _widgets()
-        if w is None: return
+        if w is None:
+            return
         self.frame, self.words = w.HTML(layout=w.Layout(overflow="auto")), w.HTML()
-        self.buttons = {a: w.Button(description=a.replace("_", " "), button_style="warning" if a == "trigger" else "", layout=w.Layout(width="auto")) for a in state.moves.actions}
-        for a, button in self.buttons.items(): button.on_click(lambda _, a=a: self._pressed(a))
+        self.buttons = {
+            a: w.Button(
+                description=a.replace("_", " "),
+                button_style="warning" if a == "trigger" else "",
+                layout=w.Layout(width="auto"),
+            )
+            for a in state.moves.actions
+        }
+        for a, button in self.buttons.items():
+            button.on_click(lambda _, a=a: self._pressed(a))
         self.again = w.Button(description="start again", icon="undo")
         self.again.on_click(lambda _: self._restarted())
-        rows = w.GridBox(list(self.buttons.values()), layout=w.Layout(grid_template_columns="repeat(5, 130px)", grid_gap="2px"))
+        rows = w.GridBox(
+            list(self.buttons.values()), layout=w.Layout(grid_template_columns="repeat(5, 130px)", grid_gap="2px")
+        )
         self.widget = w.VBox([self.words, self.frame, rows, self.again])
         self.draw()
 
     def draw(self):
         "Bring what is seen up to date"
         self.words.value, self.frame.value = escape(self.state.words), self.state.svg()
-        for button in self.buttons.values(): button.disabled = self.state.over
+        for button in self.buttons.values():
+            button.disabled = self.state.over
 
     def _pressed(self, action):
         "The user pressed an action"
@@ -397,14 +547,17 @@ class GameView(View):
         self.state.restart()
         self.draw()
 
-    def still(self): return self.state.agent
+    def still(self):
+        return self.state.agent
 
-    def __repr__(self): return f"GameView({self.state.words})"
+    def __repr__(self):
+        return f"GameView({self.state.words})"
+
 
 def game(
-    agent: Episode,               # the agent's search, with the objects
-    moves: Moves = Moves(),       # what actions do
-    max_steps: int = MAX_STEPS,   # the search is over after so many actions
+    agent: Episode,  # the agent's search, with the objects
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # the search is over after so many actions
 ) -> GameView:
     "Drive the box yourself in a notebook, against the agent"
     return GameView(Game(agent, moves, max_steps))

@@ -20,36 +20,39 @@ import numpy as np
 # %% ../../nbs/data/00_boxes.ipynb #27c7da49
 FULL = np.array([0, 0, 1, 1], dtype=np.float32)
 
+
 def _backend(x):
     "`numpy` or `torch`, whichever `x` belongs to"
-    if isinstance(x, np.ndarray): return np
+    if isinstance(x, np.ndarray):
+        return np
     import torch
+
     return torch
 
 # %% ../../nbs/data/00_boxes.ipynb #f6fcc588
 def area(
     boxes,  # (..., 4) xyxy in [0, 1]
-):          # (...) fraction of the image, in [0, 1]
+):  # (...) fraction of the image, in [0, 1]
     "Area of `boxes`"
-    return (boxes[..., 2] - boxes[..., 0])*(boxes[..., 3] - boxes[..., 1])
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 # %% ../../nbs/data/00_boxes.ipynb #d062806e
 def iou(
     a,  # (..., 4) xyxy
     b,  # (..., 4) xyxy; broadcasts against `a`
-):      # (...) in [0, 1]; 0 where both boxes are empty
+):  # (...) in [0, 1]; 0 where both boxes are empty
     "Intersection over union of `a` and `b`, element by element"
     xp = _backend(a)
     w = xp.minimum(a[..., 2], b[..., 2]) - xp.maximum(a[..., 0], b[..., 0])
     h = xp.minimum(a[..., 3], b[..., 3]) - xp.maximum(a[..., 1], b[..., 1])
-    overlap = xp.clip(w, 0, None)*xp.clip(h, 0, None)
-    return overlap/xp.clip(area(a) + area(b) - overlap, 1e-12, None)
+    overlap = xp.clip(w, 0, None) * xp.clip(h, 0, None)
+    return overlap / xp.clip(area(a) + area(b) - overlap, 1e-12, None)
 
 # %% ../../nbs/data/00_boxes.ipynb #c32fc0ad
 def pairwise_iou(
     a,  # (..., N, 4) xyxy
     b,  # (..., M, 4) xyxy
-):      # (..., N, M)
+):  # (..., N, M)
     "IoU of every box of `a` with every box of `b`"
     return iou(a[..., :, None, :], b[..., None, :, :])
 
@@ -57,16 +60,16 @@ def pairwise_iou(
 def centre_distance(
     a,  # (..., 4) xyxy
     b,  # (..., 4) xyxy; broadcasts against `a`
-):      # (...) in image fractions, up to sqrt(2)
+):  # (...) in image fractions, up to sqrt(2)
     "Euclidean distance between the centres of `a` and `b`"
     dx = a[..., 0] + a[..., 2] - b[..., 0] - b[..., 2]
     dy = a[..., 1] + a[..., 3] - b[..., 1] - b[..., 3]
-    return (dx**2 + dy**2)**0.5/2
+    return (dx**2 + dy**2) ** 0.5 / 2
 
 # %% ../../nbs/data/00_boxes.ipynb #61d7a10d
 def mirror(
     boxes,  # (..., 4) xyxy in [0, 1]
-):          # (..., 4) xyxy in [0, 1]
+):  # (..., 4) xyxy in [0, 1]
     "`boxes` as they are in the picture that is mirrored left to right"
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
     return _backend(boxes).stack([1 - x2, y1, 1 - x1, y2], -1)
@@ -77,53 +80,60 @@ PAPER_ACTIONS = ACTIONS[:9]
 TRIGGER = ACTIONS.index("trigger")
 
 # %% ../../nbs/data/00_boxes.ipynb #27c68d49
-_SHIFTS = np.array([  # in units of alpha*(w, h, w, h)
-    [ 1,   0,   1,   0],   # right
-    [-1,   0,  -1,   0],   # left
-    [ 0,  -1,   0,  -1],   # up
-    [ 0,   1,   0,   1],   # down
-    [-.5, -.5,  .5,  .5],  # bigger
-    [ .5,  .5, -.5, -.5],  # smaller
-    [ 0,   .5,  0,  -.5],  # fatter
-    [ .5,  0,  -.5,  0],   # taller
-    [ 0,   0,   0,   0],   # trigger
-    [ .5,  .5, -.5, -.5],  # fine_smaller
-], dtype=np.float32)
+_SHIFTS = np.array(
+    [  # in units of alpha*(w, h, w, h)
+        [1, 0, 1, 0],  # right
+        [-1, 0, -1, 0],  # left
+        [0, -1, 0, -1],  # up
+        [0, 1, 0, 1],  # down
+        [-0.5, -0.5, 0.5, 0.5],  # bigger
+        [0.5, 0.5, -0.5, -0.5],  # smaller
+        [0, 0.5, 0, -0.5],  # fatter
+        [0.5, 0, -0.5, 0],  # taller
+        [0, 0, 0, 0],  # trigger
+        [0.5, 0.5, -0.5, -0.5],  # fine_smaller
+    ],
+    dtype=np.float32,
+)
 
 # %% ../../nbs/data/00_boxes.ipynb #e245eb11
 @dataclass(frozen=True)
 class Moves:
     """What each action does to a box. Called with boxes it gives the result of every action.
     Raises `ValueError` for an impossible setting. Source: Caicedo & Lazebnik 2015, section 3.1."""
-    alpha: float = 0.2      # size of a move, as a fraction of the current side
-    fine: float = 0.1       # size of `fine_smaller`, as a fraction of the current side
+
+    alpha: float = 0.2  # size of a move, as a fraction of the current side
+    fine: float = 0.1  # size of `fine_smaller`, as a fraction of the current side
     min_side: float = 0.01  # a move that would make a side shorter than this leaves the box as it is
-    border: str = "clip"    # "clip": cut at the edge of the image; "keep_size": stop there, same size
-    n_actions: int = 10     # 10, or 9 for the paper's set (no `fine_smaller`)
+    border: str = "clip"  # "clip": cut at the edge of the image; "keep_size": stop there, same size
+    n_actions: int = 10  # 10, or 9 for the paper's set (no `fine_smaller`)
 
     def __post_init__(self):
-        if self.border not in ("clip", "keep_size"): raise ValueError(f"border={self.border!r}: use 'clip' or 'keep_size'")
-        if self.n_actions not in (9, 10): raise ValueError(f"n_actions={self.n_actions}: use 10, or 9 for the paper's set")
+        if self.border not in ("clip", "keep_size"):
+            raise ValueError(f"border={self.border!r}: use 'clip' or 'keep_size'")
+        if self.n_actions not in (9, 10):
+            raise ValueError(f"n_actions={self.n_actions}: use 10, or 9 for the paper's set")
         for name in ("alpha", "fine", "min_side"):
-            if not 0 < getattr(self, name) < 1: raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
 
     @property
     def actions(self):
         "Names of the actions, in order"
-        return ACTIONS[:self.n_actions]
+        return ACTIONS[: self.n_actions]
 
     @cached_property
     def _shifts(self):
         "(n_actions, 4) what each action adds to the corners, in units of the box"
         scale = np.full((10, 1), self.alpha, dtype=np.float32)
         scale[ACTIONS.index("fine_smaller")] = self.fine
-        return (_SHIFTS*scale)[:self.n_actions]
+        return (_SHIFTS * scale)[: self.n_actions]
 
     def _move(self, boxes, shifts):
         "`boxes` (..., 4) moved by `shifts` (..., 4), in units of the box, and kept inside the image"
         xp = _backend(boxes)
         w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-        new = boxes + shifts*xp.stack([w, h, w, h], -1)
+        new = boxes + shifts * xp.stack([w, h, w, h], -1)
         if self.border == "keep_size":
             size = xp.clip(new[..., 2:] - new[..., :2], 0, 1)
             corner = xp.minimum(xp.clip(new[..., :2], 0, 1), 1 - size)
@@ -132,21 +142,24 @@ class Moves:
         valid = (new[..., 2:] - new[..., :2] >= self.min_side).all(-1)
         return xp.where(valid[..., None], new, boxes)
 
-    def apply(self,
-        boxes,    # (..., 4) xyxy in [0, 1]
+    def apply(
+        self,
+        boxes,  # (..., 4) xyxy in [0, 1]
         actions,  # (...) integer actions
-    ):            # (..., 4) the boxes after the actions
+    ):  # (..., 4) the boxes after the actions
         "Do `actions`, one per box"
         return self._move(boxes, self._table(boxes)[actions])
 
-    def all(self,
+    def all(
+        self,
         boxes,  # (..., 4) xyxy in [0, 1]
-    ):          # (..., n_actions, 4)
+    ):  # (..., n_actions, 4)
         "Every action tried on every box"
         return self._move(boxes[..., None, :], self._table(boxes))
 
     def _table(self, boxes):
         "`_shifts` in the kind, precision and place of `boxes`"
         xp = _backend(boxes)
-        if xp is np: return self._shifts.astype(boxes.dtype, copy=False)
+        if xp is np:
+            return self._shifts.astype(boxes.dtype, copy=False)
         return xp.as_tensor(self._shifts, dtype=boxes.dtype, device=boxes.device)

@@ -11,7 +11,13 @@ __all__ = ['ARCHIVES', 'Archive', 'fetch', 'unpack', 'download']
 """`download` fetches the official PASCAL VOC archives of a year; `fetch` and `unpack` are its two halves."""
 
 # %% ../../nbs/data/02_download.ipynb #884130fa
-import errno, hashlib, os, shutil, tarfile, urllib.error, urllib.request
+import errno
+import hashlib
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -22,22 +28,38 @@ from .voc import VOC, DataError, data_root
 @dataclass(frozen=True)
 class Archive:
     "A file to download"
-    name: str    # file name
-    md5: str     # of the whole file
-    size: int    # bytes
+
+    name: str  # file name
+    md5: str  # of the whole file
+    size: int  # bytes
     urls: tuple  # where it can be had, best first
-    split: str   # the list that is there once it is unpacked
+    split: str  # the list that is there once it is unpacked
+
 
 def _official(year, name, md5, size, split):
     "An archive of the VOC site, with its mirrors"
     path = f"pascal/VOC/voc{year}/{name}"
-    return Archive(name, md5, size, (f"http://host.robots.ox.ac.uk/{path}", f"https://thor.robots.ox.ac.uk/{path}",
-                                     f"http://pjreddie.com/media/files/{name}"), split)
+    return Archive(
+        name,
+        md5,
+        size,
+        (
+            f"http://host.robots.ox.ac.uk/{path}",
+            f"https://thor.robots.ox.ac.uk/{path}",
+            f"http://pjreddie.com/media/files/{name}",
+        ),
+        split,
+    )
+
 
 ARCHIVES = {
-    "2007": (_official(2007, "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 460_032_000, "trainval"),
-             _official(2007, "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800, "test")),
-    "2012": (_official(2012, "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040, "trainval"),),
+    "2007": (
+        _official(2007, "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 460_032_000, "trainval"),
+        _official(2007, "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800, "test"),
+    ),
+    "2012": (
+        _official(2012, "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040, "trainval"),
+    ),
 }
 
 # %% ../../nbs/data/02_download.ipynb #c6367ac3
@@ -45,52 +67,77 @@ def _md5(path):
     "Checksum of a file, 32 hex digits"
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20): digest.update(block)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
+
 
 def _resume(url, part, size, timeout):
     "Append to the file `part` what is missing of `url`; raises an `OSError` or `HTTPException` where the connection breaks"
     from tqdm.auto import tqdm
+
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "locrl", **({"Range": f"bytes={have}-"} if have else {})})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "locrl", **({"Range": f"bytes={have}-"} if have else {})}
+    )
     with urllib.request.urlopen(request, timeout=timeout) as answer:
-        if answer.status != 206: have = 0
+        if answer.status != 206:
+            have = 0
         missing = answer.headers.get("Content-Length")
-        if not have and missing and int(missing) != size: raise ConnectionError(f"the answer has {int(missing):,} bytes instead of {size:,}")
-        with open(part, "ab" if have else "wb") as out, tqdm(total=size, initial=have, unit="B", unit_scale=True,
-                                                             desc=part.stem) as bar:
+        if not have and missing and int(missing) != size:
+            raise ConnectionError(f"the answer has {int(missing):,} bytes instead of {size:,}")
+        with (
+            open(part, "ab" if have else "wb") as out,
+            tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
+        ):
             while block := answer.read(1 << 18):
-                out.write(block); bar.update(len(block))
+                out.write(block)
+                bar.update(len(block))
         got = part.stat().st_size - have
-    if missing and got < int(missing): raise ConnectionError(f"the connection broke after {have + got:,} bytes")
+    if missing and got < int(missing):
+        raise ConnectionError(f"the connection broke after {have + got:,} bytes")
 
 # %% ../../nbs/data/02_download.ipynb #fba9ddd8
 def fetch(
     archive: Archive,
-    folder,      # where it goes; a partial file stays there as `<name>.part`
-    tries=3,     # connections to each address that may break without a byte of progress
+    folder,  # where it goes; a partial file stays there as `<name>.part`
+    tries=3,  # connections to each address that may break without a byte of progress
     timeout=30,  # seconds without an answer
-) -> Path:       # the complete file
+) -> Path:  # the complete file
     "Download one file: resumed, checked, and only then given its name. Raises `DataError` saying what to do instead"
-    target = Path(folder)/archive.name
+    target = Path(folder) / archive.name
     part, reasons = target.with_name(archive.name + ".part"), []
     if target.exists():
-        if (md5 := _md5(target)) == archive.md5: return target
+        if (md5 := _md5(target)) == archive.md5:
+            return target
         raise DataError(f"{target} has the MD5 sum {md5}, it should be {archive.md5}: delete the file and try again")
     for url in archive.urls:
         left, resumed = tries, part.exists()
         while left:
             before = part.stat().st_size if part.exists() else 0
-            try: _resume(url, part, archive.size, timeout)
+            try:
+                _resume(url, part, archive.size, timeout)
             except urllib.error.HTTPError as e:
                 reason = f"{e.code} {e.reason}"
-                if e.code != 416 or not part.exists(): break
+                if e.code != 416 or not part.exists():
+                    break
             except (OSError, HTTPException) as e:
-                if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
-                    raise DataError(f"cannot write {part} ({e}): make room there or set LOCRL_DATA to another folder") from None
+                if getattr(e, "errno", None) in (
+                    errno.ENOSPC,
+                    errno.EDQUOT,
+                    errno.EROFS,
+                    errno.EACCES,
+                    errno.ENOTDIR,
+                    errno.ENOENT,
+                ):
+                    raise DataError(
+                        f"cannot write {part} ({e}): make room there or set LOCRL_DATA to another folder"
+                    ) from None
                 reason, after = str(e), part.stat().st_size if part.exists() else 0
-                if after > before: left, resumed = tries, True
-                else: left -= 1
+                if after > before:
+                    left, resumed = tries, True
+                else:
+                    left -= 1
                 continue
             if (md5 := _md5(part)) == archive.md5:
                 os.replace(part, target)
@@ -98,13 +145,15 @@ def fetch(
             part.unlink()
             reason, left, resumed = f"wrong MD5 sum {md5}", left if resumed else 0, False
         reasons.append(f"{url} ({reason})")
-    raise DataError(f"could not download {archive.name}: {'; '.join(reasons)}. Where the network does not allow it, fetch the file "
-                    f"elsewhere, put it at {target} and call this again (or set LOCRL_DATA to a folder that holds VOCdevkit). "
-                    "The embedded data set locrl.data.scenes.Scenes needs no download")
+    raise DataError(
+        f"could not download {archive.name}: {'; '.join(reasons)}. Where the network does not allow it, fetch the file "
+        f"elsewhere, put it at {target} and call this again (or set LOCRL_DATA to a folder that holds VOCdevkit). "
+        "The embedded data set locrl.data.scenes.Scenes needs no download"
+    )
 
 # %% ../../nbs/data/02_download.ipynb #30fb9bd5
 def unpack(
-    tar,   # a VOC archive
+    tar,  # a VOC archive
     root,  # VOCdevkit is made in here
 ):
     "Unpack images, annotations and lists; raises `DataError` for a member that would leave the folder"
@@ -118,28 +167,37 @@ def unpack(
 
 # %% ../../nbs/data/02_download.ipynb #2a3725f3
 def download(
-    year,                # '2007' (trainval and test) or '2012' (trainval)
-    root=None,           # the folder to hold VOCdevkit; `data_root()` where None
+    year,  # '2007' (trainval and test) or '2012' (trainval)
+    root=None,  # the folder to hold VOCdevkit; `data_root()` where None
     keep_archive=False,  # keep the .tar after unpacking?
-    **kwargs,            # for `fetch`
-) -> Path:               # the folder VOCdevkit/VOC<year>
+    **kwargs,  # for `fetch`
+) -> Path:  # the folder VOCdevkit/VOC<year>
     "Fetch and unpack the official VOC archives of a `year`; what is complete already is left alone"
-    if str(year) not in ARCHIVES: raise DataError(f"no archive of VOC {year}: there are {', '.join(ARCHIVES)}")
+    if str(year) not in ARCHIVES:
+        raise DataError(f"no archive of VOC {year}: there are {', '.join(ARCHIVES)}")
     root = Path(root or data_root())
     for archive in ARCHIVES[str(year)]:
-        try: VOC(year, archive.split, root=root)
-        except DataError: pass
-        else: continue
+        try:
+            VOC(year, archive.split, root=root)
+        except DataError:
+            pass
+        else:
+            continue
         try:
             root.mkdir(parents=True, exist_ok=True)
             there = sum(p.stat().st_size for p in root.glob(archive.name + "*"))
-            need, free = 2*archive.size - there, shutil.disk_usage(root).free
+            need, free = 2 * archive.size - there, shutil.disk_usage(root).free
             if free < need:
-                raise DataError(f"{archive.name} needs {need/1e9:.1f} GB to download and unpack, {root} has {free/1e9:.1f} GB free: "
-                                "make room or set LOCRL_DATA to a larger disk")
+                raise DataError(
+                    f"{archive.name} needs {need / 1e9:.1f} GB to download and unpack, {root} has {free / 1e9:.1f} GB free: "
+                    "make room or set LOCRL_DATA to a larger disk"
+                )
             tar = fetch(archive, root, **kwargs)
             unpack(tar, root)
-            if not keep_archive: tar.unlink()
-        except tarfile.TarError as e: raise DataError(f"{root/archive.name} cannot be unpacked ({e}): delete it and try again") from None
-        except OSError as e: raise DataError(f"cannot write to {root} ({e}): set LOCRL_DATA to a folder you may write to") from None
-    return root/"VOCdevkit"/f"VOC{year}"
+            if not keep_archive:
+                tar.unlink()
+        except tarfile.TarError as e:
+            raise DataError(f"{root / archive.name} cannot be unpacked ({e}): delete it and try again") from None
+        except OSError as e:
+            raise DataError(f"cannot write to {root} ({e}): set LOCRL_DATA to a folder you may write to") from None
+    return root / "VOCdevkit" / f"VOC{year}"

@@ -24,46 +24,57 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from .voc import VOC_CLASSES, Annotation, DataError, Dataset, check_classes
 
 # %% ../../nbs/data/03_scenes.ipynb #60b95a8c
-SPRITES = files("locrl")/"assets"/"sprites"
+SPRITES = files("locrl") / "assets" / "sprites"
 OTHER = "_other"
+
 
 @lru_cache
 def sprites(
     name: str,  # a VOC class, or `OTHER`
-) -> tuple:     # per sprite: itself, half and a quarter of its size; RGBa (premultiplied), cropped to what is visible
+) -> tuple:  # per sprite: itself, half and a quarter of its size; RGBa (premultiplied), cropped to what is visible
     "The sprites of a class, at most 256 px large"
-    found = sorted((p for p in (SPRITES/name).iterdir() if p.name.endswith(".webp")), key=lambda p: p.name)
+    found = sorted((p for p in (SPRITES / name).iterdir() if p.name.endswith(".webp")), key=lambda p: p.name)
     pictures = [Image.open(p.open("rb")).convert("RGBA") for p in found]
-    pictures = [p.crop(p.getchannel("A").point(lambda a: 255*(a > 127)).getbbox()).convert("RGBa") for p in pictures]
+    pictures = [p.crop(p.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()).convert("RGBa") for p in pictures]
     return tuple((p, p.reduce(2), p.reduce(4)) for p in pictures)
 
 # %% ../../nbs/data/03_scenes.ipynb #71aadc56
 def _colours(rng, *shape):
     "`shape` random colours that go together: a common tone, varied in lightness and a little in hue; (*shape, 3) uint8"
     tone = rng.integers(50, 206) + rng.integers(-40, 41, 3)
-    return (tone + rng.integers(-60, 61, (*shape, 1)) + rng.integers(-25, 26, (*shape, 3))).clip(0, 255).astype(np.uint8)
+    return (
+        (tone + rng.integers(-60, 61, (*shape, 1)) + rng.integers(-25, 26, (*shape, 3))).clip(0, 255).astype(np.uint8)
+    )
+
 
 def _noise(rng, size, cells, resample=Image.Resampling.BICUBIC):
     "A smooth random picture: `cells` x `cells` random colours, enlarged to `size`"
     return Image.fromarray(_colours(rng, cells, cells)).resize(size, resample)
 
+
 def _stripes(rng, size):
     "Stripes or tiles of two colours at a random angle"
-    (w, h), angle, width = size, rng.uniform(0, math.pi), rng.uniform(6, 30)
-    c, s = (round(2**16/width*f) for f in (math.cos(angle), math.sin(angle)))
+    (w, h) = size
+    angle = rng.uniform(0, math.pi)
+    width = rng.uniform(6, 30)
+    c, s = (round(2**16 / width * f) for f in (math.cos(angle), math.sin(angle)))
     y, x = np.ogrid[:h, :w]
-    on = (x*c + y*s) >> 16 & 1
-    if rng.random() < 0.5: on ^= (y*c - x*s) >> 16 & 1
+    on = (x * c + y * s) >> 16 & 1
+    if rng.random() < 0.5:
+        on ^= (y * c - x * s) >> 16 & 1
     picture = Image.fromarray(on.astype(np.uint8))
     picture.putpalette([int(v) for v in _colours(rng, 2).ravel()])
     return picture.convert("RGB")
+
 
 def _horizon(rng, size):
     "Sky above ground, each a gradient"
     (w, h), at = size, rng.uniform(0.3, 0.8)
     ramp = np.linspace(0, 1, h, dtype=np.float32)[:, None]
     sky, ground = (_colours(rng, 2).astype(np.float32) for _ in range(2))
-    rows = np.where(ramp < at, sky[0] + (sky[1] - sky[0])*ramp/at, ground[0] + (ground[1] - ground[0])*(ramp - at)/(1 - at))
+    rows = np.where(
+        ramp < at, sky[0] + (sky[1] - sky[0]) * ramp / at, ground[0] + (ground[1] - ground[0]) * (ramp - at) / (1 - at)
+    )
     return Image.fromarray(np.broadcast_to(rows[:, None].astype(np.uint8), (h, w, 3)).copy())
 
 # %% ../../nbs/data/03_scenes.ipynb #6c326ac2
@@ -71,57 +82,81 @@ def _shapes(rng, picture, n, largest=0.3):
     "Strew `n` ellipses, polygons and lines over the `picture`"
     draw, (w, h) = ImageDraw.Draw(picture), picture.size
     for _ in range(n):
-        kind, fill, side = rng.integers(3), tuple(int(v) for v in _colours(rng)), min(w, h)*rng.uniform(0.03, largest)
+        kind = rng.integers(3)
+        fill = tuple(int(v) for v in _colours(rng))
+        side = min(w, h) * rng.uniform(0.03, largest)
         x, y = rng.uniform(0, w), rng.uniform(0, h)
-        if kind == 0: draw.ellipse([x - side/2, y - side*rng.uniform(0.2, 0.5), x + side/2, y + side*rng.uniform(0, 0.5)], fill=fill)
+        if kind == 0:
+            draw.ellipse(
+                [x - side / 2, y - side * rng.uniform(0.2, 0.5), x + side / 2, y + side * rng.uniform(0, 0.5)],
+                fill=fill,
+            )
         elif kind == 1:
-            turn = np.sort(rng.uniform(0, 2*math.pi, rng.integers(3, 7)))
-            draw.polygon([(x + side/2*math.cos(t), y + side/2*math.sin(t)) for t in turn], fill=fill)
-        else: draw.line([x, y, x + rng.uniform(-2, 2)*side, y + rng.uniform(-2, 2)*side], fill=fill, width=int(rng.integers(1, 8)))
+            turn = np.sort(rng.uniform(0, 2 * math.pi, rng.integers(3, 7)))
+            draw.polygon([(x + side / 2 * math.cos(t), y + side / 2 * math.sin(t)) for t in turn], fill=fill)
+        else:
+            draw.line(
+                [x, y, x + rng.uniform(-2, 2) * side, y + rng.uniform(-2, 2) * side],
+                fill=fill,
+                width=int(rng.integers(1, 8)),
+            )
 
 # %% ../../nbs/data/03_scenes.ipynb #519d9467
 def background(
-    rng,   # np.random.Generator
+    rng,  # np.random.Generator
     size,  # (width, height) in pixels
 ) -> Image.Image:  # RGB
     "A random background with clutter"
     kind = rng.integers(5)
-    if kind == 0: picture = _noise(rng, size, 2)
-    elif kind == 1: picture = Image.blend(_noise(rng, size, 4), _noise(rng, size, 24), rng.uniform(0.1, 0.5))
-    elif kind == 2: picture = _stripes(rng, size)
-    elif kind == 3: picture = _horizon(rng, size)
-    else: picture = _noise(rng, size, int(rng.integers(4, 12)), Image.Resampling.NEAREST)
-    if kind in (2, 4): picture = Image.blend(picture, _noise(rng, size, 3), rng.uniform(0.2, 0.6))
+    if kind == 0:
+        picture = _noise(rng, size, 2)
+    elif kind == 1:
+        picture = Image.blend(_noise(rng, size, 4), _noise(rng, size, 24), rng.uniform(0.1, 0.5))
+    elif kind == 2:
+        picture = _stripes(rng, size)
+    elif kind == 3:
+        picture = _horizon(rng, size)
+    else:
+        picture = _noise(rng, size, int(rng.integers(4, 12)), Image.Resampling.NEAREST)
+    if kind in (2, 4):
+        picture = Image.blend(picture, _noise(rng, size, 3), rng.uniform(0.2, 0.6))
     _shapes(rng, picture, int(rng.integers(3, 16)))
     return picture
 
 # %% ../../nbs/data/03_scenes.ipynb #c16b88bf
 def _shape(rng, sprite, side):
     "`sprite` mirrored, turned and scaled so that its longer side has `side` pixels; RGBA"
-    scale, turn, flip = side/max(sprite[0].size), math.radians(rng.uniform(-15, 15)), rng.choice((-1, 1))
+    scale = side / max(sprite[0].size)
+    turn = math.radians(rng.uniform(-15, 15))
+    flip = rng.choice((-1, 1))
     source = sprite[0 if scale > 0.5 else 1 if scale > 0.25 else 2]
     c, s = math.cos(turn), math.sin(turn)
-    (sw, sh), (w, h) = source.size, (scale*f for f in sprite[0].size)
-    ow, oh = round(w*c + h*abs(s)) + 1, round(h*c + w*abs(s)) + 1
-    a, b, d, e = flip*sw/w*c, flip*sw/w*s, -sh/h*s, sh/h*c
-    back = (a, b, sw/2 - a*ow/2 - b*oh/2, d, e, sh/2 - d*ow/2 - e*oh/2)
+    (sw, sh), (w, h) = source.size, (scale * f for f in sprite[0].size)
+    ow, oh = round(w * c + h * abs(s)) + 1, round(h * c + w * abs(s)) + 1
+    a = flip * sw / w * c
+    b = flip * sw / w * s
+    d = -sh / h * s
+    e = sh / h * c
+    back = (a, b, sw / 2 - a * ow / 2 - b * oh / 2, d, e, sh / 2 - d * ow / 2 - e * oh / 2)
     return source.transform((ow, oh), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR).convert("RGBA")
+
 
 def _recolour(rng, sprite):
     "`sprite` with its hue turned by up to 20 degrees, brighter or darker"
     turn, gain = math.radians(rng.uniform(-20, 20)), rng.uniform(0.75, 1.2)
-    c, s = math.cos(turn), math.sin(turn)/math.sqrt(3)
-    mix = gain*(np.full((3, 3), (1 - c)/3) + c*np.eye(3) + s*np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]))
+    c, s = math.cos(turn), math.sin(turn) / math.sqrt(3)
+    mix = gain * (np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]))
     return sprite.convert("RGB").convert("RGB", [v for row in mix for v in (*row, 0)])
 
 # %% ../../nbs/data/03_scenes.ipynb #6bea0dff
 def _visible(solid, at, free):
     "Mask of the visible ones of `solid` pixels put down `at`, its corner, and counts: in the frame, in the frame and `free`"
     (x, y), (h, w) = at, free.shape
-    part = solid[max(-y, 0):max(h - y, 0), max(-x, 0):max(w - x, 0)]
+    part = solid[max(-y, 0) : max(h - y, 0), max(-x, 0) : max(w - x, 0)]
     left, top = max(x, 0), max(y, 0)
-    seen = part & free[top:top + part.shape[0], left:left + part.shape[1]]
+    seen = part & free[top : top + part.shape[0], left : left + part.shape[1]]
     return seen, (left, top), np.count_nonzero(part), np.count_nonzero(seen)
+
 
 def _box(seen, corner):
     "Pixel box `x1, y1, x2, y2` (ends exclusive) around the true pixels of `seen`"
@@ -132,30 +167,47 @@ def _box(seen, corner):
 SPLITS = ("train", "val", "test")
 VERSION = 1  # to be raised with every change that alters a picture or a box
 
+
 class Scenes(Dataset):
     "Composed pictures with exact boxes; deterministic in seed, split and index"
-    def __init__(self,
-        n: int,               # images
-        seed=0,               # non-negative integer
-        split="train",        # 'train', 'val' or 'test': different pictures, the same sprites
+
+    def __init__(
+        self,
+        n: int,  # images
+        seed=0,  # non-negative integer
+        split="train",  # 'train', 'val' or 'test': different pictures, the same sprites
         classes=VOC_CLASSES,  # what is drawn and annotated; the others serve as distractors
-        size=(256, 320),      # smallest and largest width or height, in pixels
-        objects=(1, 4),       # fewest and most objects in an image that has any
-        scale=(0.15, 0.8),    # longer side of an object as a fraction of the image's shorter side
-        negatives=0.1,        # share of images without any object of `classes`
-        distractors=2,        # at most so many things of no class or of another class
+        size=(256, 320),  # smallest and largest width or height, in pixels
+        objects=(1, 4),  # fewest and most objects in an image that has any
+        scale=(0.15, 0.8),  # longer side of an object as a fraction of the image's shorter side
+        negatives=0.1,  # share of images without any object of `classes`
+        distractors=2,  # at most so many things of no class or of another class
     ):
-        if n < 1: raise DataError(f"Scenes needs at least one image, got n={n}")
-        if split not in SPLITS: raise DataError(f"Scenes has no split {split!r}: there are {', '.join(SPLITS)}")
-        if seed < 0: raise DataError(f"seed={seed} must not be negative")
-        if not 32 <= size[0] <= size[1]: raise DataError(f"size={size} must be (smallest, largest) with at least 32 pixels")
-        if not 1 <= objects[0] <= objects[1]: raise DataError(f"objects={objects} must be (fewest, most) with at least 1")
-        if not 0 < scale[0] <= scale[1] <= 1: raise DataError(f"scale={scale} must be (smallest, largest) within 0 and 1")
-        if not 0 <= negatives <= 1: raise DataError(f"negatives={negatives} must be within 0 and 1")
-        if distractors < 0: raise DataError(f"distractors={distractors} must not be negative")
+        if n < 1:
+            raise DataError(f"Scenes needs at least one image, got n={n}")
+        if split not in SPLITS:
+            raise DataError(f"Scenes has no split {split!r}: there are {', '.join(SPLITS)}")
+        if seed < 0:
+            raise DataError(f"seed={seed} must not be negative")
+        if not 32 <= size[0] <= size[1]:
+            raise DataError(f"size={size} must be (smallest, largest) with at least 32 pixels")
+        if not 1 <= objects[0] <= objects[1]:
+            raise DataError(f"objects={objects} must be (fewest, most) with at least 1")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise DataError(f"scale={scale} must be (smallest, largest) within 0 and 1")
+        if not 0 <= negatives <= 1:
+            raise DataError(f"negatives={negatives} must be within 0 and 1")
+        if distractors < 0:
+            raise DataError(f"distractors={distractors} must not be negative")
         super().__init__(f"Scenes {split}", check_classes(classes), [f"{split}-{seed}-{i:06}" for i in range(n)])
-        self.seed, self.split, self.pixels, self.objects = int(seed), split, tuple(size), tuple(objects)
-        self.scale, self.negatives, self.distractors, self._sizes = tuple(scale), negatives, distractors, {}
+        self.seed = int(seed)
+        self.split = split
+        self.pixels = tuple(size)
+        self.objects = tuple(objects)
+        self.scale = tuple(scale)
+        self.negatives = negatives
+        self.distractors = distractors
+        self._sizes = {}
         self._latest = None, None
         self._distracting = (OTHER, *(c for c in VOC_CLASSES if c not in self.classes))
 
@@ -170,34 +222,51 @@ class Scenes(Dataset):
 @patch
 def _layout(self: Scenes, i):
     "Compose image `i`: the sprites with their places, from front to back. Keeps its size and annotation"
-    if self._latest[0] == i: return self._latest[1]
+    if self._latest[0] == i:
+        return self._latest[1]
     rng = self._rng(i, 0)
     w, h = (int(s) for s in rng.integers(self.pixels[0], self.pixels[1] + 1, 2))
     n = 0 if rng.random() < self.negatives else int(rng.integers(self.objects[0], self.objects[1] + 1))
     wanted = [int(k) for k in rng.integers(len(self.classes), size=n)]
-    if n > 1 and rng.random() < 0.25: wanted[1] = wanted[0]
-    wanted += [None]*int(rng.integers(self.distractors + 1))
-    free, placed, found = np.ones((h, w), bool), [], []
+    if n > 1 and rng.random() < 0.25:
+        wanted[1] = wanted[0]
+    wanted += [None] * int(rng.integers(self.distractors + 1))
+    free = np.ones((h, w), bool)
+    placed = []
+    found = []
     for label in (wanted[k] for k in rng.permutation(len(wanted))):
         folder = self.classes[label] if label is not None else self._distracting[rng.integers(len(self._distracting))]
         pictures = sprites(folder)
-        sprite, side = pictures[rng.integers(len(pictures))], min(w, h)*math.exp(rng.uniform(*np.log(self.scale)))
+        sprite, side = pictures[rng.integers(len(pictures))], min(w, h) * math.exp(rng.uniform(*np.log(self.scale)))
         shaped, loose = _shape(rng, sprite, side), rng.random() < 0.25
         solid = np.asarray(shaped.getchannel("A")) > 127
         whole = np.count_nonzero(solid)
         for attempt in range(8):
-            x, y = (int(rng.integers(-s//2, f - s//2)) if loose or s >= f else int(rng.integers(0, f - s + 1))
-                    for s, f in zip(shaped.size, (w, h)))
+            x, y = (
+                int(rng.integers(-s // 2, f - s // 2)) if loose or s >= f else int(rng.integers(0, f - s + 1))
+                for s, f in zip(shaped.size, (w, h))
+            )
             seen, corner, inside, visible = _visible(solid, (x, y), free)
-            if visible <= (0.2 if loose or attempt > 3 else 0.8)*whole: continue
+            if visible <= (0.2 if loose or attempt > 3 else 0.8) * whole:
+                continue
             x1, y1, x2, y2 = _box(seen, corner)
-            if min(x2 - x1, y2 - y1) < 6: continue
+            if min(x2 - x1, y2 - y1) < 6:
+                continue
             placed.append((shaped, (x, y)))
-            free[corner[1]:corner[1] + seen.shape[0], corner[0]:corner[0] + seen.shape[1]] &= ~seen
+            free[corner[1] : corner[1] + seen.shape[0], corner[0] : corner[0] + seen.shape[1]] &= ~seen
             if label is not None:
-                found.append(((x1/w, y1/h, x2/w, y2/h), label, visible < 0.35*whole, inside < 0.99*whole or visible < 0.95*inside))
+                found.append(
+                    (
+                        (x1 / w, y1 / h, x2 / w, y2 / h),
+                        label,
+                        visible < 0.35 * whole,
+                        inside < 0.99 * whole or visible < 0.95 * inside,
+                    )
+                )
             break
-    self._sizes[i], self._annotations[i], self._latest = (w, h), Annotation.of(found), (i, placed)
+    self._sizes[i] = (w, h)
+    self._annotations[i] = Annotation.of(found)
+    self._latest = (i, placed)
     return placed
 
 # %% ../../nbs/data/03_scenes.ipynb #a542319a
@@ -207,11 +276,13 @@ def _annotate(self: Scenes, i):
     self._layout(i)
     return self._annotations[i]
 
+
 @patch
 def size(self: Scenes, i):
     "Width and height in pixels"
     i = range(len(self))[i]
-    if i not in self._sizes: self._layout(i)
+    if i not in self._sizes:
+        self._layout(i)
     return self._sizes[i]
 
 # %% ../../nbs/data/03_scenes.ipynb #f9c1bb76
@@ -219,39 +290,49 @@ def size(self: Scenes, i):
 def image(self: Scenes, i):
     "Compose the picture"
     i = range(len(self))[i]
-    placed, size, rng = self._layout(i), self._sizes[i], self._rng(i, 1)
+    placed = self._layout(i)
+    size = self._sizes[i]
+    rng = self._rng(i, 1)
     picture = background(rng, size)
-    for sprite, at in reversed(placed): picture.paste(_recolour(rng, sprite), at, sprite.getchannel("A"))
-    if rng.random() < 0.3: picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1)))
+    for sprite, at in reversed(placed):
+        picture.paste(_recolour(rng, sprite), at, sprite.getchannel("A"))
+    if rng.random() < 0.3:
+        picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1)))
     gain, grain = rng.uniform(0.8, 1.15), (3, 7, 15)[rng.integers(3)]
-    picture = picture.point([min(255, round(v*gain)) for v in range(256)]*3)
-    noise = np.frombuffer(rng.bytes(3*size[0]*size[1]), np.uint8).reshape(size[1], size[0], 3) & grain
-    return ImageChops.add(picture, Image.fromarray(noise), offset=-(grain//2))
+    picture = picture.point([min(255, round(v * gain)) for v in range(256)] * 3)
+    noise = np.frombuffer(rng.bytes(3 * size[0] * size[1]), np.uint8).reshape(size[1], size[0], 3) & grain
+    return ImageChops.add(picture, Image.fromarray(noise), offset=-(grain // 2))
 
 # %% ../../nbs/data/03_scenes.ipynb #bf002fe3
 @patch
-def export_voc(self: Scenes,
-    root,           # VOCdevkit is made in here
+def export_voc(
+    self: Scenes,
+    root,  # VOCdevkit is made in here
     year="Scenes",  # the pictures go to VOCdevkit/VOC<year>
-    quality=95,     # of the JPEG files
-) -> Path:          # the folder VOCdevkit/VOC<year>
+    quality=95,  # of the JPEG files
+) -> Path:  # the folder VOCdevkit/VOC<year>
     "Write the pictures as a VOC data set that `VOC(year, split, root=root)` reads"
-    folder, truth = Path(root)/"VOCdevkit"/f"VOC{year}", self.ground_truth()
-    for sub in "JPEGImages", "Annotations", "ImageSets/Main": (folder/sub).mkdir(parents=True, exist_ok=True)
+    folder, truth = Path(root) / "VOCdevkit" / f"VOC{year}", self.ground_truth()
+    for sub in "JPEGImages", "Annotations", "ImageSets/Main":
+        (folder / sub).mkdir(parents=True, exist_ok=True)
     for i, id in enumerate(self.ids):
-        self.image(i).save(folder/"JPEGImages"/f"{id}.jpg", quality=quality)
+        self.image(i).save(folder / "JPEGImages" / f"{id}.jpg", quality=quality)
         (w, h), a = self.size(i), self.annotation(i)
         objects = "".join(
             f"<object><name>{self.classes[k]}</name><pose>Unspecified</pose><truncated>{t:d}</truncated><difficult>{d:d}</difficult>"
-            f"<bndbox><xmin>{x1*w + 1:.0f}</xmin><ymin>{y1*h + 1:.0f}</ymin><xmax>{x2*w:.0f}</xmax><ymax>{y2*h:.0f}</ymax></bndbox></object>\n"
-            for (x1, y1, x2, y2), k, d, t in zip(a.boxes, a.labels, a.difficult, a.truncated))
-        (folder/"Annotations"/f"{id}.xml").write_text(
+            f"<bndbox><xmin>{x1 * w + 1:.0f}</xmin><ymin>{y1 * h + 1:.0f}</ymin><xmax>{x2 * w:.0f}</xmax><ymax>{y2 * h:.0f}</ymax></bndbox></object>\n"
+            for (x1, y1, x2, y2), k, d, t in zip(a.boxes, a.labels, a.difficult, a.truncated)
+        )
+        (folder / "Annotations" / f"{id}.xml").write_text(
             f"<annotation><folder>VOC{year}</folder><filename>{id}.jpg</filename>\n"
-            f"<size><width>{w}</width><height>{h}</height><depth>3</depth></size>\n{objects}</annotation>\n")
-    lists = folder/"ImageSets"/"Main"
-    (lists/f"{self.split}.txt").write_text("".join(f"{id}\n" for id in self.ids))
+            f"<size><width>{w}</width><height>{h}</height><depth>3</depth></size>\n{objects}</annotation>\n"
+        )
+    lists = folder / "ImageSets" / "Main"
+    (lists / f"{self.split}.txt").write_text("".join(f"{id}\n" for id in self.ids))
     for k, name in enumerate(self.classes):
-        easy, some = (set(truth.image[(truth.label == k) & ~hard]) for hard in (truth.difficult, np.zeros(len(truth), bool)))
+        easy, some = (
+            set(truth.image[(truth.label == k) & ~hard]) for hard in (truth.difficult, np.zeros(len(truth), bool))
+        )
         sign = [1 if i in easy else 0 if i in some else -1 for i in range(len(self))]
-        (lists/f"{name}_{self.split}.txt").write_text("".join(f"{id} {s:2}\n" for id, s in zip(self.ids, sign)))
+        (lists / f"{name}_{self.split}.txt").write_text("".join(f"{id} {s:2}\n" for id, s in zip(self.ids, sign)))
     return folder

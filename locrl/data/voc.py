@@ -13,7 +13,10 @@ __all__ = ['VOC_CLASSES', 'ANIMALS', 'data_root', 'DataError', 'check_classes', 
 (`locrl.data.download` fetches it). Boxes are `(n, 4)` float32 corners `x1, y1, x2, y2` in [0, 1] of the image."""
 
 # %% ../../nbs/data/01_voc.ipynb #5616e7d5
-import difflib, hashlib, io, os
+import difflib
+import hashlib
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,72 +36,113 @@ def data_root() -> Path:  # the folder that holds VOCdevkit
 class DataError(ValueError):
     "Data that is missing, damaged or contradicts itself; the message names the file and the cure"
 
-VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-               "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 
+
 def check_classes(
-    classes,            # one class name or several
+    classes,  # one class name or several
     known=VOC_CLASSES,  # the names that are allowed
 ) -> tuple[str, ...]:
     "`classes` as a tuple; raises `DataError` for a name that is not `known`, with the nearest one that is"
     classes = (classes,) if isinstance(classes, str) else tuple(classes)
-    if not classes: raise DataError(f"no class asked for: give some of {', '.join(known)}")
+    if not classes:
+        raise DataError(f"no class asked for: give some of {', '.join(known)}")
     for name in classes:
-        if name in known: continue
+        if name in known:
+            continue
         near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise DataError(f"unknown class {name!r}: {hint}")
-    if len(set(classes)) < len(classes): raise DataError(f"a class is given twice: {', '.join(classes)}")
+    if len(set(classes)) < len(classes):
+        raise DataError(f"a class is given twice: {', '.join(classes)}")
     return classes
 
 # %% ../../nbs/data/01_voc.ipynb #d2dae138
 @dataclass(frozen=True, eq=False)
 class Annotation:
     "The objects of one image"
-    boxes: np.ndarray      # (n, 4) float32, xyxy in [0, 1]
-    labels: np.ndarray     # (n,) int64, index into the data set's classes
+
+    boxes: np.ndarray  # (n, 4) float32, xyxy in [0, 1]
+    labels: np.ndarray  # (n,) int64, index into the data set's classes
     difficult: np.ndarray  # (n,) bool
     truncated: np.ndarray  # (n,) bool
 
-    def __len__(self): return len(self.labels)
+    def __len__(self):
+        return len(self.labels)
 
     @classmethod
-    def of(cls,
+    def of(
+        cls,
         objects,  # sequence of (box, label, difficult, truncated); may be empty
     ):
         "From one tuple per object"
         boxes, labels, difficult, truncated = zip(*objects) if len(objects) else ((), (), (), ())
-        return cls(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64),
-                   np.array(difficult, bool), np.array(truncated, bool))
+        return cls(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(labels, np.int64),
+            np.array(difficult, bool),
+            np.array(truncated, bool),
+        )
 
 # %% ../../nbs/data/01_voc.ipynb #c23a7d70
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
     "All objects of a data set, in the order of its images"
-    image: np.ndarray      # (n,) int64, index of the image
-    label: np.ndarray      # (n,) int64, index of the class
-    boxes: np.ndarray      # (n, 4) float32, xyxy in [0, 1]
+
+    image: np.ndarray  # (n,) int64, index of the image
+    label: np.ndarray  # (n,) int64, index of the class
+    boxes: np.ndarray  # (n, 4) float32, xyxy in [0, 1]
     difficult: np.ndarray  # (n,) bool
     truncated: np.ndarray  # (n,) bool
 
-    def __len__(self): return len(self.label)
+    def __len__(self):
+        return len(self.label)
 
 # %% ../../nbs/data/01_voc.ipynb #cbaca6b9
 class Dataset:
     "Images with annotated objects. Subclasses supply `image`, `size`, `_annotate` and `_stamp`"
-    def __init__(self,
-        name: str,          # for tables and messages
-        classes: tuple,     # names, in label order
-        ids: Sequence[str], # one unique string per image
+
+    def __init__(
+        self,
+        name: str,  # for tables and messages
+        classes: tuple,  # names, in label order
+        ids: Sequence[str],  # one unique string per image
     ):
-        self.name, self.classes, self.ids = name, tuple(classes), tuple(ids)
+        self.name = name
+        self.classes = tuple(classes)
+        self.ids = tuple(ids)
         self._annotations = {}
         self._ground_truth: GroundTruth | None = None
         self._fingerprint: str | None = None
 
-    def __len__(self): return len(self.ids)
-    def __repr__(self): return f"{self.name}: {len(self):,} images, {len(self.classes)} classes"
+    def __len__(self):
+        return len(self.ids)
+
+    def __repr__(self):
+        return f"{self.name}: {len(self):,} images, {len(self.classes)} classes"
 
     def image(self, i: int) -> Image.Image:  # RGB
         "The picture"
@@ -119,7 +163,8 @@ class Dataset:
     def annotation(self, i: int) -> Annotation:
         "The objects of image `i` that are of this data set's classes; read once, then kept in memory"
         i = range(len(self))[i]
-        if i not in self._annotations: self._annotations[i] = self._annotate(i)
+        if i not in self._annotations:
+            self._annotations[i] = self._annotate(i)
         return self._annotations[i]
 
     @property
@@ -134,10 +179,19 @@ class Dataset:
         "The objects of all images as flat arrays"
         if self._ground_truth is None:
             every = [self.annotation(i) for i in range(len(self))]
-            def join(field): return np.concatenate([getattr(a, field) for a in every])
-            self._ground_truth = GroundTruth(np.repeat(np.arange(len(self)), [len(a) for a in every]), join("labels"),
-                                             join("boxes"), join("difficult"), join("truncated"))
+
+            def join(field):
+                return np.concatenate([getattr(a, field) for a in every])
+
+            self._ground_truth = GroundTruth(
+                np.repeat(np.arange(len(self)), [len(a) for a in every]),
+                join("labels"),
+                join("boxes"),
+                join("difficult"),
+                join("truncated"),
+            )
         return self._ground_truth
+
 
 def _hash(annotation):
     "Hex digest of an annotation's arrays"
@@ -147,12 +201,15 @@ def _hash(annotation):
 # %% ../../nbs/data/01_voc.ipynb #1ab5e1a0
 class View(Dataset):
     "Chosen images of one or more data sets, in a given order"
-    def __init__(self,
+
+    def __init__(
+        self,
         name: str,
-        items,     # sequence of (data set, index); the data sets share their classes
+        items,  # sequence of (data set, index); the data sets share their classes
     ):
         self.items = tuple(items)
-        if not self.items: raise DataError(f"{name} holds no image: ask for other classes or another split")
+        if not self.items:
+            raise DataError(f"{name} holds no image: ask for other classes or another split")
         super().__init__(name, self.items[0][0].classes, [data.ids[i] for data, i in self.items])
         if len(set(self.ids)) < len(self.ids):
             twice = next(id for k, id in enumerate(self.ids) if id in self.ids[:k])
@@ -162,26 +219,37 @@ class View(Dataset):
         "Ask the data set that image `i` comes from"
         return getattr(self.items[i][0], method)(self.items[i][1])
 
-    def image(self, i): return self._do("image", i)
-    def size(self, i): return self._do("size", i)
-    def _annotate(self, i): return self._do("annotation", i)
-    def _stamp(self, i): return self._do("_stamp", i)
+    def image(self, i):
+        return self._do("image", i)
+
+    def size(self, i):
+        return self._do("size", i)
+
+    def _annotate(self, i):
+        return self._do("annotation", i)
+
+    def _stamp(self, i):
+        return self._do("_stamp", i)
 
 # %% ../../nbs/data/01_voc.ipynb #112c07ff
 @patch
-def subset(self: Dataset,
+def subset(
+    self: Dataset,
     indices,  # integers in the wanted order, or one boolean per image
 ) -> Dataset:
     "Only these images"
     indices = np.asarray(indices)
     if indices.dtype == bool:
-        if indices.shape != (len(self),): raise DataError(f"a mask for {self.name} needs {len(self)} values, got {indices.size}")
+        if indices.shape != (len(self),):
+            raise DataError(f"a mask for {self.name} needs {len(self)} values, got {indices.size}")
         indices = np.flatnonzero(indices)
     return View(f"{self.name}[{len(indices)}]", [(self, range(len(self))[int(i)]) for i in indices])
 
+
 @patch
-def having(self: Dataset,
-    classes=None,    # class names; all classes of this data set where None
+def having(
+    self: Dataset,
+    classes=None,  # class names; all classes of this data set where None
     difficult=True,  # does a difficult object count?
 ) -> Dataset:
     "Only the images that hold an object of one of `classes`"
@@ -190,11 +258,14 @@ def having(self: Dataset,
     counts = np.isin(truth.label, [self.classes.index(c) for c in names]) & (difficult | ~truth.difficult)
     mask = np.zeros(len(self), bool)
     mask[truth.image[counts]] = True
-    if not mask.any(): raise DataError(f"no image of {self.name} holds {' or '.join(names)}")
+    if not mask.any():
+        raise DataError(f"no image of {self.name} holds {' or '.join(names)}")
     return self.subset(mask)
 
+
 @patch
-def __add__(self: Dataset,
+def __add__(
+    self: Dataset,
     other: Dataset,  # with the same classes in the same order
 ) -> Dataset:
     "The images of both"
@@ -205,100 +276,137 @@ def __add__(self: Dataset,
 # %% ../../nbs/data/01_voc.ipynb #3dcfa44a
 def _read_list(folder, split):
     "The image ids in `ImageSets/Main/<split>.txt` of the VOC `folder`"
-    path = folder/"ImageSets"/"Main"/f"{split}.txt"
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.exists():
         have = sorted(p.stem for p in path.parent.glob("*.txt"))
         plain = [s for s in have if "_" not in s or s.split("_")[0] not in VOC_CLASSES]
-        raise DataError(f"no list {path}: there are {', '.join(plain) or 'none'} and {len(have) - len(plain)} lists of single classes")
+        raise DataError(
+            f"no list {path}: there are {', '.join(plain) or 'none'} and {len(have) - len(plain)} lists of single classes"
+        )
     ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    if not ids: raise DataError(f"{path} lists no image: put one image id on each line, or choose another split")
-    if len(set(ids)) < len(ids): raise DataError(f"{path} lists an image twice: remove the repeated lines")
+    if not ids:
+        raise DataError(f"{path} lists no image: put one image id on each line, or choose another split")
+    if len(set(ids)) < len(ids):
+        raise DataError(f"{path} lists an image twice: remove the repeated lines")
     return ids
 
 # %% ../../nbs/data/01_voc.ipynb #c8e5fd3a
 def _number(node, tag, path):
     "The number in child `tag` of `node`"
     text = node.findtext(tag)
-    try: return float(text)
-    except (TypeError, ValueError): raise DataError(f"{path}: <{node.tag}> needs a number in <{tag}>, got {text!r}") from None
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: <{node.tag}> needs a number in <{tag}>, got {text!r}") from None
+
 
 def _read_box(node, width, height, path):
     "`node`'s box as fractions of the image; up to one pixel outside is put on the border"
     name, found = node.findtext("name"), node.findall("bndbox")
     if len(found) != 1:
-        raise DataError(f"{path}: the {name} has {len(found) or 'no'} <bndbox>: an object needs one, add it or remove the object")
+        raise DataError(
+            f"{path}: the {name} has {len(found) or 'no'} <bndbox>: an object needs one, add it or remove the object"
+        )
     bndbox = found[0]
     x1, y1, x2, y2 = (_number(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
     shown = f"{path}: the {name}'s box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-    if not any((x1, y1, x2, y2)): raise DataError(f"{shown} holds nothing, so that it can never be found: correct it or remove the object")
-    if not (x2 >= x1 and y2 >= y1): raise DataError(f"{shown} is inverted: xmax and ymax must not be below xmin and ymin")
+    if not any((x1, y1, x2, y2)):
+        raise DataError(f"{shown} holds nothing, so that it can never be found: correct it or remove the object")
+    if not (x2 >= x1 and y2 >= y1):
+        raise DataError(f"{shown} is inverted: xmax and ymax must not be below xmin and ymin")
     if min(x1, y1) < 0 or x2 > width + 1 or y2 > height + 1 or x1 > width or y1 > height:
         raise DataError(f"{shown} leaves the {width} x {height} image: correct the box, or <size>")
-    return max(x1 - 1, 0)/width, max(y1 - 1, 0)/height, min(x2/width, 1), min(y2/height, 1)
+    return max(x1 - 1, 0) / width, max(y1 - 1, 0) / height, min(x2 / width, 1), min(y2 / height, 1)
 
 # %% ../../nbs/data/01_voc.ipynb #25f198e1
 _FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
 
 def _read_flag(node, tag, path):
     "The flag in child `tag` of `node`; one that is missing or empty is not set"
     text = (node.findtext(tag) or "").strip().lower()
     if text not in _FLAGS:
-        raise DataError(f"{path}: <{tag}> of the {node.findtext('name')} is {text!r}: write 1 or 0 (true, false, yes and no are read too)")
+        raise DataError(
+            f"{path}: <{tag}> of the {node.findtext('name')} is {text!r}: write 1 or 0 (true, false, yes and no are read too)"
+        )
     return _FLAGS[text]
+
 
 def read_xml(
     path,  # a VOC annotation file
-):         # (width, height), [(class name, box, difficult, truncated), …]
+):  # (width, height), [(class name, box, difficult, truncated), …]
     "Read and check one annotation; raises `DataError` naming the file. A missing flag counts as not set"
-    try: root = ElementTree.fromstring(Path(path).read_bytes())
-    except ElementTree.ParseError as e: raise DataError(f"{path} is not valid XML ({e}): restore it from the archive") from None
-    except FileNotFoundError: raise DataError(f"no annotation {path}: restore it, or take its id off the list") from None
+    try:
+        root = ElementTree.fromstring(Path(path).read_bytes())
+    except ElementTree.ParseError as e:
+        raise DataError(f"{path} is not valid XML ({e}): restore it from the archive") from None
+    except FileNotFoundError:
+        raise DataError(f"no annotation {path}: restore it, or take its id off the list") from None
     size = root.find("size")
-    if size is None: raise DataError(f"{path} has no <size>: add the image's width and height")
+    if size is None:
+        raise DataError(f"{path} has no <size>: add the image's width and height")
     width, height = int(_number(size, "width", path)), int(_number(size, "height", path))
-    if width < 1 or height < 1: raise DataError(f"{path}: <size> is {width} x {height}: put the image's real size there")
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: <size> is {width} x {height}: put the image's real size there")
     objects = []
     for node in root.iterfind("object"):
         name = (node.findtext("name") or "").strip()
         if name not in VOC_CLASSES:
-            try: check_classes([name])
-            except DataError as e: raise DataError(f"{path}: {e}") from None
+            try:
+                check_classes([name])
+            except DataError as e:
+                raise DataError(f"{path}: {e}") from None
         flags = [_read_flag(node, tag, path) for tag in ("difficult", "truncated")]
         objects.append((name, _read_box(node, width, height, path), *flags))
     if elsewhere := len(list(root.iter("object"))) - len(objects):
-        raise DataError(f"{path}: {elsewhere} <object> not directly below <{root.tag}> would be passed over: move it there")
+        raise DataError(
+            f"{path}: {elsewhere} <object> not directly below <{root.tag}> would be passed over: move it there"
+        )
     return (width, height), objects
 
 # %% ../../nbs/data/01_voc.ipynb #c4b88516
 def rgb(
-    image: Image.Image,   # of any mode
-) -> Image.Image:         # upright 8-bit RGB; the picture itself where nothing is to be done
+    image: Image.Image,  # of any mode
+) -> Image.Image:  # upright 8-bit RGB; the picture itself where nothing is to be done
     "Turned as its EXIF tag says, transparent parts on white, 16-bit and floating greys scaled; raises `DataError` for a picture without pixels"
-    if not (image.width and image.height): raise DataError(f"a picture of {image.width} x {image.height} pixels shows nothing: give a larger one")
-    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)
+    if not (image.width and image.height):
+        raise DataError(f"a picture of {image.width} x {image.height} pixels shows nothing: give a larger one")
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         grey = np.asarray(image).astype(np.float32)
-        if not np.isfinite(grey).all(): raise DataError("the picture holds NaN or infinity: save it with 8 bits")
+        if not np.isfinite(grey).all():
+            raise DataError("the picture holds NaN or infinity: save it with 8 bits")
         white = 1 if image.mode == "F" and grey.max() <= 1 else 65535 if ";" in image.mode or grey.max() > 255 else 255
-        image = Image.fromarray((grey/(white/255)).clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray((grey / (white / 255)).clip(0, 255).round().astype(np.uint8))
     if "A" in image.mode.upper() or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
-    if image.mode != "RGB": return image.convert("RGB")
-    image.load()   # now, if it comes from a file that is damaged
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, "white"),
+            image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"),
+        )
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # now, if it comes from a file that is damaged
     return image
 
 # %% ../../nbs/data/01_voc.ipynb #d724055d
 def open_image(
     path,  # a JPEG file, or another that Pillow reads
-    cure: str = "restore it from the archive, or take its id off the list",   # what the error tells to do
+    cure: str = "restore it from the archive, or take its id off the list",  # what the error tells to do
 ) -> Image.Image:
     "The picture as upright RGB; raises `DataError` where the file is missing, damaged or cut short"
-    try: raw = Path(path).read_bytes()
-    except FileNotFoundError: raise DataError(f"no image {path}: {cure}") from None
-    except OSError as e: raise DataError(f"{path} cannot be read ({e.strerror}): {cure}") from None
     try:
-        image = Image.open(stream := io.BytesIO(raw))   # reads a JPEG up to its scans: a thumbnail's end marker lies before, a film may follow
-        if raw[:2] != b"\xff\xd8" or raw.find(b"\xff\xd9", stream.tell()) >= 0: return rgb(image)
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"no image {path}: {cure}") from None
+    except OSError as e:
+        raise DataError(f"{path} cannot be read ({e.strerror}): {cure}") from None
+    try:
+        image = Image.open(
+            stream := io.BytesIO(raw)
+        )  # reads a JPEG up to its scans: a thumbnail's end marker lies before, a film may follow
+        if raw[:2] != b"\xff\xd8" or raw.find(b"\xff\xd9", stream.tell()) >= 0:
+            return rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise DataError(f"{path} cannot be decoded ({e}): {cure}") from None
     raise DataError(f"{path} is cut short: its {len(raw):,} bytes have no end marker: {cure}")
@@ -306,32 +414,40 @@ def open_image(
 # %% ../../nbs/data/01_voc.ipynb #1d29e5f0
 class VOC(Dataset):
     "A split of PASCAL VOC in the standard folder layout; `VOC('2007', 'trainval') + VOC('2012', 'trainval')` is '07+12'"
-    def __init__(self,
-        year="2007",          # '2007', '2012'
-        split="test",         # the name of any list in ImageSets/Main; of `<class>_<split>` lists every id is kept
+
+    def __init__(
+        self,
+        year="2007",  # '2007', '2012'
+        split="test",  # the name of any list in ImageSets/Main; of `<class>_<split>` lists every id is kept
         classes=VOC_CLASSES,  # whose objects are annotated; the images stay the same
-        root=None,            # the folder that holds VOCdevkit; `data_root()` where None
+        root=None,  # the folder that holds VOCdevkit; `data_root()` where None
     ):
-        self.folder = Path(root or data_root())/"VOCdevkit"/f"VOC{year}"
+        self.folder = Path(root or data_root()) / "VOCdevkit" / f"VOC{year}"
         if not self.folder.is_dir():
-            raise DataError(f"no folder {self.folder}: point LOCRL_DATA (or `root`) at the folder that holds VOCdevkit, fetch the "
-                            f"official archive with `locrl.data.download.download('{year}')`, or use the embedded `locrl.data.scenes.Scenes`")
+            raise DataError(
+                f"no folder {self.folder}: point LOCRL_DATA (or `root`) at the folder that holds VOCdevkit, fetch the "
+                f"official archive with `locrl.data.download.download('{year}')`, or use the embedded `locrl.data.scenes.Scenes`"
+            )
         super().__init__(f"VOC{year} {split}", check_classes(classes), _read_list(self.folder, split))
         for sub, suffix, what in ("JPEGImages", ".jpg", "image"), ("Annotations", ".xml", "annotation"):
-            have = set(os.listdir(self.folder/sub)) if (self.folder/sub).is_dir() else set()
+            have = set(os.listdir(self.folder / sub)) if (self.folder / sub).is_dir() else set()
             missing = [id for id in self.ids if id + suffix not in have]
             if missing:
-                raise DataError(f"no {what} {self.folder/sub/(missing[0] + suffix)} ({len(missing):,} of {len(self):,} are missing): "
-                                f"restore from the archive, or take the ids off {split}.txt")
+                raise DataError(
+                    f"no {what} {self.folder / sub / (missing[0] + suffix)} ({len(missing):,} of {len(self):,} are missing): "
+                    f"restore from the archive, or take the ids off {split}.txt"
+                )
         self._sizes = {}
 
     def _path(self, i):
         "Where the photograph lies"
-        return self.folder/"JPEGImages"/f"{self.ids[i]}.jpg"
+        return self.folder / "JPEGImages" / f"{self.ids[i]}.jpg"
 
     def _annotate(self, i):
-        self._sizes[i], objects = read_xml(self.folder/"Annotations"/f"{self.ids[i]}.xml")
-        return Annotation.of([(box, self.classes.index(name), *flags) for name, box, *flags in objects if name in self.classes])
+        self._sizes[i], objects = read_xml(self.folder / "Annotations" / f"{self.ids[i]}.xml")
+        return Annotation.of(
+            [(box, self.classes.index(name), *flags) for name, box, *flags in objects if name in self.classes]
+        )
 
     def size(self, i):
         "Width and height as annotated; `image` checks them"
@@ -342,8 +458,11 @@ class VOC(Dataset):
         "The photograph; raises `DataError` where it is damaged or of another size than annotated"
         image = open_image(self._path(i))
         if image.size != self.size(i):
-            raise DataError(f"{self._path(i)} is {image.width} x {image.height}, its annotation says {self.size(i)[0]} x "
-                            f"{self.size(i)[1]}: correct <size> and the boxes, or restore the image")
+            raise DataError(
+                f"{self._path(i)} is {image.width} x {image.height}, its annotation says {self.size(i)[0]} x "
+                f"{self.size(i)[1]}: correct <size> and the boxes, or restore the image"
+            )
         return image
 
-    def _stamp(self, i): return f"{self._path(i).stat().st_size} {_hash(self.annotation(i))}"
+    def _stamp(self, i):
+        return f"{self._path(i).stat().st_size} {_hash(self.annotation(i))}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 from stable_baselines3.common.vec_env import VecEnv
 
 from ..data.boxes import FULL, TRIGGER, Moves, centre_distance, iou
@@ -29,13 +29,16 @@ from .rewards import Reward, named_reward
 @dataclass(frozen=True, eq=False)
 class Targets:
     "Questions (picture, class) with the boxes of the objects, padded with empty boxes to a common number"
+
     image: np.ndarray  # (E,) int64, index of the picture
     label: np.ndarray  # (E,) int64, index of the class
     boxes: np.ndarray  # (E, G, 4) float32; empty where there are fewer objects, or none at all
 
-    def __len__(self): return len(self.image)
+    def __len__(self):
+        return len(self.image)
 
-    def __getitem__(self, i): return Targets(self.image[i], self.label[i], self.boxes[i])
+    def __getitem__(self, i):
+        return Targets(self.image[i], self.label[i], self.boxes[i])
 
     @property
     def positive(self) -> np.ndarray:
@@ -43,9 +46,10 @@ class Targets:
         return (self.boxes[..., 2] > self.boxes[..., 0]).any(1)
 
     @classmethod
-    def of(cls,
-        data,                     # a data set with boxes
-        classes=None,             # names of the classes asked for; default all of `data`
+    def of(
+        cls,
+        data,  # a data set with boxes
+        classes=None,  # names of the classes asked for; default all of `data`
         negatives: bool = False,  # also ask for classes the picture does not hold
     ):
         """Every (picture, class) of `data` that holds an object of the class that is not difficult; with `negatives`, every
@@ -54,40 +58,48 @@ class Targets:
         gt = data.ground_truth()
         remap = np.array([classes.index(c) if c in classes else -1 for c in data.classes])
         keep = ~gt.difficult & (remap[gt.label] >= 0)
-        code = gt.image[keep]*len(classes) + remap[gt.label[keep]]
+        code = gt.image[keep] * len(classes) + remap[gt.label[keep]]
         order = np.argsort(code, kind="stable")
         code, boxes = code[order], gt.boxes[keep][order]
         held, first, count = np.unique(code, return_index=True, return_counts=True)
-        asked = np.arange(len(data)*len(classes)) if negatives else held
-        if not len(asked): raise DataError(f"{data.name} holds no {', '.join(classes)} that could be searched for")
+        asked = np.arange(len(data) * len(classes)) if negatives else held
+        if not len(asked):
+            raise DataError(f"{data.name} holds no {', '.join(classes)} that could be searched for")
         padded = np.zeros((len(asked), max(count, default=1), 4), np.float32)
         row = np.searchsorted(asked, code)
         padded[row, np.arange(len(code)) - np.repeat(first, count)] = boxes
-        return cls(asked//len(classes), asked % len(classes), padded)
+        return cls(asked // len(classes), asked % len(classes), padded)
 
 # %% ../../nbs/envs/03_localization.ipynb #7d219876
 def random_windows(
-    n: int,                    # how many
+    n: int,  # how many
     rng: np.random.Generator,
-) -> np.ndarray:               # (n, 4) float32 xyxy
+) -> np.ndarray:  # (n, 4) float32 xyxy
     "Boxes to begin in: sides of 0.2 to 1, smaller ones as likely as larger (uniform in their logarithm), anywhere in the picture"
-    side = (np.exp(rng.uniform(np.log(.25), 0, (n, 1)))*np.exp(rng.uniform(-.35, .35, (n, 2)))).clip(.2, 1)
-    corner = (1 - side)*rng.random((n, 2))
+    side = (np.exp(rng.uniform(np.log(0.25), 0, (n, 1))) * np.exp(rng.uniform(-0.35, 0.35, (n, 2)))).clip(0.2, 1)
+    corner = (1 - side) * rng.random((n, 2))
     return np.concatenate([corner, corner + side], 1, dtype=np.float32)
 
 # %% ../../nbs/envs/03_localization.ipynb #3e7e9daf
 class Search:
     "Any number of episodes side by side, as arrays. Knows boxes and truth, not pictures."
-    def __init__(self,
-        targets: Targets,                       # what may be asked
-        n: int = 1,                             # episodes side by side
-        moves: Moves = Moves(),                 # what actions do
-        reward: Reward = named_reward("paper"), # what they pay
-        max_steps: int = MAX_STEPS,             # an episode is truncated after so many actions
-        seed: int | None = None,                # order of the questions
-        random_starts: float = 0.,              # share of the episodes that begin in a random window instead of the whole picture
+
+    def __init__(
+        self,
+        targets: Targets,  # what may be asked
+        n: int = 1,  # episodes side by side
+        moves: Moves = Moves(),  # what actions do
+        reward: Reward = named_reward("paper"),  # what they pay
+        max_steps: int = MAX_STEPS,  # an episode is truncated after so many actions
+        seed: int | None = None,  # order of the questions
+        random_starts: float = 0.0,  # share of the episodes that begin in a random window instead of the whole picture
     ):
-        self.targets, self.n, self.moves, self.reward, self.max_steps, self.random_starts = targets, n, moves, reward, max_steps, random_starts
+        self.targets = targets
+        self.n = n
+        self.moves = moves
+        self.reward = reward
+        self.max_steps = max_steps
+        self.random_starts = random_starts
         self.rng = np.random.default_rng(seed)
         self.queue = np.empty(0, np.int64)
         self.episode = np.zeros(n, np.int64)
@@ -95,21 +107,25 @@ class Search:
         self.step_count = np.zeros(n, np.int64)
         self.history = np.full((n, HISTORY), -1, np.int64)
 
-    def start(self,
+    def start(
+        self,
         which=slice(None),  # which of the n to start anew
-        episode=None,       # index into `targets` for each; default the next ones of a shuffled round
+        episode=None,  # index into `targets` for each; default the next ones of a shuffled round
     ):
         "Begin new episodes"
         who = np.arange(self.n)[which]
         self.episode[who] = self._draw(len(who)) if episode is None else episode
-        self.box[who], self.step_count[who], self.history[who] = FULL, 0, -1
+        self.box[who] = FULL
+        self.step_count[who] = 0
+        self.history[who] = -1
         if self.random_starts:
             some = who[self.rng.random(len(who)) < self.random_starts]
             self.box[some] = random_windows(len(some), self.rng)
 
     def _draw(self, k):
         "The next `k` questions: every one is asked once before any is asked again"
-        while len(self.queue) < k: self.queue = np.concatenate([self.queue, self.rng.permutation(len(self.targets))])
+        while len(self.queue) < k:
+            self.queue = np.concatenate([self.queue, self.rng.permutation(len(self.targets))])
         drawn, self.queue = self.queue[:k], self.queue[k:]
         return drawn
 
@@ -117,7 +133,17 @@ class Search:
     def keys(self) -> np.ndarray:
         "State keys (n, 17) float32"
         t = self.targets
-        return np.concatenate([t.image[self.episode, None], t.label[self.episode, None], self.box, self.step_count[:, None], self.history], 1, dtype=np.float32)
+        return np.concatenate(
+            [
+                t.image[self.episode, None],
+                t.label[self.episode, None],
+                self.box,
+                self.step_count[:, None],
+                self.history,
+            ],
+            1,
+            dtype=np.float32,
+        )
 
     @property
     def truth(self) -> np.ndarray:
@@ -132,28 +158,37 @@ class Search:
     def _judge(self, new, triggered):
         "IoU after and reward of going to `new` (n, A, 4); `triggered` broadcasts to (n, A)"
         truth = self.truth
-        before = iou(self.box[:, None], truth)                                 # (n, G)
-        after = iou(new[:, :, None], truth[:, None]).max(-1)                   # (n, A)
-        nearest = -centre_distance(self.box[:, None], truth)*(before == 0) - 2*(truth[..., 2] <= truth[..., 0]) if self.random_starts else 0
+        before = iou(self.box[:, None], truth)  # (n, G)
+        after = iou(new[:, :, None], truth[:, None]).max(-1)  # (n, A)
+        nearest = (
+            -centre_distance(self.box[:, None], truth) * (before == 0) - 2 * (truth[..., 2] <= truth[..., 0])
+            if self.random_starts
+            else 0
+        )
         target = truth[np.arange(self.n), (before + nearest).argmax(1)][:, None]  # (n, 1, 4)
-        there = target[..., 2] > target[..., 0]                                # (n, 1); no way leads to what is not there
-        distances = centre_distance(self.box[:, None], target)*there, centre_distance(new, target)*there
+        there = target[..., 2] > target[..., 0]  # (n, 1); no way leads to what is not there
+        distances = centre_distance(self.box[:, None], target) * there, centre_distance(new, target) * there
         return after, self.reward(before.max(1)[:, None], after, triggered, *distances)
 
     def try_all(self) -> tuple[np.ndarray, np.ndarray]:
         "IoU and reward (n, n_actions) of every action, without doing any"
         return self._judge(self.moves.all(self.box), np.arange(self.moves.n_actions) == TRIGGER)
 
-    def step(self,
+    def step(
+        self,
         actions: np.ndarray,  # (n,) integers
-    ):                        # IoU, reward, terminated, truncated: (n,) each
+    ):  # IoU, reward, terminated, truncated: (n,) each
         """Do one action in every episode. Finished episodes stay as they are until `start`.
         Raises `ValueError`, before anything has changed, for what is not one known action for each episode."""
         actions = np.asarray(actions)
         if actions.shape != (self.n,) or actions.dtype.kind not in "iu":
-            raise ValueError(f"actions: needs {self.n} integers, one for each episode, got {actions.dtype} of shape {actions.shape}")
+            raise ValueError(
+                f"actions: needs {self.n} integers, one for each episode, got {actions.dtype} of shape {actions.shape}"
+            )
         if actions.min() < 0 or actions.max() >= self.moves.n_actions:
-            raise ValueError(f"actions: {actions[(actions < 0) | (actions >= self.moves.n_actions)][0]} is no action, they are 0 to {self.moves.n_actions - 1}")
+            raise ValueError(
+                f"actions: {actions[(actions < 0) | (actions >= self.moves.n_actions)][0]} is no action, they are 0 to {self.moves.n_actions - 1}"
+            )
         new = self.moves.apply(self.box, actions)
         terminated = actions == TRIGGER
         after, reward = self._judge(new[:, None], terminated[:, None])
@@ -164,49 +199,68 @@ class Search:
 
     def state(self) -> dict:
         "Everything needed to go on exactly here"
-        return dict(rng=self.rng.bit_generator.state, **{k: getattr(self, k).copy() for k in ("queue", "episode", "box", "step_count", "history")})
+        return dict(
+            rng=self.rng.bit_generator.state,
+            **{k: getattr(self, k).copy() for k in ("queue", "episode", "box", "step_count", "history")},
+        )
 
     def load_state(self, state: dict):
         "Go on where `state` was taken"
         self.rng.bit_generator.state = state["rng"]
-        for k in ("queue", "episode", "box", "step_count", "history"): setattr(self, k, state[k].copy())
+        for k in ("queue", "episode", "box", "step_count", "history"):
+            setattr(self, k, state[k].copy())
 
 # %% ../../nbs/envs/03_localization.ipynb #c9d012fe
 class LocalizationEnv(gym.Env):
     """One search at a time, with the full observation. `reset(options={"episode": k})` asks question `k` of `targets`.
     Registered as `locrl/Localization-v0`; made without arguments it searches composed Scenes through EfficientNet-Lite0."""
+
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
 
-    def __init__(self,
-        data=None,                              # a data set; default a few Scenes
-        bank: FeatureBank | None = None,        # its features; required with `data`
+    def __init__(
+        self,
+        data=None,  # a data set; default a few Scenes
+        bank: FeatureBank | None = None,  # its features; required with `data`
         observation: ObservationConfig = ObservationConfig(),  # what is seen
-        moves: Moves = Moves(),                 # what actions do
-        reward: Reward | str = "paper",         # what they pay, or its name
-        targets: Targets | None = None,         # what may be asked; default every class in every picture that holds it
-        max_steps: int = MAX_STEPS,             # truncation
-        render_mode: str | None = None,         # "rgb_array" or None
+        moves: Moves = Moves(),  # what actions do
+        reward: Reward | str = "paper",  # what they pay, or its name
+        targets: Targets | None = None,  # what may be asked; default every class in every picture that holds it
+        max_steps: int = MAX_STEPS,  # truncation
+        render_mode: str | None = None,  # "rgb_array" or None
     ):
-        if data is None: data, bank = _default_world()
-        if bank is None: raise ValueError("LocalizationEnv(data=...) needs bank=FeatureBank(...), the features of that data set")
-        if render_mode not in (None, *self.metadata["render_modes"]): raise ValueError(f"render_mode={render_mode!r}: use 'rgb_array' or None")
-        self.data, self.bank, self.config, self.render_mode = data, bank, observation, render_mode
+        if data is None:
+            data, bank = _default_world()
+        if bank is None:
+            raise ValueError("LocalizationEnv(data=...) needs bank=FeatureBank(...), the features of that data set")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode={render_mode!r}: use 'rgb_array' or None")
+        self.data = data
+        self.bank = bank
+        self.config = observation
+        self.render_mode = render_mode
         reward = named_reward(reward) if isinstance(reward, str) else reward
         self.search = Search(targets or Targets.of(data, bank.classes), 1, moves, reward, max_steps)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (observation.size(bank.dim),), np.float32)
         self.action_space = gym.spaces.Discrete(moves.n_actions)
 
-    def _observe(self): return observe(self.bank, torch.from_numpy(self.search.keys), self.config)[0].cpu().numpy()
+    def _observe(self):
+        return observe(self.bank, torch.from_numpy(self.search.keys), self.config)[0].cpu().numpy()
 
     def _info(self):
         "What Gymnasium hands out beside the observation"
         s = self.search
-        return dict(iou=float(s.iou[0]), box=s.box[0].copy(), image=int(s.targets.image[s.episode[0]]), class_name=self.bank.classes[s.targets.label[s.episode[0]]])
+        return dict(
+            iou=float(s.iou[0]),
+            box=s.box[0].copy(),
+            image=int(s.targets.image[s.episode[0]]),
+            class_name=self.bank.classes[s.targets.label[s.episode[0]]],
+        )
 
     def reset(self, *, seed=None, options=None):
         "Start the next question, or the one named in `options`"
         super().reset(seed=seed)
-        if seed is not None: self.search.rng, self.search.queue = np.random.default_rng(seed), np.empty(0, np.int64)
+        if seed is not None:
+            self.search.rng, self.search.queue = np.random.default_rng(seed), np.empty(0, np.int64)
         episode = (options or {}).get("episode")
         if episode is not None and not 0 <= episode < len(self.search.targets):
             raise ValueError(f"reset(options={options}): there are questions 0 to {len(self.search.targets) - 1}")
@@ -215,17 +269,22 @@ class LocalizationEnv(gym.Env):
 
     def step(self, action):
         "Do one action"
-        _, reward, terminated, truncated = self.search.step(np.reshape(action, -1))   # a batch of one, as SB3's `predict` gives, is fine
+        _, reward, terminated, truncated = self.search.step(
+            np.reshape(action, -1)
+        )  # a batch of one, as SB3's `predict` gives, is fine
         return self._observe(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info()
 
     def render(self):
         "The picture with the box (orange) and the objects (green) as an (H, W, 3) uint8 array"
-        if self.render_mode != "rgb_array": return None
+        if self.render_mode != "rgb_array":
+            return None
         s = self.search
         image = self.data.image(int(s.targets.image[s.episode[0]])).copy()
-        draw, scale = ImageDraw.Draw(image), np.array(image.size*2)
+        draw, scale = ImageDraw.Draw(image), np.array(image.size * 2)
         for box, colour in [*((b, "#009e73") for b in s.truth[0] if b[2] > b[0]), (s.box[0], "#d55e00")]:
-            draw.rectangle([tuple(map(float, p)) for p in (box*scale - [0, 0, 1, 1]).reshape(2, 2)], outline=colour, width=3)
+            draw.rectangle(
+                [tuple(map(float, p)) for p in (box * scale - [0, 0, 1, 1]).reshape(2, 2)], outline=colour, width=3
+            )
         return np.array(image)
 
 # %% ../../nbs/envs/03_localization.ipynb #0fff81a9
@@ -234,6 +293,7 @@ def _default_world():
     from locrl.vision.encoders import EfficientNetLite0
     from locrl.vision.features import build_store, fit_prototypes
     from locrl.data.scenes import Scenes
+
     data = Scenes(64, seed=0)
     store = build_store(data, EfficientNetLite0(input_size=224), dim=64)
     return data, FeatureBank(store, data.classes, prototypes=fit_prototypes(store, data, data.classes))
@@ -241,19 +301,24 @@ def _default_world():
 # %% ../../nbs/envs/03_localization.ipynb #200bdd79
 class LocalizationVecEnv(VecEnv):
     "Hundreds of searches at once for Stable-Baselines3; observations are state keys (17,)"
+
     render_mode = None
 
-    def __init__(self,
-        search: Search,             # the game, with as many episodes as there are environments
-        trigger_share: float = 0.,  # of guided exploration, goes to TRIGGER wherever that is rewarded; 0 treats it as any other good action
+    def __init__(
+        self,
+        search: Search,  # the game, with as many episodes as there are environments
+        trigger_share: float = 0.0,  # of guided exploration, goes to TRIGGER wherever that is rewarded; 0 treats it as any other good action
     ):
-        if not 0 <= trigger_share < 1: raise ValueError(f"trigger_share={trigger_share}: must lie in [0, 1)")
+        if not 0 <= trigger_share < 1:
+            raise ValueError(f"trigger_share={trigger_share}: must lie in [0, 1)")
         self.search, self.trigger_share = search, trigger_share
-        low = np.array([0, 0, 0, 0, 0, 0, 0] + [-1]*HISTORY, np.float32)
-        high = np.array([2**24, 2**24, 1, 1, 1, 1, search.max_steps] + [search.moves.n_actions]*HISTORY, np.float32)
-        super().__init__(search.n, gym.spaces.Box(low, high, (KEY_SIZE,), np.float32), gym.spaces.Discrete(search.moves.n_actions))
+        low = np.array([0, 0, 0, 0, 0, 0, 0] + [-1] * HISTORY, np.float32)
+        high = np.array([2**24, 2**24, 1, 1, 1, 1, search.max_steps] + [search.moves.n_actions] * HISTORY, np.float32)
+        super().__init__(
+            search.n, gym.spaces.Box(low, high, (KEY_SIZE,), np.float32), gym.spaces.Discrete(search.moves.n_actions)
+        )
         self.returns = np.zeros(search.n)
-        self.finished = []   # (IoU at the end, triggered, steps, return) of finished episodes; whoever reads it empties it
+        self.finished = []  # (IoU at the end, triggered, steps, return) of finished episodes; whoever reads it empties it
 
     def reset(self):
         "Start all episodes anew"
@@ -261,7 +326,8 @@ class LocalizationVecEnv(VecEnv):
         self.returns[:] = 0
         return self.search.keys
 
-    def step_async(self, actions): self.actions = np.asarray(actions)
+    def step_async(self, actions):
+        self.actions = np.asarray(actions)
 
     def step_wait(self):
         "Do the actions; finished episodes start anew at once"
@@ -269,13 +335,18 @@ class LocalizationVecEnv(VecEnv):
         self.returns += reward
         done, keys = terminated | truncated, self.search.keys
         nothing = {}
-        infos = [nothing]*self.num_envs
+        infos = [nothing] * self.num_envs
         ended = np.flatnonzero(done)
         if len(ended):
             for i in ended:
-                infos[i] = {"terminal_observation": keys[i], "TimeLimit.truncated": bool(truncated[i]),
-                            "episode": {"r": float(self.returns[i]), "l": int(self.search.step_count[i]), "t": 0.}}
-                self.finished.append((float(after[i]), bool(terminated[i]), int(self.search.step_count[i]), float(self.returns[i])))
+                infos[i] = {
+                    "terminal_observation": keys[i],
+                    "TimeLimit.truncated": bool(truncated[i]),
+                    "episode": {"r": float(self.returns[i]), "l": int(self.search.step_count[i]), "t": 0.0},
+                }
+                self.finished.append(
+                    (float(after[i]), bool(terminated[i]), int(self.search.step_count[i]), float(self.returns[i]))
+                )
             self.returns[ended] = 0
             self.search.start(ended)
             keys = self.search.keys
@@ -289,7 +360,8 @@ class LocalizationVecEnv(VecEnv):
         "(n, n_actions): how often guided exploration takes each action. TRIGGER gets `trigger_share` of it wherever it is rewarded"
         weights = self.positive_actions().astype(np.float64)
         others = weights.sum(1) - weights[:, TRIGGER]
-        if self.trigger_share: weights[:, TRIGGER] *= np.where(others > 0, others*self.trigger_share/(1 - self.trigger_share), 1)
+        if self.trigger_share:
+            weights[:, TRIGGER] *= np.where(others > 0, others * self.trigger_share / (1 - self.trigger_share), 1)
         return weights
 
     def state(self) -> dict:
@@ -301,14 +373,23 @@ class LocalizationVecEnv(VecEnv):
         self.search.load_state(state["search"])
         self.returns, self.finished = state["returns"].copy(), list(state["finished"])
 
-    def close(self): pass
+    def close(self):
+        pass
+
     def seed(self, seed=None):
         "Seed the order of the questions"
         self.search.rng, self.search.queue = np.random.default_rng(seed), np.empty(0, np.int64)
-        return [seed]*self.num_envs
-    def get_attr(self, attr_name, indices=None): return [getattr(self, attr_name)]*len(list(self._get_indices(indices)))
-    def set_attr(self, attr_name, value, indices=None): setattr(self, attr_name, value)
+        return [seed] * self.num_envs
+
+    def get_attr(self, attr_name, indices=None):
+        return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name, value, indices=None):
+        setattr(self, attr_name, value)
+
     def env_method(self, method_name, *args, indices=None, **kwargs):
         "The searches are one object: a method is called once, and its result given for each index"
-        return [getattr(self, method_name)(*args, **kwargs)]*len(list(self._get_indices(indices)))
-    def env_is_wrapped(self, wrapper_class, indices=None): return [False]*len(list(self._get_indices(indices)))
+        return [getattr(self, method_name)(*args, **kwargs)] * len(list(self._get_indices(indices)))
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False] * len(list(self._get_indices(indices)))

@@ -19,94 +19,130 @@ import torch.nn.functional as F
 from ..vision.features import FeatureBank
 
 # %% ../../nbs/envs/02_observation.ipynb #1d468fc3
-HISTORY = 10                 # actions remembered
-KEY_SIZE = 7 + HISTORY       # image, class, x1, y1, x2, y2, step, then the last actions, newest first, -1 where there is none
-MAX_STEPS = 40               # the paper's limit on a search
+HISTORY = 10  # actions remembered
+KEY_SIZE = (
+    7 + HISTORY
+)  # image, class, x1, y1, x2, y2, step, then the last actions, newest first, -1 where there is none
+MAX_STEPS = 40  # the paper's limit on a search
 
 # %% ../../nbs/envs/02_observation.ipynb #82be0b68
 @dataclass(frozen=True)
 class ObservationConfig:
     "The parts of an observation. Raises `ValueError` when nothing is left to see."
-    embedding: bool = True     # mean feature over the box
-    history: bool = True       # last ten actions, one-hot
-    saliency: bool = True      # 16x16 map of the class, in the frame of the image
-    box: bool = False          # x1, y1, x2, y2, width, height
-    steps: bool = False        # share of the steps that remain
-    local_saliency: int = 0    # k x k map of the class in the frame of the box; 0 for none
-    grid: int = 0              # n x n region features round the box; 0 for none
-    reach: float = 1.5         # how far the box's own frame extends, as a multiple of the box
-    context: float = 1.0       # the embedding looks at the box grown by so much; 224/192 is the paper's 16 pixels of 224 on each side
-    n_classes: int = 0         # one-hot code of the class, among so many; 0 leaves the class to the saliency
-    n_actions: int = 10        # size of the action set, for the one-hot history
-    max_steps: int = MAX_STEPS # steps in an episode
+
+    embedding: bool = True  # mean feature over the box
+    history: bool = True  # last ten actions, one-hot
+    saliency: bool = True  # 16x16 map of the class, in the frame of the image
+    box: bool = False  # x1, y1, x2, y2, width, height
+    steps: bool = False  # share of the steps that remain
+    local_saliency: int = 0  # k x k map of the class in the frame of the box; 0 for none
+    grid: int = 0  # n x n region features round the box; 0 for none
+    reach: float = 1.5  # how far the box's own frame extends, as a multiple of the box
+    context: float = (
+        1.0  # the embedding looks at the box grown by so much; 224/192 is the paper's 16 pixels of 224 on each side
+    )
+    n_classes: int = 0  # one-hot code of the class, among so many; 0 leaves the class to the saliency
+    n_actions: int = 10  # size of the action set, for the one-hot history
+    max_steps: int = MAX_STEPS  # steps in an episode
 
     def __post_init__(self):
         if not (self.embedding or self.saliency or self.local_saliency or self.grid):
-            raise ValueError("an observation needs embedding, saliency, local_saliency or grid: without one the agent is blind")
-        if self.reach <= 0: raise ValueError(f"reach={self.reach}: must be positive")
-        if self.context < 1: raise ValueError(f"context={self.context}: the embedding cannot look at less than the box")
+            raise ValueError(
+                "an observation needs embedding, saliency, local_saliency or grid: without one the agent is blind"
+            )
+        if self.reach <= 0:
+            raise ValueError(f"reach={self.reach}: must be positive")
+        if self.context < 1:
+            raise ValueError(f"context={self.context}: the embedding cannot look at less than the box")
 
-    def parts(self,
+    def parts(
+        self,
         dim: int,  # channels of a feature vector
     ) -> dict[str, int]:
         "Name and width of each part, in order"
-        sizes = dict(embedding=dim*self.embedding, grid=dim*self.grid**2, history=HISTORY*self.n_actions*self.history,
-                     saliency=256*self.saliency, local_saliency=self.local_saliency**2, box=6*self.box, steps=int(self.steps), code=self.n_classes)
+        sizes = dict(
+            embedding=dim * self.embedding,
+            grid=dim * self.grid**2,
+            history=HISTORY * self.n_actions * self.history,
+            saliency=256 * self.saliency,
+            local_saliency=self.local_saliency**2,
+            box=6 * self.box,
+            steps=int(self.steps),
+            code=self.n_classes,
+        )
         return {k: v for k, v in sizes.items() if v}
 
-    def size(self,
+    def size(
+        self,
         dim: int,  # channels of a feature vector
-    ) -> int:      # width of the whole
+    ) -> int:  # width of the whole
         "Length of an observation"
         return sum(self.parts(dim).values())
 
 # %% ../../nbs/envs/02_observation.ipynb #4e930fa8
 def grown(
     boxes: torch.Tensor,  # (M, 4) xyxy
-    reach: float,         # factor of both sides
-) -> torch.Tensor:        # (M, 4) xyxy; may leave the image
+    reach: float,  # factor of both sides
+) -> torch.Tensor:  # (M, 4) xyxy; may leave the image
     "`boxes` grown about their centres"
-    centre, half = (boxes[:, :2] + boxes[:, 2:])/2, (boxes[:, 2:] - boxes[:, :2])*(reach/2)
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * (reach / 2)
     return torch.cat([centre - half, centre + half], 1)
+
 
 def _cells(frame, n):
     "The n x n cells of each frame: (M, n*n, 4), row by row"
     t = torch.linspace(0, 1, n + 1, device=frame.device)
-    xs = frame[:, :1] + t*(frame[:, 2:3] - frame[:, :1])
-    ys = frame[:, 1:2] + t*(frame[:, 3:] - frame[:, 1:2])
-    def grid(x, y): return torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
+    xs = frame[:, :1] + t * (frame[:, 2:3] - frame[:, :1])
+    ys = frame[:, 1:2] + t * (frame[:, 3:] - frame[:, 1:2])
+
+    def grid(x, y):
+        return torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
+
     return torch.cat([grid(xs[:, :-1], ys[:, :-1]), grid(xs[:, 1:], ys[:, 1:])], -1).flatten(1, 2)
+
 
 def _local(maps, frame, n):
     "`maps` (M, 16, 16) resampled on n x n points of `frame`; zero outside the image"
-    t = (torch.arange(n, device=maps.device) + .5)/n
-    x = (frame[:, :1] + t*(frame[:, 2:3] - frame[:, :1]))*2 - 1
-    y = (frame[:, 1:2] + t*(frame[:, 3:] - frame[:, 1:2]))*2 - 1
+    t = (torch.arange(n, device=maps.device) + 0.5) / n
+    x = (frame[:, :1] + t * (frame[:, 2:3] - frame[:, :1])) * 2 - 1
+    y = (frame[:, 1:2] + t * (frame[:, 3:] - frame[:, 1:2])) * 2 - 1
     where = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)
     return F.grid_sample(maps[:, None], where, align_corners=False)[:, 0]
 
 # %% ../../nbs/envs/02_observation.ipynb #9ae46b17
 @torch.no_grad()
 def observe(
-    bank: FeatureBank,          # frozen features
-    keys: torch.Tensor,         # (M, 17) state keys
+    bank: FeatureBank,  # frozen features
+    keys: torch.Tensor,  # (M, 17) state keys
     config: ObservationConfig,  # which parts
-) -> torch.Tensor:              # (M, config.size(bank.dim)) float32
+) -> torch.Tensor:  # (M, config.size(bank.dim)) float32
     "The observations of `keys`, each part scaled to the order of one"
     keys = keys.to(bank.device)
-    image, label, boxes = keys[:, 0].long(), keys[:, 1].long(), keys[:, 2:6]
-    frame, parts, regions = grown(boxes, config.reach), [], []
-    if config.embedding: regions.append((boxes if config.context == 1 else grown(boxes, config.context))[:, None])
-    if config.grid: regions.append(_cells(frame, config.grid))
-    if regions: parts.append(bank.pool(image, torch.cat(regions, 1)).flatten(1))
+    image = keys[:, 0].long()
+    label = keys[:, 1].long()
+    boxes = keys[:, 2:6]
+    frame = grown(boxes, config.reach)
+    parts = []
+    regions = []
+    if config.embedding:
+        regions.append((boxes if config.context == 1 else grown(boxes, config.context))[:, None])
+    if config.grid:
+        regions.append(_cells(frame, config.grid))
+    if regions:
+        parts.append(bank.pool(image, torch.cat(regions, 1)).flatten(1))
     if config.history:
         past = keys[:, 7:].long() + 1
         parts.append(F.one_hot(past, config.n_actions + 1)[..., 1:].flatten(1).float())
     if config.saliency or config.local_saliency:
         maps = bank.saliency[image, label]
-        if config.saliency: parts.append(maps.flatten(1))
-        if config.local_saliency: parts.append(_local(maps, frame, config.local_saliency).flatten(1))
-    if config.box: parts.append(torch.cat([boxes, boxes[:, 2:] - boxes[:, :2]], 1))
-    if config.steps: parts.append(1 - keys[:, 6:7]/config.max_steps)
-    if config.n_classes: parts.append(F.one_hot(label, config.n_classes).float())
+        if config.saliency:
+            parts.append(maps.flatten(1))
+        if config.local_saliency:
+            parts.append(_local(maps, frame, config.local_saliency).flatten(1))
+    if config.box:
+        parts.append(torch.cat([boxes, boxes[:, 2:] - boxes[:, :2]], 1))
+    if config.steps:
+        parts.append(1 - keys[:, 6:7] / config.max_steps)
+    if config.n_classes:
+        parts.append(F.one_hot(label, config.n_classes).float())
     return torch.cat(parts, 1)

@@ -23,16 +23,19 @@ from ..data.boxes import FULL, TRIGGER, Moves, centre_distance, iou
 
 # %% ../../nbs/envs/01_oracle.ipynb #58e71f30
 def best_overlap(
-    boxes,      # (N, ..., 4) xyxy in [0, 1]
-    truth,      # (N, 4), or (N, G, 4) with up to G objects per row
+    boxes,  # (N, ..., 4) xyxy in [0, 1]
+    truth,  # (N, 4), or (N, G, 4) with up to G objects per row
     mask=None,  # (N, G) bool, False where `truth` is padding; None: no padding
-):              # two arrays (N, ...): IoU, and centre distance in image fractions
+):  # two arrays (N, ...): IoU, and centre distance in image fractions
     "IoU of each box with the object of its row that it overlaps best, and the distance to its centre"
-    if truth.ndim == 2: truth = truth[:, None]
+    if truth.ndim == 2:
+        truth = truth[:, None]
     n, g = truth.shape[:2]
-    if mask is None: mask = np.ones((n, g), bool)
-    if not mask.any(-1).all(): raise ValueError(f"row {int((~mask.any(-1)).argmax())} has no object: leave such rows out")
-    inner = (1,)*(boxes.ndim - 2)
+    if mask is None:
+        mask = np.ones((n, g), bool)
+    if not mask.any(-1).all():
+        raise ValueError(f"row {int((~mask.any(-1)).argmax())} has no object: leave such rows out")
+    inner = (1,) * (boxes.ndim - 2)
     truth, mask = truth.reshape(n, *inner, g, 4), mask.reshape(n, *inner, g)
     overlap = np.where(mask, iou(boxes[..., None, :], truth), -1)
     distance = np.where(mask, centre_distance(boxes[..., None, :], truth), np.inf)
@@ -42,16 +45,18 @@ def best_overlap(
 # %% ../../nbs/envs/01_oracle.ipynb #708ece52
 EPS = 1e-6  # smaller differences of IoU, and of distance, count as none
 
+
 def best_actions(
-    boxes,            # (N, 4) xyxy in [0, 1]
-    truth,            # (N, 4), or (N, G, 4) with up to G objects per row
+    boxes,  # (N, 4) xyxy in [0, 1]
+    truth,  # (N, 4), or (N, G, 4) with up to G objects per row
     moves=Moves(),
-    ties="none",      # "none": by IoU alone; "centre": equal IoU is decided by the centre distance
+    ties="none",  # "none": by IoU alone; "centre": equal IoU is decided by the centre distance
     trigger_at=None,  # trigger as soon as the IoU reaches this; None: only where no move improves
-    mask=None,        # (N, G) bool, False where `truth` is padding
-):                    # (N, n_actions) bool, at least one True in each row
+    mask=None,  # (N, G) bool, False where `truth` is padding
+):  # (N, n_actions) bool, at least one True in each row
     "The actions that are best for the greedy expert; the trigger alone where it would stop. Raises `ValueError` for other `ties`"
-    if ties not in ("none", "centre"): raise ValueError(f"ties={ties!r}: use 'none' or 'centre'")
+    if ties not in ("none", "centre"):
+        raise ValueError(f"ties={ties!r}: use 'none' or 'centre'")
     boxes, truth = np.asarray(boxes, np.float64), np.asarray(truth, np.float64)
     now, here = best_overlap(boxes, truth, mask)
     then, there = best_overlap(moves.all(boxes), truth, mask)
@@ -64,35 +69,38 @@ def best_actions(
         nearest = there.min(1)
         best &= there <= nearest[:, None] + EPS
         improves |= (top >= now - EPS) & (nearest < here - EPS)
-    if trigger_at is not None: improves &= now < trigger_at
+    if trigger_at is not None:
+        improves &= now < trigger_at
     best &= improves[:, None]
     best[:, TRIGGER] = ~improves
     return best
 
 # %% ../../nbs/envs/01_oracle.ipynb #4979258d
 def expert_action(
-    boxes,            # (N, 4) xyxy in [0, 1]
-    truth,            # (N, 4) or (N, G, 4)
+    boxes,  # (N, 4) xyxy in [0, 1]
+    truth,  # (N, 4) or (N, G, 4)
     moves=Moves(),
-    ties="none",      # as in `best_actions`
+    ties="none",  # as in `best_actions`
     trigger_at=None,  # as in `best_actions`
-    mask=None,        # as in `best_actions`
-    rng=None,         # np.random.Generator that chooses among equally good actions; None: the first in the order of `ACTIONS`
-):                    # (N,) int64
+    mask=None,  # as in `best_actions`
+    rng=None,  # np.random.Generator that chooses among equally good actions; None: the first in the order of `ACTIONS`
+):  # (N,) int64
     "One of the `best_actions` for each box"
     best = best_actions(boxes, truth, moves, ties, trigger_at, mask)
-    return (best if rng is None else best*rng.uniform(.5, 1, best.shape)).argmax(1)
+    return (best if rng is None else best * rng.uniform(0.5, 1, best.shape)).argmax(1)
 
 # %% ../../nbs/envs/01_oracle.ipynb #8a958713
 @dataclass(frozen=True, eq=False)
 class Rollout:
     "Episodes of an oracle, one per row; after the end the last box and IoU are repeated"
-    boxes: np.ndarray    # (N, T+1, 4) float32, xyxy in [0, 1]: the start and the box after each action
-    actions: np.ndarray  # (N, T) int64: moves, then TRIGGER, then -1; no TRIGGER where T moves were made
-    ious: np.ndarray     # (N, T+1) float32, with the (best-overlapping) object
-    steps: np.ndarray    # (N,) int64, number of moves, the trigger not counted
 
-    def __len__(self): return len(self.steps)
+    boxes: np.ndarray  # (N, T+1, 4) float32, xyxy in [0, 1]: the start and the box after each action
+    actions: np.ndarray  # (N, T) int64: moves, then TRIGGER, then -1; no TRIGGER where T moves were made
+    ious: np.ndarray  # (N, T+1) float32, with the (best-overlapping) object
+    steps: np.ndarray  # (N,) int64, number of moves, the trigger not counted
+
+    def __len__(self):
+        return len(self.steps)
 
     @property
     def final_boxes(self):
@@ -109,15 +117,16 @@ def _starts(start, n):
     "`start` (4,) or (n, 4) as a new float64 array (n, 4)"
     return np.broadcast_to(np.asarray(start, np.float64), (n, 4)).copy()
 
+
 def greedy(
-    truth,            # (N, 4) xyxy in [0, 1], or (N, G, 4) with up to G objects per row
+    truth,  # (N, 4) xyxy in [0, 1], or (N, G, 4) with up to G objects per row
     moves=Moves(),
-    ties="none",      # "none": by IoU alone; "centre": equal IoU is decided by the centre distance
-    max_steps=40,     # longest episode
-    start=FULL,       # (4,) or (N, 4) first box
+    ties="none",  # "none": by IoU alone; "centre": equal IoU is decided by the centre distance
+    max_steps=40,  # longest episode
+    start=FULL,  # (4,) or (N, 4) first box
     trigger_at=None,  # stop as soon as the IoU reaches this; None: only where no move improves
-    mask=None,        # (N, G) bool, False where `truth` is padding
-    rng=None,         # np.random.Generator that chooses among equally good actions; None: the first in the order of `ACTIONS`
+    mask=None,  # (N, G) bool, False where `truth` is padding
+    rng=None,  # np.random.Generator that chooses among equally good actions; None: the first in the order of `ACTIONS`
 ) -> Rollout:
     "Episodes of the greedy expert, all objects at once"
     truth = np.asarray(truth, np.float64)
@@ -132,26 +141,32 @@ def greedy(
         boxes.append(box.copy())
     return _rollout(np.stack(boxes, 1), actions, truth, mask)
 
+
 def _rollout(boxes, actions, truth, mask=None):
     "A `Rollout` with the IoUs and steps filled in"
     ious = best_overlap(boxes, truth, mask)[0]
-    return Rollout(boxes.astype(np.float32), actions, ious.astype(np.float32), ((actions >= 0) & (actions != TRIGGER)).sum(1))
+    return Rollout(
+        boxes.astype(np.float32), actions, ious.astype(np.float32), ((actions >= 0) & (actions != TRIGGER)).sum(1)
+    )
 
 # %% ../../nbs/envs/01_oracle.ipynb #43c9b554
 def _moves_to_go(boxes, truth, alpha):
     "Estimated number of moves from `boxes` (..., 4) to `truth` (..., 4)"
     side, goal = boxes[..., 2:] - boxes[..., :2], truth[..., 2:] - truth[..., :2]
-    shift = np.abs(boxes[..., 2:] + boxes[..., :2] - truth[..., 2:] - truth[..., :2])/2
-    return np.abs(np.log(side/goal)).max(-1)/-np.log1p(-alpha) + np.log1p(shift/goal).sum(-1)/alpha
+    shift = np.abs(boxes[..., 2:] + boxes[..., :2] - truth[..., 2:] - truth[..., :2]) / 2
+    return np.abs(np.log(side / goal)).max(-1) / -np.log1p(-alpha) + np.log1p(shift / goal).sum(-1) / alpha
+
 
 def _lowest(cost, k):
     "Positions (N, min(k, M)) of the smallest entries in the rows of `cost` (N, M), in no order"
-    if k >= cost.shape[1]: return np.broadcast_to(np.arange(cost.shape[1]), cost.shape)
+    if k >= cost.shape[1]:
+        return np.broadcast_to(np.arange(cost.shape[1]), cost.shape)
     return np.argpartition(cost, k - 1, 1)[:, :k]
+
 
 def _doubles(boxes):
     "(N, M) True for every box of a row that (to 1/8192 of the image) stands there already"
-    code = np.floor(boxes*8191 + .5).astype(np.int64)@(8192**np.arange(4))
+    code = np.floor(boxes * 8191 + 0.5).astype(np.int64) @ (8192 ** np.arange(4))
     order = code.argsort(1, kind="stable")
     code = np.take_along_axis(code, order, 1)
     again = np.zeros(code.shape, bool)
@@ -163,32 +178,44 @@ def _beam(truth, start, moves, width, goal, max_steps, patience):
     "`plan` for one chunk: boxes (N, T+1, 4), actions (N, T), in float32"
     n, target = len(truth), truth[:, None]
     choices = np.array([a for a in range(moves.n_actions) if a != TRIGGER])
-    box = start[:, None]                                  # (live, beam, 4)
-    best, best_step, best_slot = iou(start, truth), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    box = start[:, None]  # (live, beam, 4)
+    best = iou(start, truth)
+    best_step = np.zeros(n, np.int64)
+    best_slot = np.zeros(n, np.int64)
     live = np.arange(n)
-    if goal is not None: live = live[best < goal]
-    box, history = box[live], []                          # history: (objects, parent slot, action) of every level
+    if goal is not None:
+        live = live[best < goal]
+    box, history = box[live], []  # history: (objects, parent slot, action) of every level
     for step in range(1, max_steps + 1):
-        if not len(live): break
+        if not len(live):
+            break
         new = moves.all(box)[:, :, choices]
         unchanged = (new == box[:, :, None]).all(-1).reshape(len(live), -1)
         new = new.reshape(len(live), -1, 4)
         cost = np.where(unchanged, np.inf, _moves_to_go(new, target[live], moves.alpha))
-        pick = _lowest(cost, 2*width)
+        pick = _lowest(cost, 2 * width)
         new, cost = np.take_along_axis(new, pick[..., None], 1), np.take_along_axis(cost, pick, 1)
         cost[_doubles(new)] = np.inf
         keep = _lowest(cost, width)
-        box, cost, pick = np.take_along_axis(new, keep[..., None], 1), np.take_along_axis(cost, keep, 1), np.take_along_axis(pick, keep, 1)
-        history.append((live, pick//len(choices), choices[pick%len(choices)]))
+        box, cost, pick = (
+            np.take_along_axis(new, keep[..., None], 1),
+            np.take_along_axis(cost, keep, 1),
+            np.take_along_axis(pick, keep, 1),
+        )
+        history.append((live, pick // len(choices), choices[pick % len(choices)]))
         overlap = np.where(np.isinf(cost), -1, iou(box, target[live]))
         slot = overlap.argmax(1)
         top = overlap.max(1)
         better = top > best[live] + EPS
-        best[live[better]], best_step[live[better]], best_slot[live[better]] = top[better], step, slot[better]
+        best[live[better]] = top[better]
+        best_step[live[better]] = step
+        best_slot[live[better]] = slot[better]
         going = step - best_step[live] < patience
-        if goal is not None: going &= best[live] < goal
+        if goal is not None:
+            going &= best[live] < goal
         live, box = live[going], box[going]
     return _trace(best_step, best_slot, history, max_steps)
+
 
 def _trace(best_step, best_slot, history, max_steps):
     "Actions (N, max_steps) that lead to slot `best_slot` of level `best_step`, read backwards from `history`"
@@ -206,14 +233,14 @@ def _trace(best_step, best_slot, history, max_steps):
 
 # %% ../../nbs/envs/01_oracle.ipynb #de3fe255
 def plan(
-    truth,         # (N, 4) xyxy in [0, 1], one object per row
+    truth,  # (N, 4) xyxy in [0, 1], one object per row
     moves=Moves(),
-    width=16,      # boxes kept per object: wider is slower and tighter
-    goal=None,     # stop at the first box with this IoU; None: the highest IoU within `max_steps`
+    width=16,  # boxes kept per object: wider is slower and tighter
+    goal=None,  # stop at the first box with this IoU; None: the highest IoU within `max_steps`
     max_steps=40,  # longest episode
-    start=FULL,    # (4,) or (N, 4) first box
-    patience=6,    # give up on an object after this many moves without a better box
-    chunk=512,     # objects searched at once; memory grows with chunk*width
+    start=FULL,  # (4,) or (N, 4) first box
+    patience=6,  # give up on an object after this many moves without a better box
+    chunk=512,  # objects searched at once; memory grows with chunk*width
 ) -> Rollout:
     "Episodes of a planning oracle: beam search over the moves, ranked by the estimated number of moves to go"
     truth, start = np.asarray(truth, np.float32), _starts(start, len(truth)).astype(np.float32)
@@ -221,34 +248,44 @@ def plan(
     actions = [_beam(truth[p], start[p], moves, width, goal, max_steps, patience) for p in parts]
     return replay(truth, np.concatenate(actions) if parts else np.zeros((0, max_steps), np.int64), moves, start)
 
+
 def replay(
-    truth,          # (N, 4) or (N, G, 4) xyxy in [0, 1]
-    actions,        # (N, T) int, -1 after the end
+    truth,  # (N, 4) or (N, G, 4) xyxy in [0, 1]
+    actions,  # (N, T) int, -1 after the end
     moves=Moves(),
-    start=FULL,     # (4,) or (N, 4) first box
+    start=FULL,  # (4,) or (N, 4) first box
 ) -> Rollout:
     "The `Rollout` of given `actions`"
     boxes = [_starts(start, len(truth))]
-    for act in actions.T: boxes.append(moves.apply(boxes[-1], np.where(act < 0, TRIGGER, act)))
+    for act in actions.T:
+        boxes.append(moves.apply(boxes[-1], np.where(act < 0, TRIGGER, act)))
     return _rollout(np.stack(boxes, 1), actions, np.asarray(truth, np.float64))
 
 # %% ../../nbs/envs/01_oracle.ipynb #93e84e07
 def _oracles(width):
     "name -> function from objects (N, 4) to a `Rollout`"
-    nine, ten, rigid = Moves(n_actions=9), Moves(), Moves(border="keep_size")
-    def draw(): return np.random.default_rng(0)
-    return {"full image": lambda truth: greedy(truth, max_steps=0),
-            "greedy, 9 actions": lambda truth: greedy(truth, nine, rng=draw()),
-            "greedy": lambda truth: greedy(truth, ten, rng=draw()),
-            "greedy, keep_size": lambda truth: greedy(truth, rigid, rng=draw()),
-            "centre ties": lambda truth: greedy(truth, ten, ties="centre"),
-            "plan": lambda truth: plan(truth, ten, width)}
+    nine = Moves(n_actions=9)
+    ten = Moves()
+    rigid = Moves(border="keep_size")
+
+    def draw():
+        return np.random.default_rng(0)
+
+    return {
+        "full image": lambda truth: greedy(truth, max_steps=0),
+        "greedy, 9 actions": lambda truth: greedy(truth, nine, rng=draw()),
+        "greedy": lambda truth: greedy(truth, ten, rng=draw()),
+        "greedy, keep_size": lambda truth: greedy(truth, rigid, rng=draw()),
+        "centre ties": lambda truth: greedy(truth, ten, ties="centre"),
+        "plan": lambda truth: plan(truth, ten, width),
+    }
+
 
 def ceilings(
-    gt,        # a `GroundTruth`: its boxes, label and difficult are used
-    classes,   # names, in label order
+    gt,  # a `GroundTruth`: its boxes, label and difficult are used
+    classes,  # names, in label order
     width=16,  # of `plan`
-) -> dict:     # oracle -> class, or "all" -> objects, iou50, iou70, mean_iou, steps
+) -> dict:  # oracle -> class, or "all" -> objects, iou50, iou70, mean_iou, steps
     "What each oracle reaches on the objects that are not difficult: shares with IoU >= 0.5 and 0.7, mean IoU, mean number of moves"
     use = ~gt.difficult
     truth, label = gt.boxes[use], gt.label[use]
@@ -257,19 +294,34 @@ def ceilings(
     for name, oracle in _oracles(width).items():
         episodes = oracle(truth)
         u, steps = episodes.final_ious, episodes.steps
-        table[name] = {c: dict(objects=int(g.sum()), iou50=round(float((u[g] >= .5).mean()), 4), iou70=round(float((u[g] >= .7).mean()), 4),
-                               mean_iou=round(float(u[g].mean()), 4), steps=round(float(steps[g].mean()), 2))
-                       for c, g in groups.items() if g.any()}
+        table[name] = {
+            c: dict(
+                objects=int(g.sum()),
+                iou50=round(float((u[g] >= 0.5).mean()), 4),
+                iou70=round(float((u[g] >= 0.7).mean()), 4),
+                mean_iou=round(float(u[g].mean()), 4),
+                steps=round(float(steps[g].mean()), 2),
+            )
+            for c, g in groups.items()
+            if g.any()
+        }
     return table
 
 # %% ../../nbs/envs/01_oracle.ipynb #a6e2d7f4
 def save_ceilings(
-    path,      # JSON file to write
-    data,      # a `Dataset`
+    path,  # JSON file to write
+    data,  # a `Dataset`
     width=16,  # of `plan`
-) -> dict:     # what was written
+) -> dict:  # what was written
     "Measure the `ceilings` on `data` and write them to `path`, with the settings they were made with"
-    record = dict(data=data.name, images=len(data), fingerprint=data.fingerprint, moves=asdict(Moves()), max_steps=40, width=width,
-                  ceilings=ceilings(data.ground_truth(), data.classes, width))
+    record = dict(
+        data=data.name,
+        images=len(data),
+        fingerprint=data.fingerprint,
+        moves=asdict(Moves()),
+        max_steps=40,
+        width=width,
+        ceilings=ceilings(data.ground_truth(), data.classes, width),
+    )
     Path(path).write_text(json.dumps(record, indent=1) + "\n")
     return record

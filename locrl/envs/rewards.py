@@ -22,7 +22,12 @@ def _check(owner, **limits):
     "Raise `ValueError` unless each named field of `owner` is a number that lies in its closed interval"
     for name, (low, high) in limits.items():
         value = getattr(owner, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high or np.isinf(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float, np.number))
+            or not low <= value <= high
+            or np.isinf(value)
+        ):
             raise ValueError(f"{type(owner).__name__}({name}={value!r}): must be a number from {low} to {high}")
 
 # %% ../../nbs/envs/00_rewards.ipynb #4d4c870d
@@ -30,21 +35,26 @@ def _check(owner, **limits):
 class SignReward:
     """+`size` for a move that raises the IoU, -`size` for any other.
     Raises `ValueError` for an impossible setting. Source: Caicedo & Lazebnik 2015, section 3.2 (`ties="negative"`)."""
-    ties: str = "negative"  # an unchanged IoU: "negative" loses; "centre" wins if the centre came nearer to the object's
-    size: float = 1.0       # reward of a good move
-    eps: float = 1e-6       # smaller changes of IoU, and of distance in image fractions, count as none
+
+    ties: str = (
+        "negative"  # an unchanged IoU: "negative" loses; "centre" wins if the centre came nearer to the object's
+    )
+    size: float = 1.0  # reward of a good move
+    eps: float = 1e-6  # smaller changes of IoU, and of distance in image fractions, count as none
     kind: str = field(default="sign", init=False, repr=False)
 
     def __post_init__(self):
-        if self.ties not in ("negative", "centre"): raise ValueError(f"SignReward(ties={self.ties!r}): use 'negative' or 'centre'")
+        if self.ties not in ("negative", "centre"):
+            raise ValueError(f"SignReward(ties={self.ties!r}): use 'negative' or 'centre'")
         _check(self, size=(0, np.inf), eps=(0, 0.1))
 
-    def __call__(self,
-        iou_before,            # (...) in [0, 1]
-        iou_after,             # (...) in [0, 1]
+    def __call__(
+        self,
+        iou_before,  # (...) in [0, 1]
+        iou_after,  # (...) in [0, 1]
         distance_before=None,  # (...) between the centres, in image fractions; only for `ties="centre"`
-        distance_after=None,   # (...) the same after the move
-    ):                         # (...) +`size` or -`size`
+        distance_after=None,  # (...) the same after the move
+    ):  # (...) +`size` or -`size`
         "Reward of each move"
         change = np.asarray(iou_after) - np.asarray(iou_before)
         good = change > self.eps
@@ -60,41 +70,50 @@ class SignReward:
 class DeltaReward:
     """`scale*(gamma*after - before)` of a potential, IoU - `centre`*distance: proportional to the progress.
     Raises `ValueError` for an impossible setting. Source: Ng, Harada & Russell 1999, with this potential."""
-    scale: float = 5.0   # reward of a move that raises the potential by 1
-    gamma: float = 1.0   # discount of the potential after the move; the learner's own, or 1
+
+    scale: float = 5.0  # reward of a move that raises the potential by 1
+    gamma: float = 1.0  # discount of the potential after the move; the learner's own, or 1
     centre: float = 0.0  # weight of the distance between the centres; above 0, a move towards the object pays while the IoU stands still
     kind: str = field(default="delta", init=False, repr=False)
 
-    def __post_init__(self): _check(self, scale=(0, np.inf), gamma=(0, 1), centre=(0, np.inf))
+    def __post_init__(self):
+        _check(self, scale=(0, np.inf), gamma=(0, 1), centre=(0, np.inf))
 
-    def __call__(self,
-        iou_before,            # (...) in [0, 1]
-        iou_after,             # (...) in [0, 1]
+    def __call__(
+        self,
+        iou_before,  # (...) in [0, 1]
+        iou_after,  # (...) in [0, 1]
         distance_before=None,  # (...) between the centres, in image fractions; only for `centre` > 0
-        distance_after=None,   # (...) the same after the move
-    ):                         # (...)
+        distance_after=None,  # (...) the same after the move
+    ):  # (...)
         "Reward of each move"
         before, after = np.asarray(iou_before), np.asarray(iou_after)
         if self.centre:
             if distance_before is None or distance_after is None:
                 raise ValueError("DeltaReward(centre > 0) needs distance_before and distance_after")
-            before, after = before - self.centre*np.asarray(distance_before), after - self.centre*np.asarray(distance_after)
-        return self.scale*(self.gamma*after - before)
+            before, after = (
+                before - self.centre * np.asarray(distance_before),
+                after - self.centre * np.asarray(distance_after),
+            )
+        return self.scale * (self.gamma * after - before)
 
 # %% ../../nbs/envs/00_rewards.ipynb #013befb8
 @dataclass(frozen=True)
 class BinaryTrigger:
     """+`eta` for a trigger at `threshold` or above, -`eta` below it.
     Raises `ValueError` for an impossible setting. Source: Caicedo & Lazebnik 2015, section 3.2."""
+
     threshold: float = 0.6  # IoU from which a trigger counts as a success
-    eta: float = 3.0        # reward of a success, and penalty of a failure
+    eta: float = 3.0  # reward of a success, and penalty of a failure
     kind: str = field(default="binary", init=False, repr=False)
 
-    def __post_init__(self): _check(self, threshold=(0, 1), eta=(0, np.inf))
+    def __post_init__(self):
+        _check(self, threshold=(0, 1), eta=(0, np.inf))
 
-    def __call__(self,
+    def __call__(
+        self,
         iou,  # (...) of the box triggered on, in [0, 1]
-    ):        # (...) +`eta` or -`eta`
+    ):  # (...) +`eta` or -`eta`
         "Reward of each trigger"
         return np.where(np.asarray(iou) >= self.threshold, self.eta, -self.eta)
 
@@ -103,27 +122,29 @@ class BinaryTrigger:
 class ContinuousTrigger:
     """Rises with the IoU everywhere: -`eta` at 0, -`edge` just under `threshold`, `base` at it, `eta` at 1.
     Raises `ValueError` for a setting that is impossible or would not be monotone."""
-    threshold: float = 0.5   # IoU from which a trigger counts as a success; between 0.05 and 0.95
-    eta: float = 3.0         # reward at IoU 1, and penalty at IoU 0
-    base: float = 0.5        # reward at the threshold, in [0, eta]
-    edge: float = 0.5        # penalty just under the threshold, in [0, eta]; `base + edge` is the jump
-    power: float = 1.0       # shape above the threshold: 1 linear, 2 quadratic, ...
+
+    threshold: float = 0.5  # IoU from which a trigger counts as a success; between 0.05 and 0.95
+    eta: float = 3.0  # reward at IoU 1, and penalty at IoU 0
+    base: float = 0.5  # reward at the threshold, in [0, eta]
+    edge: float = 0.5  # penalty just under the threshold, in [0, eta]; `base + edge` is the jump
+    power: float = 1.0  # shape above the threshold: 1 linear, 2 quadratic, ...
     fail_power: float = 1.0  # shape below it, likewise
     kind: str = field(default="continuous", init=False, repr=False)
 
     def __post_init__(self):
-        _check(self, threshold=(.05, .95), eta=(0, np.inf))
-        _check(self, base=(0, self.eta), edge=(0, self.eta), power=(.1, 10), fail_power=(.1, 10))
+        _check(self, threshold=(0.05, 0.95), eta=(0, np.inf))
+        _check(self, base=(0, self.eta), edge=(0, self.eta), power=(0.1, 10), fail_power=(0.1, 10))
 
-    def __call__(self,
+    def __call__(
+        self,
         iou,  # (...) of the box triggered on, in [0, 1]
-    ):        # (...) in [-eta, eta]
+    ):  # (...) in [-eta, eta]
         "Reward of each trigger"
         iou = np.clip(np.asarray(iou), 0, 1)
-        above = np.maximum(iou - self.threshold, 0)/(1 - self.threshold)
-        below = np.maximum(1 - iou/self.threshold, 0)
-        success = self.base + (self.eta - self.base)*above**self.power
-        failure = -self.edge - (self.eta - self.edge)*below**self.fail_power
+        above = np.maximum(iou - self.threshold, 0) / (1 - self.threshold)
+        below = np.maximum(1 - iou / self.threshold, 0)
+        success = self.base + (self.eta - self.base) * above**self.power
+        failure = -self.edge - (self.eta - self.edge) * below**self.fail_power
         return np.where(iou >= self.threshold, success, failure)
 
 # %% ../../nbs/envs/00_rewards.ipynb #be193a6b
@@ -131,21 +152,24 @@ class ContinuousTrigger:
 class Reward:
     """What an environment calls: pays `move` for moves and `trigger` for triggers.
     Hashable; `asdict` gives everything that defines it."""
-    move: Callable = SignReward()             # any callable of (iou_before, iou_after, distance_before, distance_after)
-    trigger: Callable = BinaryTrigger()       # any callable of (iou)
+
+    move: Callable = SignReward()  # any callable of (iou_before, iou_after, distance_before, distance_after)
+    trigger: Callable = BinaryTrigger()  # any callable of (iou)
     name: str = field(default="custom", compare=False)  # under which `named_reward` knows it
 
     def __post_init__(self):
         for part in ("move", "trigger"):
-            if not callable(getattr(self, part)): raise ValueError(f"Reward({part}={getattr(self, part)!r}): must be callable")
+            if not callable(getattr(self, part)):
+                raise ValueError(f"Reward({part}={getattr(self, part)!r}): must be callable")
 
-    def __call__(self,
-        iou_before,            # (B,) IoU with the best-overlapping object before the action, in [0, 1]
-        iou_after,             # (B,) the same after it; for a trigger the box, and so the IoU, has not changed
-        triggered,             # (B,) bool, the action was the trigger
+    def __call__(
+        self,
+        iou_before,  # (B,) IoU with the best-overlapping object before the action, in [0, 1]
+        iou_after,  # (B,) the same after it; for a trigger the box, and so the IoU, has not changed
+        triggered,  # (B,) bool, the action was the trigger
         distance_before=None,  # (B,) centre distance to that object, in image fractions; for tie-breaking moves
-        distance_after=None,   # (B,) the same after it
-    ):                         # (B,) float32
+        distance_after=None,  # (B,) the same after it
+    ):  # (B,) float32
         "Reward of one action in each episode of a batch"
         move = self.move(iou_before, iou_after, distance_before, distance_after)
         return np.where(triggered, self.trigger(iou_after), move).astype(np.float32)
@@ -153,25 +177,31 @@ class Reward:
 # %% ../../nbs/envs/00_rewards.ipynb #593c9ea8
 _REWARDS = {}
 
+
 def register_reward(
-    name: str,       # not in use yet, unless for an equal reward
+    name: str,  # not in use yet, unless for an equal reward
     reward: Reward,
-) -> Reward:         # `reward` under its new name
+) -> Reward:  # `reward` under its new name
     "Make `reward` available to `named_reward`. Raises `ValueError` if `name` already means another reward"
-    if not isinstance(reward, Reward): raise ValueError(f"register_reward({name!r}): {reward!r} is not a Reward")
-    if _REWARDS.get(name, reward) != reward: raise ValueError(f"register_reward({name!r}): the name is taken by {_REWARDS[name]}")
+    if not isinstance(reward, Reward):
+        raise ValueError(f"register_reward({name!r}): {reward!r} is not a Reward")
+    if _REWARDS.get(name, reward) != reward:
+        raise ValueError(f"register_reward({name!r}): the name is taken by {_REWARDS[name]}")
     _REWARDS[name] = replace(reward, name=name)
     return _REWARDS[name]
+
 
 def named_reward(
     name: str,  # "paper", "flat", "continuous", "centre", "potential", or registered
 ) -> Reward:
     "The reward called `name`. Raises `ValueError` with the known names for any other"
-    if name not in _REWARDS: raise ValueError(f"no reward called {name!r}: known are {', '.join(map(repr, sorted(_REWARDS)))}")
+    if name not in _REWARDS:
+        raise ValueError(f"no reward called {name!r}: known are {', '.join(map(repr, sorted(_REWARDS)))}")
     return _REWARDS[name]
 
+
 register_reward("paper", Reward(SignReward(), BinaryTrigger()))
-register_reward("flat", Reward(SignReward(), BinaryTrigger(threshold=.5)))
+register_reward("flat", Reward(SignReward(), BinaryTrigger(threshold=0.5)))
 register_reward("continuous", Reward(SignReward(), ContinuousTrigger()))
 register_reward("centre", Reward(SignReward(ties="centre"), ContinuousTrigger()))
-register_reward("potential", Reward(DeltaReward(scale=5., centre=.5), ContinuousTrigger()));
+register_reward("potential", Reward(DeltaReward(scale=5.0, centre=0.5), ContinuousTrigger()));

@@ -25,44 +25,59 @@ from ..data.boxes import iou
 class MetricError(ValueError):
     "Input that cannot be scored"
 
+
 def _check_boxes(name, boxes):
     "Raise `MetricError` for the first of `boxes` that is no box"
-    if boxes.ndim != 2 or boxes.shape[1] != 4: raise MetricError(f"{name} has shape {boxes.shape}: expected (n, 4), xyxy")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise MetricError(f"{name} has shape {boxes.shape}: expected (n, 4), xyxy")
     bad = np.flatnonzero(~np.isfinite(boxes).all(-1))
-    if len(bad): raise MetricError(f"{name}[{bad[0]}] is {boxes[bad[0]].tolist()}: expected finite numbers")
+    if len(bad):
+        raise MetricError(f"{name}[{bad[0]}] is {boxes[bad[0]].tolist()}: expected finite numbers")
     bad = np.flatnonzero((boxes[:, 2:] < boxes[:, :2]).any(-1))
-    if len(bad): raise MetricError(f"{name}[{bad[0]}] is inverted, {boxes[bad[0]].tolist()}: expected x1 <= x2 and y1 <= y2")
+    if len(bad):
+        raise MetricError(f"{name}[{bad[0]}] is inverted, {boxes[bad[0]].tolist()}: expected x1 <= x2 and y1 <= y2")
+
 
 def _integers(name, values):
     "`values` as int64. Raises `MetricError`."
     values = np.asarray(values)
-    if values.size and not np.issubdtype(values.dtype, np.integer): raise MetricError(f"{name} is {values.dtype}: expected integers")
+    if values.size and not np.issubdtype(values.dtype, np.integer):
+        raise MetricError(f"{name} is {values.dtype}: expected integers")
     return values.astype(np.int64)
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #1ef41e91
 @dataclass(frozen=True, eq=False)
 class Detections:
     "Scored boxes of a whole split. Raises `MetricError` naming the first bad row."
-    image: np.ndarray   # (n,) int64, position of the image in the split
-    label: np.ndarray   # (n,) int64, position of the class among the classes
-    boxes: np.ndarray   # (n, 4) float32, xyxy
+
+    image: np.ndarray  # (n,) int64, position of the image in the split
+    label: np.ndarray  # (n,) int64, position of the class among the classes
+    boxes: np.ndarray  # (n, 4) float32, xyxy
     scores: np.ndarray  # (n,) float64, higher is more confident, comparable over images
 
     def __post_init__(self):
         boxes = np.asarray(self.boxes, dtype=np.float32)
-        fields = dict(image=_integers("image", self.image), label=_integers("label", self.label),
-                      boxes=boxes if boxes.size else boxes.reshape(0, 4), scores=np.asarray(self.scores, dtype=np.float64))
+        fields = dict(
+            image=_integers("image", self.image),
+            label=_integers("label", self.label),
+            boxes=boxes if boxes.size else boxes.reshape(0, 4),
+            scores=np.asarray(self.scores, dtype=np.float64),
+        )
         n = len(fields["boxes"])
         for name in ("image", "label", "scores"):
-            if fields[name].shape != (n,): raise MetricError(f"{name} has shape {fields[name].shape}: expected ({n},), one per box")
+            if fields[name].shape != (n,):
+                raise MetricError(f"{name} has shape {fields[name].shape}: expected ({n},), one per box")
             if name != "scores" and n and fields[name].min() < 0:
                 raise MetricError(f"{name}[{fields[name].argmin()}] is {fields[name].min()}: expected 0 or more")
         _check_boxes("boxes", fields["boxes"])
         nan = np.flatnonzero(np.isnan(fields["scores"]))
-        if len(nan): raise MetricError(f"scores[{nan[0]}] is NaN: {len(nan)} of {n} detections cannot be ranked")
-        for name, value in fields.items(): object.__setattr__(self, name, value)
+        if len(nan):
+            raise MetricError(f"scores[{nan[0]}] is NaN: {len(nan)} of {n} detections cannot be ranked")
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
-    def __len__(self): return len(self.scores)
+    def __len__(self):
+        return len(self.scores)
 
     def __getitem__(self, index):
         "The detections that `index` (mask, slice or integers) selects"
@@ -72,21 +87,27 @@ class Detections:
     def concatenate(cls, parts):
         "All detections of `parts`, in order"
         parts = list(parts)
-        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("image", "label", "boxes", "scores")))
+        return cls(
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("image", "label", "boxes", "scores"))
+        )
 
-    def __repr__(self): return f"Detections({len(self)} boxes, {len(np.unique(self.image))} images, {len(np.unique(self.label))} classes)"
+    def __repr__(self):
+        return (
+            f"Detections({len(self)} boxes, {len(np.unique(self.image))} images, {len(np.unique(self.label))} classes)"
+        )
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #a05e2066
 @dataclass(frozen=True, eq=False)
 class Match:
     "What became of each detection of one class, from the highest score down"
-    index: np.ndarray    # (n,) int64, position in the `Detections`
-    scores: np.ndarray   # (n,) float64, descending
-    iou: np.ndarray      # (n,) float64, with the object of the class it overlaps most, 0 without one
-    object: np.ndarray   # (n,) int64, position of that object in the ground truth, -1 where the image has none
-    tp: np.ndarray       # (n,) bool, true positive
+
+    index: np.ndarray  # (n,) int64, position in the `Detections`
+    scores: np.ndarray  # (n,) float64, descending
+    iou: np.ndarray  # (n,) float64, with the object of the class it overlaps most, 0 without one
+    object: np.ndarray  # (n,) int64, position of that object in the ground truth, -1 where the image has none
+    tp: np.ndarray  # (n,) bool, true positive
     ignored: np.ndarray  # (n,) bool, matched a difficult object
-    npos: int            # objects to be found, difficult ones not counted
+    npos: int  # objects to be found, difficult ones not counted
 
     @property
     def fp(self):
@@ -96,20 +117,21 @@ class Match:
     @property
     def recall_ceiling(self):
         "Recall when every detection is kept, in [0, 1]; None without positives"
-        return float(self.tp.sum()/self.npos) if self.npos else None
+        return float(self.tp.sum() / self.npos) if self.npos else None
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #5dc0b670
 def spans(
     first,  # (n,) int, where each span begins
     count,  # (n,) int, its length
-):          # (count.sum(),) int64
+):  # (count.sum(),) int64
     "The integers of all spans, span after span"
     return np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
 
+
 def image_pairs(
-    image,     # (n,) int, images of detections
+    image,  # (n,) int, images of detections
     gt_image,  # (m,) int, images of objects
-):             # (p,) and (p,) int64, rows of the one and of the other
+):  # (p,) and (p,) int64, rows of the one and of the other
     "All pairs of a detection and an object in the same image, detection after detection"
     by_image = np.argsort(gt_image, kind="stable")
     first, last = (np.searchsorted(gt_image[by_image], image, side) for side in ("left", "right"))
@@ -120,26 +142,35 @@ def _best_objects(image, boxes, gt_image, gt_boxes):
     "IoU with, and position of, the object that each of `boxes` overlaps most in its image; 0 and -1 without any"
     best, which = np.zeros(len(image)), np.full(len(image), -1)
     box, object = image_pairs(image, gt_image)
-    overlap, starts = iou(boxes[box], gt_boxes[object]), np.flatnonzero(np.diff(box, prepend=-1))   # where the pairs of each detection begin
+    overlap, starts = (
+        iou(boxes[box], gt_boxes[object]),
+        np.flatnonzero(np.diff(box, prepend=-1)),
+    )  # where the pairs of each detection begin
     best[box[starts]] = np.maximum.reduceat(overlap, starts)
     winners = np.flatnonzero(overlap == best[box])
-    which[box[starts]] = object[winners[np.searchsorted(winners, starts)]]       # the first of equals, as `ov > ovmax` gives
+    which[box[starts]] = object[winners[np.searchsorted(winners, starts)]]  # the first of equals, as `ov > ovmax` gives
     return best, which
 
+
 def match(
-    det,                # `Detections`
-    gt,                 # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
-    label,              # int, the class
+    det,  # `Detections`
+    gt,  # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
+    label,  # int, the class
     iou_threshold=0.5,  # in (0, 1]
-):                      # `Match`
+):  # `Match`
     "VOC matching of the detections and the objects of class `label`. Source: VOCevaldet.m of the VOC2007 development kit."
-    if not 0 < iou_threshold <= 1: raise MetricError(f"iou_threshold={iou_threshold}: must lie in (0, 1]")
+    if not 0 < iou_threshold <= 1:
+        raise MetricError(f"iou_threshold={iou_threshold}: must lie in (0, 1]")
     index = np.flatnonzero(det.label == label)
     index = index[np.argsort(-det.scores[index], kind="stable")]
     objects = np.flatnonzero(np.asarray(gt.label) == label)
     difficult = np.asarray(gt.difficult, dtype=bool)
-    best, which = _best_objects(det.image[index], det.boxes[index].astype(np.float64),
-                                np.asarray(gt.image)[objects], np.asarray(gt.boxes, dtype=np.float64)[objects])
+    best, which = _best_objects(
+        det.image[index],
+        det.boxes[index].astype(np.float64),
+        np.asarray(gt.image)[objects],
+        np.asarray(gt.boxes, dtype=np.float64)[objects],
+    )
     which = np.where(which >= 0, objects[which] if len(objects) else -1, -1)
     hit = (which >= 0) & (best >= iou_threshold)
     ignored = hit.copy()
@@ -151,39 +182,45 @@ def match(
 # %% ../../nbs/evaluation/00_average_precision.ipynb #237ea27a
 def precision_recall(
     match,  # `Match`
-):          # recall (k,), precision (k,), float64 in [0, 1], after each detection that was not ignored
+):  # recall (k,), precision (k,), float64 in [0, 1], after each detection that was not ignored
     "Points of the precision-recall curve, from the highest score down. Raises `MetricError` without positives."
-    if not match.npos: raise MetricError("recall is undefined: the class has no object that counts")
+    if not match.npos:
+        raise MetricError("recall is undefined: the class has no object that counts")
     tp = np.cumsum(match.tp[~match.ignored])
-    return tp/match.npos, tp/np.arange(1, len(tp) + 1)
+    return tp / match.npos, tp / np.arange(1, len(tp) + 1)
+
 
 def average_precision(
-    recall,          # (k,) in [0, 1], ascending
-    precision,       # (k,) in [0, 1]
+    recall,  # (k,) in [0, 1], ascending
+    precision,  # (k,) in [0, 1]
     kind="11point",  # "11point" (VOC2007) or "area" (VOC2010 and later)
-):                   # float in [0, 1]
+):  # float in [0, 1]
     "VOC average precision of a precision-recall curve. Source: VOCap.m and VOCevaldet.m of the development kits."
     recall, precision = np.asarray(recall, dtype=np.float64), np.asarray(precision, dtype=np.float64)
-    if kind not in ("11point", "area"): raise MetricError(f"kind={kind!r}: use '11point' or 'area'")
+    if kind not in ("11point", "area"):
+        raise MetricError(f"kind={kind!r}: use '11point' or 'area'")
     if recall.shape != precision.shape or recall.ndim != 1:
         raise MetricError(f"recall has shape {recall.shape}, precision {precision.shape}: expected two equal lengths")
-    if not len(recall): return 0.
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.)
-    if kind == "11point": return float(envelope[np.searchsorted(recall, np.arange(11)/10)].mean())
-    return float(np.diff(recall, prepend=0.) @ envelope[:-1])
+    if not len(recall):
+        return 0.0
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    if kind == "11point":
+        return float(envelope[np.searchsorted(recall, np.arange(11) / 10)].mean())
+    return float(np.diff(recall, prepend=0.0) @ envelope[:-1])
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #c63f2963
 @dataclass(frozen=True, eq=False)
 class ClassResult:
     "Detection result of one class; the numbers are None where the class has no object that counts"
+
     name: str
-    npos: int                     # objects to be found, difficult ones not counted
-    ndet: int                     # detections
-    ap11: float | None            # VOC2007 11-point AP, in [0, 1]
-    ap_area: float | None         # AP as area, in [0, 1]
+    npos: int  # objects to be found, difficult ones not counted
+    ndet: int  # detections
+    ap11: float | None  # VOC2007 11-point AP, in [0, 1]
+    ap_area: float | None  # AP as area, in [0, 1]
     recall_ceiling: float | None  # recall when every detection is kept
-    recall: np.ndarray            # (k,) the curve, from the highest score down
-    precision: np.ndarray         # (k,)
+    recall: np.ndarray  # (k,) the curve, from the highest score down
+    precision: np.ndarray  # (k,)
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #e5265c38
 def _mean(values):
@@ -191,10 +228,12 @@ def _mean(values):
     values = [v for v in values if v is not None]
     return float(np.mean(values)) if values else None
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectionResult:
     "Detection results of all classes; means are over the classes whose AP is defined"
-    per_class: tuple      # of `ClassResult`
+
+    per_class: tuple  # of `ClassResult`
     iou_threshold: float  # IoU that made a detection correct
 
     @property
@@ -220,72 +259,111 @@ class DetectionResult:
     def __getitem__(self, name):
         "`ClassResult` of the class `name`"
         for c in self.per_class:
-            if c.name == name: return c
+            if c.name == name:
+                return c
         raise KeyError(f"no class {name!r} in this result: it has {', '.join(c.name for c in self.per_class)}")
 
     def rows(self):
         "One dictionary per class and one for the mean: class, objects, detections, AP 11-point, AP area, recall ceiling"
         keys = "class", "objects", "detections", "AP 11-point", "AP area", "recall ceiling"
         rows = [(c.name, c.npos, c.ndet, c.ap11, c.ap_area, c.recall_ceiling) for c in self.per_class]
-        rows.append(("mean", sum(r[1] for r in rows), sum(r[2] for r in rows), self.map11, self.map_area, self.recall_ceiling))
+        rows.append(
+            ("mean", sum(r[1] for r in rows), sum(r[2] for r in rows), self.map11, self.map_area, self.recall_ceiling)
+        )
         return [dict(zip(keys, row)) for row in rows]
 
     def to_dict(self):
         "Plain numbers for a results file, without the curves; what is undefined is absent"
         defined = [c for c in self.per_class if c.npos]
-        result = dict(map11=self.map11, map_area=self.map_area, recall_ceiling=self.recall_ceiling, iou_threshold=self.iou_threshold)
+        result = dict(
+            map11=self.map11,
+            map_area=self.map_area,
+            recall_ceiling=self.recall_ceiling,
+            iou_threshold=self.iou_threshold,
+        )
         result |= {key: {c.name: getattr(c, key) for c in defined} for key in ("ap11", "ap_area")}
         result["recall_ceiling_by_class"] = {c.name: c.recall_ceiling for c in defined}
         result["npos"] = {c.name: c.npos for c in self.per_class}
-        if self.undefined: result["undefined"] = list(self.undefined)
+        if self.undefined:
+            result["undefined"] = list(self.undefined)
         return {key: value for key, value in result.items() if value is not None}
 
     def _cells(self):
         "`rows` as text"
-        return [[("undefined" if v is None else f"{v:.3f}" if isinstance(v, float) else f"{v}") for v in row.values()] for row in self.rows()]
+        return [
+            [("undefined" if v is None else f"{v:.3f}" if isinstance(v, float) else f"{v}") for v in row.values()]
+            for row in self.rows()
+        ]
 
     def __repr__(self):
         lines = [list(self.rows()[0])] + self._cells()
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        return "\n".join("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) for line in lines)
+        return "\n".join(
+            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))) for line in lines
+        )
 
     def _repr_html_(self):
-        cell = lambda tag, text, i: f'<{tag} style="text-align:{"right" if i else "left"}">{escape(text)}</{tag}>'
-        row = lambda tag, cells: "<tr>" + "".join(cell(tag, c, i) for i, c in enumerate(cells)) + "</tr>"
+        def cell(tag, text, i):
+            return f'<{tag} style="text-align:{"right" if i else "left"}">{escape(text)}</{tag}>'
+
+        def row(tag, cells):
+            return "<tr>" + "".join(cell(tag, c, i) for i, c in enumerate(cells)) + "</tr>"
+
         body = self._cells()
-        note = f"<p>No objects, so no AP, and not in the mean: {escape(', '.join(self.undefined))}.</p>" if self.undefined else ""
-        return ("<table><thead>" + row("th", self.rows()[0]) + "</thead><tbody>" + "".join(row("td", r) for r in body[:-1])
-                + row("th", body[-1]) + f"</tbody></table>{note}")
+        note = (
+            f"<p>No objects, so no AP, and not in the mean: {escape(', '.join(self.undefined))}.</p>"
+            if self.undefined
+            else ""
+        )
+        return (
+            "<table><thead>"
+            + row("th", self.rows()[0])
+            + "</thead><tbody>"
+            + "".join(row("td", r) for r in body[:-1])
+            + row("th", body[-1])
+            + f"</tbody></table>{note}"
+        )
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #714dac72
 def _check_ground_truth(gt, classes):
     "Raise `MetricError` unless `gt` has arrays of one length that fit `classes`"
     missing = [name for name in ("image", "label", "boxes", "difficult") if not hasattr(gt, name)]
-    if missing: raise MetricError(f"the ground truth has no {', '.join(missing)}: expected a locrl.data.voc.GroundTruth")
+    if missing:
+        raise MetricError(f"the ground truth has no {', '.join(missing)}: expected a locrl.data.voc.GroundTruth")
     lengths = {name: len(getattr(gt, name)) for name in ("image", "label", "boxes", "difficult")}
-    if len(set(lengths.values())) > 1: raise MetricError(f"the ground truth's arrays differ in length: {lengths}")
-    if lengths["image"]: _check_boxes("ground truth boxes", np.asarray(gt.boxes))
+    if len(set(lengths.values())) > 1:
+        raise MetricError(f"the ground truth's arrays differ in length: {lengths}")
+    if lengths["image"]:
+        _check_boxes("ground truth boxes", np.asarray(gt.boxes))
     _check_labels("the ground truth", np.asarray(gt.label), classes)
+
 
 def _check_labels(what, labels, classes):
     "Raise `MetricError` for a label that is no position in `classes`"
     bad = np.flatnonzero((labels < 0) | (labels >= len(classes)))
-    if len(bad): raise MetricError(f"label {labels[bad[0]]} in row {bad[0]} of {what}: there are {len(classes)} classes, {', '.join(classes)}")
+    if len(bad):
+        raise MetricError(
+            f"label {labels[bad[0]]} in row {bad[0]} of {what}: there are {len(classes)} classes, {', '.join(classes)}"
+        )
+
 
 def evaluate_detections(
-    det,                # `Detections`
-    gt,                 # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,), as `locrl.data.voc.GroundTruth`
-    classes,            # sequence of names; `label` counts through them
+    det,  # `Detections`
+    gt,  # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,), as `locrl.data.voc.GroundTruth`
+    classes,  # sequence of names; `label` counts through them
     iou_threshold=0.5,  # IoU that makes a detection correct, in (0, 1]
-    n_images=None,      # images in the split; when given, an image id beyond it is an error
-):                      # `DetectionResult`
+    n_images=None,  # images in the split; when given, an image id beyond it is an error
+):  # `DetectionResult`
     "VOC average precision of every class. Raises `MetricError` for labels, images or boxes that cannot be."
-    if isinstance(classes, str): raise MetricError(f"classes={classes!r}: expected a sequence of names")
+    if isinstance(classes, str):
+        raise MetricError(f"classes={classes!r}: expected a sequence of names")
     classes = tuple(classes)
     _check_ground_truth(gt, classes)
     _check_labels("the detections", det.label, classes)
     if n_images is not None and len(det) and det.image.max() >= n_images:
-        raise MetricError(f"image {det.image.max()} in row {det.image.argmax()} of the detections: the split has {n_images} images")
+        raise MetricError(
+            f"image {det.image.max()} in row {det.image.argmax()} of the detections: the split has {n_images} images"
+        )
     results = []
     for label, name in enumerate(classes):
         m = match(det, gt, label, iou_threshold)
@@ -298,9 +376,10 @@ def evaluate_detections(
 @dataclass(frozen=True, eq=False)
 class Coverage:
     "Best IoU of each object that counts, for growing numbers of regions"
-    regions: np.ndarray   # (K,) int64, regions an image and class, ascending
-    best: np.ndarray      # (m, K) float64, IoU of the best of the first k; 0 without any
-    objects: np.ndarray   # (m,) int64, rows of the ground truth
+
+    regions: np.ndarray  # (K,) int64, regions an image and class, ascending
+    best: np.ndarray  # (m, K) float64, IoU of the best of the first k; 0 without any
+    objects: np.ndarray  # (m,) int64, rows of the ground truth
 
     def recall(self, iou_threshold=0.5):
         "(K,) share of the objects with IoU >= `iou_threshold`, in [0, 1]. Raises `MetricError` without objects."
@@ -308,45 +387,50 @@ class Coverage:
 
     def average_recall(self):
         "(K,) twice the area under recall over IoU thresholds 0.5 to 1, in [0, 1]. Raises `MetricError` without objects."
-        return self._some(2*(self.best - .5).clip(0))
+        return self._some(2 * (self.best - 0.5).clip(0))
 
     def _some(self, values):
         "Mean of `values` over the objects. Raises `MetricError` without any."
-        if not len(self.objects): raise MetricError("recall is undefined: there is no object that counts")
+        if not len(self.objects):
+            raise MetricError("recall is undefined: there is no object that counts")
         return values.mean(0)
 
     def __getitem__(self, mask):
         "`Coverage` of the objects that `mask` (of rows of `best`: by class, size, number of instances) selects"
         return Coverage(self.regions, self.best[mask], self.objects[mask])
 
+
 def coverage_at(
-    det,                            # `Detections`
-    gt,                             # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
+    det,  # `Detections`
+    gt,  # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
     regions=(1, 2, 5, 10, 20, 50, 100, 200),  # numbers of regions an image and class
-):                                  # `Coverage`
+):  # `Coverage`
     "Best IoU of every object with the first regions of its image and class. Raises `MetricError` for numbers below 1."
     regions = np.unique(_integers("regions", regions))
-    if not len(regions) or regions[0] < 1: raise MetricError(f"regions={regions.tolist()}: expected numbers of 1 or more")
+    if not len(regions) or regions[0] < 1:
+        raise MetricError(f"regions={regions.tolist()}: expected numbers of 1 or more")
     gt_image, gt_label = np.asarray(gt.image), np.asarray(gt.label)
     objects = np.flatnonzero(~np.asarray(gt.difficult, dtype=bool))
     n_labels = int(max(det.label.max(initial=0), gt_label.max(initial=0))) + 1
-    key = det.image*n_labels + det.label
+    key = det.image * n_labels + det.label
     order = np.lexsort((-det.scores, key))
-    wanted = (gt_image*n_labels + gt_label)[objects]
+    wanted = (gt_image * n_labels + gt_label)[objects]
     first = np.searchsorted(key[order], wanted, "left")
     count = np.minimum(np.searchsorted(key[order], wanted, "right") - first, regions[-1])
     rank, best = spans(np.zeros_like(first), count), np.zeros((len(objects), len(regions)))
     pairs = order[rank + np.repeat(first, count)]
-    overlap = iou(det.boxes[pairs].astype(np.float64), np.asarray(gt.boxes, dtype=np.float64)[np.repeat(objects, count)])
+    overlap = iou(
+        det.boxes[pairs].astype(np.float64), np.asarray(gt.boxes, dtype=np.float64)[np.repeat(objects, count)]
+    )
     np.maximum.at(best, (np.repeat(np.arange(len(objects)), count), np.searchsorted(regions, rank + 1)), overlap)
     return Coverage(regions, np.maximum.accumulate(best, 1), objects)
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #03840e20
 def nms(
-    boxes,          # (n, 4) xyxy
-    scores,         # (n,)
+    boxes,  # (n, 4) xyxy
+    scores,  # (n,)
     threshold=0.3,  # a box that overlaps a kept one by more than this IoU is dropped
-):                  # (k,) int64, positions of the boxes kept, from the highest score down
+):  # (k,) int64, positions of the boxes kept, from the highest score down
     "Greedy non-maximum suppression. The paper uses 0.3 (section 4.1)."
     boxes, scores = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(scores)
     left, kept = np.argsort(-scores, kind="stable"), []
@@ -359,14 +443,15 @@ def nms(
 @dataclass(frozen=True)
 class Localisation:
     "Localisation protocol; None is a quantity that has no episode to be measured on"
-    n: int                                # episodes on images with the class
-    hit_rate: float | None                # share of final boxes with IoU >= threshold
-    mean_iou: float | None                # of the final box
-    mean_trigger_iou: float | None        # of the final box where the agent triggered
-    trigger_rate: float | None            # share of episodes that ended with the trigger
+
+    n: int  # episodes on images with the class
+    hit_rate: float | None  # share of final boxes with IoU >= threshold
+    mean_iou: float | None  # of the final box
+    mean_trigger_iou: float | None  # of the final box where the agent triggered
+    trigger_rate: float | None  # share of episodes that ended with the trigger
     mean_steps: float | None
     median_steps: float | None
-    n_negatives: int                      # episodes on images without the class
+    n_negatives: int  # episodes on images without the class
     trigger_rate_negatives: float | None  # share of those that ended with the trigger
 
     def to_dict(self):
@@ -374,26 +459,41 @@ class Localisation:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def _repr_html_(self):
-        row = lambda key, value: f"<tr><td>{key.replace('_', ' ')}</td><td>{value if isinstance(value, int) else format(value, '.3f')}</td></tr>"
+        def row(key, value):
+            return f"<tr><td>{key.replace('_', ' ')}</td><td>{value if isinstance(value, int) else format(value, '.3f')}</td></tr>"
+
         return "<table>" + "".join(row(*item) for item in self.to_dict().items()) + "</table>"
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #0ce95317
 def localisation(
-    iou,            # (n,) float, best IoU of the final box with an object of the class; not read where `positive` is False
-    triggered,      # (n,) bool, the episode ended with the trigger
-    steps,          # (n,) int, actions taken, the trigger included
+    iou,  # (n,) float, best IoU of the final box with an object of the class; not read where `positive` is False
+    triggered,  # (n,) bool, the episode ended with the trigger
+    steps,  # (n,) int, actions taken, the trigger included
     positive=None,  # (n,) bool, the image contains the class; None means all do
     threshold=0.5,  # IoU of a hit
-):                  # `Localisation`
+):  # `Localisation`
     "Summary of `n` episodes. Raises `MetricError` for unequal lengths or an IoU that is no number in [0, 1]."
     iou, triggered, steps = np.asarray(iou, dtype=np.float64), np.asarray(triggered, dtype=bool), np.asarray(steps)
     positive = np.ones(len(iou), dtype=bool) if positive is None else np.asarray(positive, dtype=bool)
     shapes = {name: a.shape for name, a in dict(iou=iou, triggered=triggered, steps=steps, positive=positive).items()}
-    if iou.ndim != 1 or len(set(shapes.values())) > 1: raise MetricError(f"expected arrays of one length, got {shapes}")
+    if iou.ndim != 1 or len(set(shapes.values())) > 1:
+        raise MetricError(f"expected arrays of one length, got {shapes}")
     bad = np.flatnonzero(positive & ~((iou >= 0) & (iou <= 1)))
-    if len(bad): raise MetricError(f"iou[{bad[0]}] is {iou[bad[0]]}: expected a number in [0, 1]")
-    mean = lambda values: float(np.mean(values)) if len(values) else None
+    if len(bad):
+        raise MetricError(f"iou[{bad[0]}] is {iou[bad[0]]}: expected a number in [0, 1]")
+
+    def mean(values):
+        return float(np.mean(values)) if len(values) else None
+
     found, steps = iou[positive], steps[positive]
-    return Localisation(int(positive.sum()), mean(found >= threshold), mean(found), mean(iou[positive & triggered]),
-                        mean(triggered[positive]), mean(steps), float(np.median(steps)) if len(steps) else None,
-                        int((~positive).sum()), mean(triggered[~positive]))
+    return Localisation(
+        int(positive.sum()),
+        mean(found >= threshold),
+        mean(found),
+        mean(iou[positive & triggered]),
+        mean(triggered[positive]),
+        mean(steps),
+        float(np.median(steps)) if len(steps) else None,
+        int((~positive).sum()),
+        mean(triggered[~positive]),
+    )

@@ -33,13 +33,14 @@ from ..agents.policy import RegionPolicy
 from ..figures import COLOURS, new_figure, style, table
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #623c0d7f
-CONTEXT = 1.5   # how far the surroundings of a box reach, as a multiple of the box
+CONTEXT = 1.5  # how far the surroundings of a box reach, as a multiple of the box
+
 
 def region_inputs(
     bank: FeatureBank,  # features of the pictures
     image: np.ndarray,  # (N,) which picture
     boxes: np.ndarray,  # (N, 4) xyxy in [0, 1]
-) -> torch.Tensor:      # (N, 3*dim + 3*classes + 10) float32
+) -> torch.Tensor:  # (N, 3*dim + 3*classes + 10) float32
     "What the classifier sees of each box"
     seen, row = np.unique(image, return_inverse=True)
     image, row, seen = (torch.as_tensor(x, device=bank.device) for x in (image, row, seen))
@@ -49,108 +50,145 @@ def region_inputs(
     evidence = region_pool(integral_image(bank.saliency[seen].permute(0, 2, 3, 1)), row, near)
     side = (box[:, 2:] - box[:, :2]).clamp(min=1e-3)
     w, h = side.log().unbind(1)
-    touches = torch.cat([box[:, :2] < .01, box[:, 2:] > .99], 1).float()
-    shape = torch.cat([side, (w + h)[:, None]/2, (w - h)[:, None], touches, (box[:, :2] + box[:, 2:])/2], 1)
+    touches = torch.cat([box[:, :2] < 0.01, box[:, 2:] > 0.99], 1).float()
+    shape = torch.cat([side, (w + h)[:, None] / 2, (w - h)[:, None], touches, (box[:, :2] + box[:, 2:]) / 2], 1)
     return torch.cat([features.flatten(1), evidence.flatten(1), bank.presence[image], shape], 1)
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #bb66d237
 class ConfidenceError(ValueError):
     "A classifier that is damaged or does not belong to these features, or data it cannot be fitted on or judged by"
 
+
 @dataclass(frozen=True, eq=False)
 class RegionClassifier:
     "Probability that a box holds a class with an IoU of at least 0.5; made by `fit_region_classifier`"
-    classes: tuple           # names, in label order
-    features: str            # digest of the projection its features went through
-    hidden: np.ndarray       # (D, H) float32
+
+    classes: tuple  # names, in label order
+    features: str  # digest of the projection its features went through
+    hidden: np.ndarray  # (D, H) float32
     hidden_bias: np.ndarray  # (H,) float32
-    out: np.ndarray          # (H, C) float32
-    out_bias: np.ndarray     # (C,) float32
+    out: np.ndarray  # (H, C) float32
+    out_bias: np.ndarray  # (C,) float32
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
         (d, h), c = self.hidden.shape, len(self.classes)
         for name, shape in dict(hidden=(d, h), hidden_bias=(h,), out=(h, c), out_bias=(c,)).items():
             x = getattr(self, name)
-            if x.shape != shape or not np.isfinite(x).all(): raise ConfidenceError(f"{name} has shape {x.shape} or numbers that are not finite: expected {shape}")
+            if x.shape != shape or not np.isfinite(x).all():
+                raise ConfidenceError(f"{name} has shape {x.shape} or numbers that are not finite: expected {shape}")
 
     @property
     def digest(self) -> str:
         "SHA-256 over its numbers"
         return array_digest(self.hidden, self.hidden_bias, self.out, self.out_bias)
 
-    def logits(self,
+    def logits(
+        self,
         inputs: torch.Tensor,  # (N, D) from `region_inputs`
-    ) -> torch.Tensor:         # (N, C)
+    ) -> torch.Tensor:  # (N, C)
         "Log-odds of every class"
-        w, b, v, c = (torch.from_numpy(x).to(inputs.device) for x in (self.hidden, self.hidden_bias, self.out, self.out_bias))
+        w, b, v, c = (
+            torch.from_numpy(x).to(inputs.device) for x in (self.hidden, self.hidden_bias, self.out, self.out_bias)
+        )
         return (inputs @ w + b).relu() @ v + c
 
-    def predict(self,
-        bank: FeatureBank,   # features of the pictures
-        image: np.ndarray,   # (N,) which picture
-        label: np.ndarray,   # (N,) which class
-        boxes: np.ndarray,   # (N, 4) xyxy in [0, 1]
+    def predict(
+        self,
+        bank: FeatureBank,  # features of the pictures
+        image: np.ndarray,  # (N,) which picture
+        label: np.ndarray,  # (N,) which class
+        boxes: np.ndarray,  # (N, 4) xyxy in [0, 1]
         batch: int = 16384,  # boxes at a time
         progress: bool = False,
-    ) -> np.ndarray:         # (N,) float32 in [0, 1]
+    ) -> np.ndarray:  # (N,) float32 in [0, 1]
         "How probably each box holds its class. Raises `ConfidenceError` for a bank of other classes or features."
         self._demand(bank)
         out = np.zeros(len(image), np.float32)
         for at in tqdm(range(0, len(image), batch), desc="judge regions", unit="batch", disable=not progress):
             part = slice(at, at + batch)
             logits = self.logits(region_inputs(bank, image[part], boxes[part]))
-            out[part] = logits[torch.arange(len(logits)), torch.as_tensor(label[part], device=logits.device)].sigmoid().cpu().numpy()
+            out[part] = (
+                logits[torch.arange(len(logits)), torch.as_tensor(label[part], device=logits.device)]
+                .sigmoid()
+                .cpu()
+                .numpy()
+            )
         return out
 
     def _demand(self, bank):
         "Raises `ConfidenceError` for a bank of other classes or features"
-        for what, mine, theirs in ("classes", ", ".join(self.classes), ", ".join(bank.classes)), ("features", self.features, bank.projection.digest):
-            if mine != theirs: raise ConfidenceError(f"this region classifier is for the {what} {mine}, the bank has {theirs}: fit one for them (fit_region_classifier)")
+        for what, mine, theirs in (
+            ("classes", ", ".join(self.classes), ", ".join(bank.classes)),
+            ("features", self.features, bank.projection.digest),
+        ):
+            if mine != theirs:
+                raise ConfidenceError(
+                    f"this region classifier is for the {what} {mine}, the bank has {theirs}: fit one for them (fit_region_classifier)"
+                )
 
     def save(self, path):
         "Write to `path` (.npz), atomically. Raises `OSError`."
         arrays = dict(hidden=self.hidden, hidden_bias=self.hidden_bias, out=self.out, out_bias=self.out_bias)
-        write_atomic(path, lambda f: np.savez(f, classes=np.array(self.classes), features=np.array(self.features), **arrays))
+        write_atomic(
+            path, lambda f: np.savez(f, classes=np.array(self.classes), features=np.array(self.features), **arrays)
+        )
 
     @classmethod
     def load(cls, path):
         "Read what `save` wrote. Raises `ConfidenceError` for a file that is missing, damaged or something else."
         try:
-            with np.load(path) as f: return cls(tuple(f["classes"]), str(f["features"]), *(f[k] for k in ("hidden", "hidden_bias", "out", "out_bias")))
-        except FileNotFoundError: raise ConfidenceError(f"there is no region classifier at {path}: fit one (fit_region_classifier) and save it there") from None
+            with np.load(path) as f:
+                return cls(
+                    tuple(f["classes"]),
+                    str(f["features"]),
+                    *(f[k] for k in ("hidden", "hidden_bias", "out", "out_bias")),
+                )
+        except FileNotFoundError:
+            raise ConfidenceError(
+                f"there is no region classifier at {path}: fit one (fit_region_classifier) and save it there"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ZlibError) as e:
-            raise ConfidenceError(f"{path} is damaged or no region classifier ({e}): delete it and fit another (fit_region_classifier)") from e
+            raise ConfidenceError(
+                f"{path} is damaged or no region classifier ({e}): delete it and fit another (fit_region_classifier)"
+            ) from e
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #ce08c02e
 def sample_boxes(
-    data,                      # a data set with boxes
+    data,  # a data set with boxes
     rng: np.random.Generator,
-    per_object: int = 12,      # boxes round each object
-    per_image: int = 10,       # boxes anywhere in each picture
-):                             # image (N,), boxes (N, 4) float32
+    per_object: int = 12,  # boxes round each object
+    per_image: int = 10,  # boxes anywhere in each picture
+):  # image (N,), boxes (N, 4) float32
     "Boxes round the objects of `data`, boxes anywhere, and whole pictures"
     gt = data.ground_truth()
     near, anywhere = np.repeat(np.arange(len(gt)), per_object), np.repeat(np.arange(len(data)), per_image)
     side = (gt.boxes[:, 2:] - gt.boxes[:, :2])[near]
-    centre = ((gt.boxes[:, :2] + gt.boxes[:, 2:])/2)[near]
-    spread = rng.uniform(0, .5, (len(near), 1))
-    centre = centre + side*spread*rng.normal(size=side.shape)
-    side = side*np.exp(1.2*spread*rng.normal(size=side.shape))
-    loose = np.exp(rng.uniform(np.log(.1), 0, (len(anywhere), 2)))
-    corner = (1 - loose)*rng.uniform(size=loose.shape)
-    boxes = np.concatenate([np.concatenate([centre - side/2, centre + side/2], 1).clip(0, 1), np.concatenate([corner, corner + loose], 1), np.tile(FULL, (len(data), 1))])
+    centre = ((gt.boxes[:, :2] + gt.boxes[:, 2:]) / 2)[near]
+    spread = rng.uniform(0, 0.5, (len(near), 1))
+    centre = centre + side * spread * rng.normal(size=side.shape)
+    side = side * np.exp(1.2 * spread * rng.normal(size=side.shape))
+    loose = np.exp(rng.uniform(np.log(0.1), 0, (len(anywhere), 2)))
+    corner = (1 - loose) * rng.uniform(size=loose.shape)
+    boxes = np.concatenate(
+        [
+            np.concatenate([centre - side / 2, centre + side / 2], 1).clip(0, 1),
+            np.concatenate([corner, corner + loose], 1),
+            np.tile(FULL, (len(data), 1)),
+        ]
+    )
     image = np.concatenate([gt.image[near], anywhere, np.arange(len(data))])
-    large = (boxes[:, 2:] - boxes[:, :2] > .03).all(1)
+    large = (boxes[:, 2:] - boxes[:, :2] > 0.03).all(1)
     return image[large], boxes[large].astype(np.float32)
 
+
 def best_iou(
-    gt,                 # `GroundTruth` with labels below `n_classes`
+    gt,  # `GroundTruth` with labels below `n_classes`
     n_classes: int,
     image: np.ndarray,  # (N,)
     boxes: np.ndarray,  # (N, 4)
     difficult: bool = False,  # with the difficult objects instead of the others
-) -> np.ndarray:        # (N, n_classes) float32
+) -> np.ndarray:  # (N, n_classes) float32
     "IoU of each box with the object of each class it overlaps most; 0 where there is none"
     out, objects = np.zeros((len(image), n_classes), np.float32), np.flatnonzero(gt.difficult == difficult)
     box, which = image_pairs(image, gt.image[objects])
@@ -160,155 +198,229 @@ def best_iou(
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #bcfc7c2c
 def fit_region_classifier(
-    bank: FeatureBank,      # features of `data`; with the mirrored pictures behind, as a run trains on them, or without
-    data,                   # the training split
-    answers=(),             # `Searches` of the pictures of `bank`, to learn from their mistakes
-    seed: int = 0,          # of boxes, weights and the pictures held out
-    width: int = 128,       # of the hidden layer
-    epochs: int = 8,        # passes over the boxes
-    decay: float = 1.,      # L2 penalty
-    members: int = 1,       # networks whose log-odds are averaged, each with another fifth of the pictures held out; at most 5
-    progress: bool = False, # show a progress bar
+    bank: FeatureBank,  # features of `data`; with the mirrored pictures behind, as a run trains on them, or without
+    data,  # the training split
+    answers=(),  # `Searches` of the pictures of `bank`, to learn from their mistakes
+    seed: int = 0,  # of boxes, weights and the pictures held out
+    width: int = 128,  # of the hidden layer
+    epochs: int = 8,  # passes over the boxes
+    decay: float = 1.0,  # L2 penalty
+    members: int = 1,  # networks whose log-odds are averaged, each with another fifth of the pictures held out; at most 5
+    progress: bool = False,  # show a progress bar
 ) -> RegionClassifier:
     """Fit on drawn boxes and `answers`, calibrate on pictures held out. Raises `ConfidenceError` for data that does not fit the bank or holds too
     little, and for more members than there are fifths."""
-    if not 1 <= members <= 5: raise ConfidenceError(f"members={members}: each holds another fifth of the pictures out, give 1 to 5")
-    n, rng, gt = len(data), np.random.default_rng(seed), relabelled(data, bank.classes)
-    if len(bank) not in (n, 2*n): raise ConfidenceError(f"the bank holds {len(bank)} pictures, {data.name} has {n}: give the features of this data set (with its mirrored pictures behind, or without)")
+    if not 1 <= members <= 5:
+        raise ConfidenceError(f"members={members}: each holds another fifth of the pictures out, give 1 to 5")
+    n = len(data)
+    rng = np.random.default_rng(seed)
+    gt = relabelled(data, bank.classes)
+    if len(bank) not in (n, 2 * n):
+        raise ConfidenceError(
+            f"the bank holds {len(bank)} pictures, {data.name} has {n}: give the features of this data set (with its mirrored pictures behind, or without)"
+        )
     image, boxes = sample_boxes(data, rng)
-    mirrored = (rng.random(len(image)) < .5)*(len(bank) > n)
+    mirrored = (rng.random(len(image)) < 0.5) * (len(bank) > n)
     drawn = len(image)
-    image = np.concatenate([image + n*mirrored, *(a.image for a in answers)])
+    image = np.concatenate([image + n * mirrored, *(a.image for a in answers)])
     boxes = np.concatenate([np.where(mirrored[:, None], mirror(boxes), boxes), *(a.box for a in answers)])
     picture = image % n
     upright = np.where((image >= n)[:, None], mirror(boxes), boxes)
-    right = best_iou(gt, len(bank.classes), picture, upright) >= .5
-    sure = (best_iou(gt, len(bank.classes), picture, upright, difficult=True) < .5).all(1)
-    fifth = (rng.permutation(n)*5//n)[picture]
+    right = best_iou(gt, len(bank.classes), picture, upright) >= 0.5
+    sure = (best_iou(gt, len(bank.classes), picture, upright, difficult=True) < 0.5).all(1)
+    fifth = (rng.permutation(n) * 5 // n)[picture]
     x, made = _inputs(bank, image, boxes), []
     for k in range(members):
         learn, check = sure & (fifth != k), sure & (fifth == k) & (np.arange(len(image)) < drawn)
         for what, mask in ("to learn from", learn), ("to calibrate on", check):
-            if not right[mask].any() or right[mask].all(): raise ConfidenceError(f"{data.name} leaves no boxes {what}, right and wrong ones: it has {n} pictures and {len(gt)} objects of {', '.join(bank.classes)}")
+            if not right[mask].any() or right[mask].all():
+                raise ConfidenceError(
+                    f"{data.name} leaves no boxes {what}, right and wrong ones: it has {n} pictures and {len(gt)} objects of {', '.join(bank.classes)}"
+                )
         bar = tqdm(range(epochs), desc=f"fit region classifier {k + 1}/{members}", unit="epoch", disable=not progress)
-        made.append(_fit(x, right, learn, check, width, decay, seed + 1000*k, bar))
-    w, b, v, c = zip(*made)   # side by side they are one network
-    return RegionClassifier(bank.classes, bank.projection.digest, *(a.astype(np.float32) for a in (np.hstack(w), np.hstack(b), np.vstack(v)/members, np.mean(c, 0))))
+        made.append(_fit(x, right, learn, check, width, decay, seed + 1000 * k, bar))
+    w, b, v, c = zip(*made)  # side by side they are one network
+    return RegionClassifier(
+        bank.classes,
+        bank.projection.digest,
+        *(a.astype(np.float32) for a in (np.hstack(w), np.hstack(b), np.vstack(v) / members, np.mean(c, 0))),
+    )
+
 
 def _inputs(bank, image, boxes):
     "`region_inputs` of many boxes, (N, D)"
-    return np.concatenate([region_inputs(bank, image[i:i + 16384], boxes[i:i + 16384]).cpu().numpy() for i in range(0, len(image), 16384)])
+    return np.concatenate(
+        [
+            region_inputs(bank, image[i : i + 16384], boxes[i : i + 16384]).cpu().numpy()
+            for i in range(0, len(image), 16384)
+        ]
+    )
+
 
 def _fit(x, right, learn, check, width, decay, seed, epochs):
     "Weights and biases of a network of inputs as they are, fitted on the rows `learn` and calibrated on `check`"
     from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
+
     mean, scale = x[learn].mean(0), x[learn].std(0) + 1e-3
     net = MLPClassifier((width,), alpha=decay, batch_size=256, random_state=seed)
     target = right.astype(np.int64) if right.shape[1] > 1 else right[:, 0].astype(np.int64)
-    seen = (x[learn] - mean)/scale
-    for _ in epochs: net.partial_fit(seen, target[learn], classes=range(max(2, right.shape[1])))
+    seen = (x[learn] - mean) / scale
+    for _ in epochs:
+        net.partial_fit(seen, target[learn], classes=range(max(2, right.shape[1])))
     (w, v), (b, c) = net.coefs_, net.intercepts_
-    logits = np.maximum((x[check] - mean)/scale @ w + b, 0) @ v + c
+    logits = np.maximum((x[check] - mean) / scale @ w + b, 0) @ v + c
     platt = LogisticRegression(C=1e6).fit(logits.reshape(-1, 1), right[check].ravel())
     stretch, shift = platt.coef_[0, 0], platt.intercept_[0]
-    return w/scale[:, None], b - (mean/scale) @ w, v*stretch, c*stretch + shift
+    return w / scale[:, None], b - (mean / scale) @ w, v * stretch, c * stretch + shift
+
 
 def with_region(
-    answers,                      # `Searches`, or anything with its fields
+    answers,  # `Searches`, or anything with its fields
     classifier: RegionClassifier,
-    bank: FeatureBank,            # features of the pictures
-    progress: bool = False,       # show a progress bar
-):                                # of the same kind
+    bank: FeatureBank,  # features of the pictures
+    progress: bool = False,  # show a progress bar
+):  # of the same kind
     "The answers with `region` filled in"
-    return replace(answers, region=classifier.predict(bank, answers.image, answers.label, answers.box, progress=progress))
+    return replace(
+        answers, region=classifier.predict(bank, answers.image, answers.label, answers.box, progress=progress)
+    )
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #502fb95f
 @dataclass(frozen=True, eq=False)
 class Reliability:
     "Predicted against observed, in groups of equal size"
+
     predicted: np.ndarray  # (B,) mean probability, ascending
-    observed: np.ndarray   # (B,) share that is right
-    count: np.ndarray      # (B,) answers
+    observed: np.ndarray  # (B,) share that is right
+    count: np.ndarray  # (B,) answers
 
     @property
     def ece(self) -> float:
         "Expected calibration error: mean distance of predicted and observed, in [0, 1]"
-        return float(np.abs(self.predicted - self.observed) @ self.count/self.count.sum())
+        return float(np.abs(self.predicted - self.observed) @ self.count / self.count.sum())
+
 
 def reliability(
-    p: np.ndarray,   # (N,) probabilities in [0, 1]
-    hit: np.ndarray, # (N,) bool, what came true
+    p: np.ndarray,  # (N,) probabilities in [0, 1]
+    hit: np.ndarray,  # (N,) bool, what came true
     bins: int = 10,  # groups, at most
 ) -> Reliability:
     "Compare probabilities with what came true. Raises `ConfidenceError` for what is no probability. Source: Naeini et al. 2015."
     p, hit = np.asarray(p, np.float64), np.asarray(hit, np.float64)
-    if p.shape != hit.shape or p.ndim != 1 or not len(p): raise ConfidenceError(f"p has shape {p.shape}, hit {hit.shape}: expected equal lengths above 0")
-    if not ((p >= 0) & (p <= 1)).all(): raise ConfidenceError(f"p runs from {p.min():.3g} to {p.max():.3g}: expected probabilities in [0, 1]")
+    if p.shape != hit.shape or p.ndim != 1 or not len(p):
+        raise ConfidenceError(f"p has shape {p.shape}, hit {hit.shape}: expected equal lengths above 0")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ConfidenceError(f"p runs from {p.min():.3g} to {p.max():.3g}: expected probabilities in [0, 1]")
     groups = [g for g in np.array_split(np.argsort(p, kind="stable"), bins) if len(g)]
     return Reliability(*(np.array(x) for x in zip(*((p[g].mean(), hit[g].mean(), len(g)) for g in groups))))
 
+
 def reliability_figure(
     curves: dict,  # name -> `Reliability`
-):                 # matplotlib figure
+):  # matplotlib figure
     "Observed share over predicted probability; on the diagonal a probability is what it says"
     with style():
         figure = new_figure(4.6, 3.9)
         ax = figure.subplots()
         ax.plot([0, 1], [0, 1], color=COLOURS["faint"], linewidth=1)
-        for name, r in curves.items(): ax.plot(r.predicted, r.observed, "o-", markersize=4, label=f"{name}: ECE {r.ece:.3f}")
-        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="predicted probability", ylabel="share with IoU of at least 0.5")
+        for name, r in curves.items():
+            ax.plot(r.predicted, r.observed, "o-", markersize=4, label=f"{name}: ECE {r.ece:.3f}")
+        ax.set(
+            xlim=(0, 1),
+            ylim=(0, 1),
+            aspect="equal",
+            xlabel="predicted probability",
+            ylabel="share with IoU of at least 0.5",
+        )
         ax.legend(loc="upper left")
     return figure
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #fb425f00
-ANSWER = ("stop", "surest")   # which of the boxes of a search is its answer
+ANSWER = ("stop", "surest")  # which of the boxes of a search is its answer
+
 
 def answer_all(
-    policy: RegionPolicy,      # the agent's policy
-    bank: FeatureBank,         # features of the pictures
-    image: np.ndarray,         # (E,) which picture
-    label: np.ndarray,         # (E,) which class; each question once
-    moves: Moves = Moves(),    # what actions do
-    max_steps: int = MAX_STEPS,# actions in a search, at most
-    answer: str = "stop",      # the box at which the agent "stop"s (see `search_all`), or the one that `confidence` is "surest" of
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class; each question once
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # actions in a search, at most
+    answer: str = "stop",  # the box at which the agent "stop"s (see `search_all`), or the one that `confidence` is "surest" of
     confidence: str = "presence*iou",  # source of it
     classifier: RegionClassifier | None = None,  # fills in `region`
-    progress: bool = False,    # show a progress bar
-) -> Searches:                 # steps and trigger are of the search, all else of the answer
+    progress: bool = False,  # show a progress bar
+) -> Searches:  # steps and trigger are of the search, all else of the answer
     "One greedy search for every question, and its answer. Raises `ValueError` for another `answer`."
     if answer == "stop":
         found = search_all(policy, bank, image, label, moves, max_steps, progress=progress)
         return with_region(found, classifier, bank) if classifier else found
-    if answer != "surest": raise ValueError(f"answer={answer!r}: use {' or '.join(map(repr, ANSWER))}")
+    if answer != "surest":
+        raise ValueError(f"answer={answer!r}: use {' or '.join(map(repr, ANSWER))}")
     passed = search_windows(policy, bank, image, label, moves, max_steps, FULL[None], batch=4096, progress=progress)
-    if classifier: passed = with_region(passed, classifier, bank, progress)
-    begin = np.flatnonzero(passed.step == 0)   # question after question, as they were asked
+    if classifier:
+        passed = with_region(passed, classifier, bank, progress)
+    begin = np.flatnonzero(passed.step == 0)  # question after question, as they were asked
     steps, question = np.diff(begin, append=len(passed)), (passed.step == 0).cumsum() - 1
     best = passed[np.lexsort((passed.step, -confidence_of(passed, confidence), question))[begin]]
-    return Searches(best.image, best.label, best.box, np.logical_or.reduceat(passed.terminal, begin), steps, best.q_trigger, best.iou, best.presence, best.evidence, best.region)
+    return Searches(
+        best.image,
+        best.label,
+        best.box,
+        np.logical_or.reduceat(passed.terminal, begin),
+        steps,
+        best.q_trigger,
+        best.iou,
+        best.presence,
+        best.evidence,
+        best.region,
+    )
 
 # %% ../../nbs/evaluation/03_confidence.ipynb #0ced188d
 ORACLE = "true IoU (upper bound)"
 
+
 def ablation(
-    answers,                 # `Searches` for all questions of `data`, of one agent or a list of several
-    data,                    # a data set with boxes
-    classes,                 # names of the classes the labels index
-    sources=None,            # names of confidences; default all that the answers have
-    start: str = "q_trigger",# where the gap begins
-    metric: str = "ap11",    # of the columns by class: "ap11" or "ap_area"
-) -> list[dict]:             # rows for `locrl.figures.table`; means over the agents
+    answers,  # `Searches` for all questions of `data`, of one agent or a list of several
+    data,  # a data set with boxes
+    classes,  # names of the classes the labels index
+    sources=None,  # names of confidences; default all that the answers have
+    start: str = "q_trigger",  # where the gap begins
+    metric: str = "ap11",  # of the columns by class: "ap11" or "ap_area"
+) -> list[dict]:  # rows for `locrl.figures.table`; means over the agents
     "Detection by each source of confidence, on the same boxes. Raises `ConfidenceError` without answers."
     answers = list(answers) if isinstance(answers, (list, tuple)) else [answers]
-    if not answers: raise ConfidenceError("no answers to compare sources on")
+    if not answers:
+        raise ConfidenceError("no answers to compare sources on")
     gt, classes = relabelled(data, tuple(classes)), tuple(classes)
     sources = list(sources or [s for s in sources_of(answers[0]) if all(s in sources_of(a) for a in answers)])
     truth = [best_iou(gt, len(classes), a.image, a.box)[np.arange(len(a)), a.label] for a in answers]
-    def detect(scores): return [evaluate_detections(Detections(a.image, a.label, a.box, s.astype(np.float64)), gt, classes, n_images=len(data)) for a, s in zip(answers, scores)]
-    def mean(values): return float(np.mean(values)) if None not in values else None
-    rows = {name: detect([confidence_of(a, name) for a in answers]) for name in dict.fromkeys([*sources, start])} | {ORACLE: detect(truth)}
+
+    def detect(scores):
+        return [
+            evaluate_detections(
+                Detections(a.image, a.label, a.box, s.astype(np.float64)), gt, classes, n_images=len(data)
+            )
+            for a, s in zip(answers, scores)
+        ]
+
+    def mean(values):
+        return float(np.mean(values)) if None not in values else None
+
+    rows = {name: detect([confidence_of(a, name) for a in answers]) for name in dict.fromkeys([*sources, start])} | {
+        ORACLE: detect(truth)
+    }
     level = {name: mean([d.map11 for d in r]) for name, r in rows.items()}
     low, gap = level[start], level[ORACLE] - level[start]
-    return [{"confidence": name, "mAP (11 pt)": level[name], "mAP (area)": mean([d.map_area for d in r]), "gap closed": (level[name] - low)/gap if gap else None,
-             **{c: mean([getattr(d[c], metric) for d in r]) for c in classes}} for name, r in rows.items() if name in (*sources, ORACLE)]
+    return [
+        {
+            "confidence": name,
+            "mAP (11 pt)": level[name],
+            "mAP (area)": mean([d.map_area for d in r]),
+            "gap closed": (level[name] - low) / gap if gap else None,
+            **{c: mean([getattr(d[c], metric) for d in r]) for c in classes},
+        }
+        for name, r in rows.items()
+        if name in (*sources, ORACLE)
+    ]

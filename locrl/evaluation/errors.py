@@ -23,13 +23,14 @@ from ..figures import COLOURS, new_figure, style, table
 KINDS = ("duplicate", "localisation", "confusion", "both", "background")
 STATES = ("found", "ranked low", "crowded", "mislocated", "confused", "never proposed")
 FIXES = KINDS + ("missed", "false positives", "false negatives", "everything")
-SIZES = {"XS": .01, "S": .05, "M": .2, "L": .5, "XL": 1.}     # largest area, as a fraction of the image
+SIZES = {"XS": 0.01, "S": 0.05, "M": 0.2, "L": 0.5, "XL": 1.0}  # largest area, as a fraction of the image
 
 # %% ../../nbs/evaluation/04_errors.ipynb #f53b6bb6
 def _pairs(det, gt):
     "Rows of the detections and of the objects that share an image, and their IoU"
     d, o = image_pairs(det.image, np.asarray(gt.image))
     return d, o, iou(det.boxes[d].astype(np.float64), np.asarray(gt.boxes, dtype=np.float64)[o])
+
 
 def _best(rows, overlap, partner, n):
     "For each of `n` rows the highest overlap, 0 without any, and its partner, the first of equals, -1 without any"
@@ -42,73 +43,100 @@ def _best(rows, overlap, partner, n):
 # %% ../../nbs/evaluation/04_errors.ipynb #c1552e43
 def _ap(scores, tp, npos, kind):
     "AP of detections that count; 1 where the repair has left nothing to find, None where nothing was there"
-    if not npos: return 1.
+    if not npos:
+        return 1.0
     tp = np.cumsum(tp[np.argsort(-scores, kind="stable")])
-    return average_precision(tp/npos, tp/np.arange(1, len(tp) + 1), kind)
+    return average_precision(tp / npos, tp / np.arange(1, len(tp) + 1), kind)
+
 
 @dataclass(frozen=True, eq=False)
 class _Sorted:
     "Detections and objects of all classes with what became of them"
-    label: np.ndarray      # (n,) of the detections
-    scores: np.ndarray     # (n,)
-    tp: np.ndarray         # (n,) bool
-    kind: np.ndarray       # (n,) position in `KINDS`, -1 where no false positive
-    object: np.ndarray     # (n,) the object that a false positive mislocates or confuses, else -1
-    gt_label: np.ndarray   # (m,)
-    counts: np.ndarray     # (m,) bool, not difficult
-    taken: np.ndarray      # (m,) bool, has a true positive
+
+    label: np.ndarray  # (n,) of the detections
+    scores: np.ndarray  # (n,)
+    tp: np.ndarray  # (n,) bool
+    kind: np.ndarray  # (n,) position in `KINDS`, -1 where no false positive
+    object: np.ndarray  # (n,) the object that a false positive mislocates or confuses, else -1
+    gt_label: np.ndarray  # (m,)
+    counts: np.ndarray  # (m,) bool, not difficult
+    taken: np.ndarray  # (m,) bool, has a true positive
 
     def repaired(self, fix, n_classes, kind):
         "AP of each class after `fix`; None for a class without objects"
-        label, tp, left = self.label.copy(), self.tp.copy(), self.tp | (self.kind >= 0)
+        label = self.label.copy()
+        tp = self.tp.copy()
+        left = self.tp | (self.kind >= 0)
         taken, counts = self.taken.copy(), self.counts.copy()
         movable = np.isin(self.kind, [KINDS.index("localisation"), KINDS.index("confusion")])
         mended = movable & ((fix == "everything") | (self.kind == (KINDS.index(fix) if fix in KINDS else -2)))
-        gone = (self.kind >= 0) & ((fix in ("everything", "false positives")) | (self.kind == (KINDS.index(fix) if fix in KINDS else -2)))
+        gone = (self.kind >= 0) & (
+            (fix in ("everything", "false positives")) | (self.kind == (KINDS.index(fix) if fix in KINDS else -2))
+        )
         left &= ~gone
         rows = np.flatnonzero(mended)
         rows = rows[np.argsort(-self.scores[rows], kind="stable")]
         rows = rows[(counts & ~taken)[self.object[rows]]]
-        rows = rows[np.unique(self.object[rows], return_index=True)[1]]          # the surest box for each object
+        rows = rows[np.unique(self.object[rows], return_index=True)[1]]  # the surest box for each object
         left[rows] = tp[rows] = True
         label[rows] = self.gt_label[self.object[rows]]
         taken[self.object[rows]] = True
-        if fix in ("false negatives", "everything"): counts &= taken
+        if fix in ("false negatives", "everything"):
+            counts &= taken
         if fix == "missed":
             covered = np.zeros(len(counts), bool)
             covered[self.object[movable]] = True
             counts &= taken | covered
-        return [_ap(self.scores[s], tp[s], int((counts & (self.gt_label == c)).sum()), kind) if (self.counts & (self.gt_label == c)).any() else None
-                for c in range(n_classes) for s in [left & (label == c)]]
+        return [
+            _ap(self.scores[s], tp[s], int((counts & (self.gt_label == c)).sum()), kind)
+            if (self.counts & (self.gt_label == c)).any()
+            else None
+            for c in range(n_classes)
+            for s in [left & (label == c)]
+        ]
 
 # %% ../../nbs/evaluation/04_errors.ipynb #702f379a
 @dataclass(frozen=True, eq=False)
 class Errors:
     "What is wrong with a set of detections; displays as a table, `figure()` draws it"
+
     classes: tuple
-    label: np.ndarray      # (n,) int64, class of each detection
-    kind: np.ndarray       # (n,) int64, position in `KINDS`; -1 for true positives and what is ignored
-    mistaken: np.ndarray   # (n,) int64, class of the object that a confusion or "both" overlaps, else -1
-    objects: np.ndarray    # (k,) int64, rows of the ground truth that count
-    gt_label: np.ndarray   # (k,) int64, their class
-    state: np.ndarray      # (k,) int64, position in `STATES`
-    groups: dict           # name -> (k,) text: size, number of instances, truncated
-    ap: dict               # class -> AP as measured, classes without objects left out
-    gain: dict             # fix -> {class -> AP after it less AP as measured}
+    label: np.ndarray  # (n,) int64, class of each detection
+    kind: np.ndarray  # (n,) int64, position in `KINDS`; -1 for true positives and what is ignored
+    mistaken: np.ndarray  # (n,) int64, class of the object that a confusion or "both" overlaps, else -1
+    objects: np.ndarray  # (k,) int64, rows of the ground truth that count
+    gt_label: np.ndarray  # (k,) int64, their class
+    state: np.ndarray  # (k,) int64, position in `STATES`
+    groups: dict  # name -> (k,) text: size, number of instances, truncated
+    ap: dict  # class -> AP as measured, classes without objects left out
+    gain: dict  # fix -> {class -> AP after it less AP as measured}
 
     def counts(self):
         "{class: {kind: number of false positives}}"
-        return {c: dict(zip(KINDS, np.bincount(self.kind[(self.label == i) & (self.kind >= 0)], minlength=len(KINDS)).tolist())) for i, c in enumerate(self.classes)}
+        return {
+            c: dict(
+                zip(KINDS, np.bincount(self.kind[(self.label == i) & (self.kind >= 0)], minlength=len(KINDS)).tolist())
+            )
+            for i, c in enumerate(self.classes)
+        }
 
     def states(self, by=None):
         "{group: {state: number of objects}}, the groups those of `by` (a key of `groups`), or the classes"
-        if by is not None and by not in self.groups: raise MetricError(f"by={by!r}: known are {', '.join(self.groups)}")
-        group, names = (np.array(self.classes, dtype=object)[self.gt_label], self.classes) if by is None else (self.groups[by], _order(self.groups[by]))
-        return {str(g): dict(zip(STATES, np.bincount(self.state[group == g], minlength=len(STATES)).tolist())) for g in names}
+        if by is not None and by not in self.groups:
+            raise MetricError(f"by={by!r}: known are {', '.join(self.groups)}")
+        group, names = (
+            (np.array(self.classes, dtype=object)[self.gt_label], self.classes)
+            if by is None
+            else (self.groups[by], _order(self.groups[by]))
+        )
+        return {
+            str(g): dict(zip(STATES, np.bincount(self.state[group == g], minlength=len(STATES)).tolist()))
+            for g in names
+        }
 
     def confusions(self):
         "(n_classes, n_classes) int: false positives of the row's class on an object of the column's, at IoU 0.5 or more"
-        out = np.zeros((len(self.classes),)*2, np.int64)
+        out = np.zeros((len(self.classes),) * 2, np.int64)
         some = self.kind == KINDS.index("confusion")
         np.add.at(out, (self.label[some], self.mistaken[some]), 1)
         return out
@@ -127,20 +155,33 @@ class Errors:
 
     def states_table(self, by=None):
         "`locrl.figures.Table` of what became of the objects, as shares, a row for each group"
-        rows = [{by or "class": g, "objects": sum(n.values())} | {s: v/sum(n.values()) if sum(n.values()) else None for s, v in n.items()} for g, n in self.states(by).items()]
+        rows = [
+            {by or "class": g, "objects": sum(n.values())}
+            | {s: v / sum(n.values()) if sum(n.values()) else None for s, v in n.items()}
+            for g, n in self.states(by).items()
+        ]
         return table(rows)
 
     def to_dict(self):
         "Plain numbers"
-        return dict(ap=self.ap, gain=self.gain, mean_gain=self.mean_gain(), false_positives=self.counts(), objects=self.states(),
-                    by={name: self.states(name) for name in self.groups})
+        return dict(
+            ap=self.ap,
+            gain=self.gain,
+            mean_gain=self.mean_gain(),
+            false_positives=self.counts(),
+            objects=self.states(),
+            by={name: self.states(name) for name in self.groups},
+        )
 
     def figure(self):
         "Kinds of false positives by class, what became of the objects by class and size, and the gain in mAP"
         return errors_figure(self)
 
-    def __repr__(self): return str(self.table())
-    def _repr_html_(self): return self.table()._repr_html_() + self.states_table()._repr_html_()
+    def __repr__(self):
+        return str(self.table())
+
+    def _repr_html_(self):
+        return self.table()._repr_html_() + self.states_table()._repr_html_()
 
 # %% ../../nbs/evaluation/04_errors.ipynb #bbbb535c
 def _order(group):
@@ -148,31 +189,40 @@ def _order(group):
     found = set(group.tolist())
     return [s for s in SIZES if s in found] if found <= set(SIZES) else sorted(found)
 
+
 def _groups(gt, objects):
     "Size, number of instances and, where the ground truth tells, truncation of the `objects`"
-    size = np.array(list(SIZES), dtype=object)[np.searchsorted(list(SIZES.values()), area(np.asarray(gt.boxes)[objects].astype(np.float64)).clip(0, 1))]
+    size = np.array(list(SIZES), dtype=object)[
+        np.searchsorted(list(SIZES.values()), area(np.asarray(gt.boxes)[objects].astype(np.float64)).clip(0, 1))
+    ]
     key = np.stack([np.asarray(gt.image)[objects], np.asarray(gt.label)[objects]], 1).reshape(-1, 2)
     _, question, number = np.unique(key, axis=0, return_inverse=True, return_counts=True)
     number = number[question.ravel()]
     out = {"size": size, "instances": np.where(number < 4, number.astype(str), "4 or more").astype(object)}
-    if hasattr(gt, "truncated"): out["truncated"] = np.where(np.asarray(gt.truncated, dtype=bool)[objects], "truncated", "whole").astype(object)
+    if hasattr(gt, "truncated"):
+        out["truncated"] = np.where(np.asarray(gt.truncated, dtype=bool)[objects], "truncated", "whole").astype(object)
     return out
 
 # %% ../../nbs/evaluation/04_errors.ipynb #8fc0211d
 def analyse_errors(
-    det,                # `locrl.evaluation.average_precision.Detections`, boxes as fractions of the image
-    gt,                 # object with arrays image, label, boxes, difficult, and if known truncated, as `locrl.data.voc.GroundTruth`
-    classes,            # names; `label` counts through them
+    det,  # `locrl.evaluation.average_precision.Detections`, boxes as fractions of the image
+    gt,  # object with arrays image, label, boxes, difficult, and if known truncated, as `locrl.data.voc.GroundTruth`
+    classes,  # names; `label` counts through them
     iou_threshold=0.5,  # IoU that makes a detection correct
-    background=0.1,     # IoU below which a box overlaps nothing
-    kind="area",        # of AP: "area" or "11point"
+    background=0.1,  # IoU below which a box overlaps nothing
+    kind="area",  # of AP: "area" or "11point"
 ) -> Errors:
     """Sort every false positive and every missed object, and price the kinds. Raises `MetricError` for input that cannot be scored.
     Sources: Hoiem et al. 2012, Diagnosing error in object detectors; Bolya et al. 2020, TIDE."""
-    if not 0 < background < iou_threshold: raise MetricError(f"background={background}: must lie between 0 and iou_threshold={iou_threshold}")
+    if not 0 < background < iou_threshold:
+        raise MetricError(f"background={background}: must lie between 0 and iou_threshold={iou_threshold}")
     evaluate_detections(det, gt, classes, iou_threshold)
     classes, n, m, gt_label = tuple(classes), len(det), len(gt.label), np.asarray(gt.label)
-    counts, tp, ignored, taken, late = ~np.asarray(gt.difficult, dtype=bool), *np.zeros((2, n), bool), *np.zeros((2, m), bool)
+    counts, tp, ignored, taken, late = (
+        ~np.asarray(gt.difficult, dtype=bool),
+        *np.zeros((2, n), bool),
+        *np.zeros((2, m), bool),
+    )
     for c in range(len(classes)):
         x = match(det, gt, c, iou_threshold)
         tp[x.index], ignored[x.index] = x.tp, x.ignored
@@ -183,53 +233,72 @@ def analyse_errors(
     same = det.label[d] == gt_label[o]
     own, own_object = _best(d[same], overlap[same], o[same], n)
     other, other_object = _best(d[~same], overlap[~same], o[~same], n)
-    found = np.select([own >= iou_threshold, own >= background, other >= iou_threshold, other >= background], range(4), 4)
+    found = np.select(
+        [own >= iou_threshold, own >= background, other >= iou_threshold, other >= background], range(4), 4
+    )
     found = np.where(tp | ignored, -1, found)
-    partner = np.select([found == KINDS.index("localisation"), found == KINDS.index("confusion")], [own_object, other_object], -1)
-    mistaken = np.where(np.isin(found, [KINDS.index("confusion"), KINDS.index("both")]), gt_label[other_object] if m else -1, -1)
+    partner = np.select(
+        [found == KINDS.index("localisation"), found == KINDS.index("confusion")], [own_object, other_object], -1
+    )
+    mistaken = np.where(
+        np.isin(found, [KINDS.index("confusion"), KINDS.index("both")]), gt_label[other_object] if m else -1, -1
+    )
     near, _ = _best(o[same], overlap[same], d[same], m)
     far, _ = _best(o[~same], overlap[~same], d[~same], m)
-    state = np.select([taken & ~late, taken, near >= iou_threshold, near >= background, far >= iou_threshold], range(5), 5)
+    state = np.select(
+        [taken & ~late, taken, near >= iou_threshold, near >= background, far >= iou_threshold], range(5), 5
+    )
     s = _Sorted(det.label, det.scores, tp, found, partner, gt_label, counts, taken)
-    named = lambda aps: {c: a for c, a in zip(classes, aps) if a is not None}
+
+    def named(aps):
+        return {c: a for c, a in zip(classes, aps) if a is not None}
+
     ap = named(s.repaired("nothing", len(classes), kind))
     gain = {f: {c: a - ap[c] for c, a in named(s.repaired(f, len(classes), kind)).items()} for f in FIXES}
     objects = np.flatnonzero(counts)
-    return Errors(classes, det.label, found, mistaken, objects, gt_label[objects], state[objects], _groups(gt, objects), ap, gain)
+    return Errors(
+        classes, det.label, found, mistaken, objects, gt_label[objects], state[objects], _groups(gt, objects), ap, gain
+    )
 
 # %% ../../nbs/evaluation/04_errors.ipynb #874e95c1
 _SHADES = ("#009E73", "#56B4E9", "#0072B2", "#E69F00", "#CC79A7", "#B8B8B8")
+
 
 def _stacked(ax, groups, names, colours, title):
     "Horizontal bars of shares, a bar for each group"
     left, total = np.zeros(len(groups)), np.array([max(sum(g.values()), 1) for g in groups.values()])
     labels = [f"{g}  ({sum(v.values()):,})" for g, v in groups.items()]
     for name, colour in zip(names, colours):
-        share = np.array([g[name] for g in groups.values()])/total
-        ax.barh(labels, share, left=left, color=colour, label=name, edgecolor="white", linewidth=.6)
+        share = np.array([g[name] for g in groups.values()]) / total
+        ax.barh(labels, share, left=left, color=colour, label=name, edgecolor="white", linewidth=0.6)
         left += share
-    ax.set(title=title, xlim=(0, 1), xticks=[0, .5, 1])
+    ax.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
-    ax.legend(loc="upper center", bbox_to_anchor=(.5, -.12), ncol=3, columnspacing=1, handlelength=1)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=3, columnspacing=1, handlelength=1)
+
 
 def errors_figure(
     errors,  # `Errors`
-):           # matplotlib Figure
+):  # matplotlib Figure
     "Kinds of false positives by class, what became of the objects by class and by size, and the gain in mAP of each repair"
     with style():
-        figure = new_figure(11, 2.6 + .22*max(len(errors.classes), 5)*2)
+        figure = new_figure(11, 2.6 + 0.22 * max(len(errors.classes), 5) * 2)
         axes = figure.subplots(2, 2).ravel()
         _stacked(axes[0], errors.counts(), KINDS, _SHADES[1:], "false positives")
         _stacked(axes[1], errors.states(), STATES, _SHADES, "objects, by class")
         _stacked(axes[2], errors.states("size"), STATES, _SHADES, "objects, by size")
         gain = errors.mean_gain()
         names = [f for f in FIXES if f in gain and f != "everything"]
-        bars = axes[3].barh(names, [gain[f] for f in names], color=[COLOURS["second"] if f in KINDS + ("missed",) else COLOURS["faint"] for f in names])
+        bars = axes[3].barh(
+            names,
+            [gain[f] for f in names],
+            color=[COLOURS["second"] if f in KINDS + ("missed",) else COLOURS["faint"] for f in names],
+        )
         axes[3].bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
         axes[3].set(title="gain in mAP if repaired")
-        axes[3].margins(x=.15)
+        axes[3].margins(x=0.15)
         axes[3].invert_yaxis()
         axes[3].grid(False, axis="y")
         axes[3].tick_params(axis="y", length=0)

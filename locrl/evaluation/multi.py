@@ -30,45 +30,54 @@ from ..agents.policy import RegionPolicy, attach
 from ..vision.saliency import presence_score
 
 # %% ../../nbs/evaluation/02_multi.ipynb #cfc1121a
-CROSS_AREA = 1/3                   # of the box, covered by both bars together
-BAR = 1 - (1 - CROSS_AREA)**.5     # width of a bar, as a share of the box's side
+CROSS_AREA = 1 / 3  # of the box, covered by both bars together
+BAR = 1 - (1 - CROSS_AREA) ** 0.5  # width of a bar, as a share of the box's side
+
 
 def cross(
-    boxes: np.ndarray,   # (..., 4) xyxy
-) -> np.ndarray:         # (..., 2, 4): the upright bar and the lying one
+    boxes: np.ndarray,  # (..., 4) xyxy
+) -> np.ndarray:  # (..., 2, 4): the upright bar and the lying one
     "The two bars of the mark on each of `boxes`. Source: Caicedo & Lazebnik 2015, section 4.1."
-    middle, half = (boxes[..., :2] + boxes[..., 2:])/2, (boxes[..., 2:] - boxes[..., :2])*(BAR/2)
-    (x1, y1, x2, y2), (left, top), (right, bottom) = (np.moveaxis(z, -1, 0) for z in (boxes, middle - half, middle + half))
+    middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (BAR / 2)
+    (x1, y1, x2, y2), (left, top), (right, bottom) = (
+        np.moveaxis(z, -1, 0) for z in (boxes, middle - half, middle + half)
+    )
     return np.stack([np.stack([left, y1, right, y2], -1), np.stack([x1, top, x2, bottom], -1)], -2)
+
 
 def draw_crosses(
     picture: Image.Image,
-    boxes: np.ndarray,    # (M, 4) xyxy in [0, 1]
-) -> Image.Image:         # a copy with a black cross on each box
+    boxes: np.ndarray,  # (M, 4) xyxy in [0, 1]
+) -> Image.Image:  # a copy with a black cross on each box
     "The mark as the paper draws it"
     picture = picture.copy()
-    draw, size = ImageDraw.Draw(picture), np.array(picture.size*2)
-    for x1, y1, x2, y2 in (cross(np.asarray(boxes)).reshape(-1, 4)*size).round().tolist():
+    draw, size = ImageDraw.Draw(picture), np.array(picture.size * 2)
+    for x1, y1, x2, y2 in (cross(np.asarray(boxes)).reshape(-1, 4) * size).round().tolist():
         draw.rectangle([x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)], fill="black")
     return picture
 
 # %% ../../nbs/evaluation/02_multi.ipynb #0beb1a10
-REACH = 1/3   # how far the mark's bars reach beyond the drawn ones, in cells
+REACH = 1 / 3  # how far the mark's bars reach beyond the drawn ones, in cells
+
 
 def coverage(
-    boxes: np.ndarray,    # (M, 4) xyxy
-    h: int,               # rows of the grid
-    w: int,               # columns
-    reach: float = REACH, # how far the bars reach sideways beyond the drawn ones, in cells
-) -> np.ndarray:          # (M, h, w) float32 in [0, 1]
+    boxes: np.ndarray,  # (M, 4) xyxy
+    h: int,  # rows of the grid
+    w: int,  # columns
+    reach: float = REACH,  # how far the bars reach sideways beyond the drawn ones, in cells
+) -> np.ndarray:  # (M, h, w) float32 in [0, 1]
     "How much of each cell's area the cross on each of `boxes` covers"
     upright, lying = (np.array(z, np.float64) for z in np.moveaxis(cross(boxes), -2, 0))
-    upright[:, 0::2] += np.array([-reach, reach])/w
-    lying[:, 1::2] += np.array([-reach, reach])/h
-    def share(low, high, n):   # (M, n): how much of each of n cells lies in [low, high]
-        edge = np.arange(n + 1)/n
-        return (np.minimum(high[:, None], edge[1:]) - np.maximum(low[:, None], edge[:-1])).clip(0)*n
-    def cells(left, top, right, bottom): return share(top, bottom, h)[:, :, None]*share(left, right, w)[:, None, :]
+    upright[:, 0::2] += np.array([-reach, reach]) / w
+    lying[:, 1::2] += np.array([-reach, reach]) / h
+
+    def share(low, high, n):  # (M, n): how much of each of n cells lies in [low, high]
+        edge = np.arange(n + 1) / n
+        return (np.minimum(high[:, None], edge[1:]) - np.maximum(low[:, None], edge[:-1])).clip(0) * n
+
+    def cells(left, top, right, bottom):
+        return share(top, bottom, h)[:, :, None] * share(left, right, w)[:, None, :]
+
     (ul, ut, ur, ub), (ll, lt, lr, lb) = upright.T, lying.T
     both = cells(np.maximum(ul, ll), np.maximum(ut, lt), np.minimum(ur, lr), np.minimum(ub, lb))
     return (cells(*upright.T) + cells(*lying.T) - both).astype(np.float32)
@@ -76,54 +85,75 @@ def coverage(
 # %% ../../nbs/evaluation/02_multi.ipynb #450976d8
 class MarkedBank(FeatureBank):
     "Copies of some pictures of a bank, which may be marked. Raises `ValueError` for a bank that does not pool from maps."
-    def __init__(self,
-        bank: FeatureBank,       # of the unmarked pictures
-        image: np.ndarray,       # (n,) which pictures; copy i is called i
-        reach: float = REACH,    # how far the mark's bars reach beyond the drawn ones, in cells
-    ):
-        if type(bank).pool is not FeatureBank.pool: raise ValueError(f"{type(bank).__name__} encodes each region anew: marks are put on feature maps, use a FeatureBank")
-        image = torch.as_tensor(image, device=bank.device)
-        self.classes, self.dim, self.device, self.reach = bank.classes, bank.dim, bank.device, reach
-        self.integral, self.saliency, self.presence = bank.integral[image], bank.saliency[image], bank.presence[image]
 
-    def mark(self,
+    def __init__(
+        self,
+        bank: FeatureBank,  # of the unmarked pictures
+        image: np.ndarray,  # (n,) which pictures; copy i is called i
+        reach: float = REACH,  # how far the mark's bars reach beyond the drawn ones, in cells
+    ):
+        if type(bank).pool is not FeatureBank.pool:
+            raise ValueError(
+                f"{type(bank).__name__} encodes each region anew: marks are put on feature maps, use a FeatureBank"
+            )
+        image = torch.as_tensor(image, device=bank.device)
+        self.classes = bank.classes
+        self.dim = bank.dim
+        self.device = bank.device
+        self.reach = reach
+        self.integral = bank.integral[image]
+        self.saliency = bank.saliency[image]
+        self.presence = bank.presence[image]
+
+    def mark(
+        self,
         which: np.ndarray,  # (m,) which copies, each once
         boxes: np.ndarray,  # (m, 4) where the cross goes, xyxy
     ):
         "Put a cross on one region of each of these copies"
-        if not len(which): return
+        if not len(which):
+            return
         which = torch.as_tensor(which, device=self.device)
-        def kept(h, w): return 1 - torch.as_tensor(coverage(boxes, h, w, self.reach), device=self.device)
+
+        def kept(h, w):
+            return 1 - torch.as_tensor(coverage(boxes, h, w, self.reach), device=self.device)
+
         cells = self.integral[which].diff(dim=1).diff(dim=2)
-        self.integral[which] = integral_image(cells*kept(*cells.shape[1:3])[..., None])
-        before, after = self.saliency[which], self.saliency[which]*kept(*self.saliency.shape[-2:])[:, None]
+        self.integral[which] = integral_image(cells * kept(*cells.shape[1:3])[..., None])
+        before, after = self.saliency[which], self.saliency[which] * kept(*self.saliency.shape[-2:])[:, None]
         self.saliency[which] = after
-        self.presence[which] *= presence_score(after, top=0.05)/presence_score(before, top=0.05).clamp(min=1e-6)
+        self.presence[which] *= presence_score(after, top=0.05) / presence_score(before, top=0.05).clamp(min=1e-6)
 
 # %% ../../nbs/evaluation/02_multi.ipynb #bbfd71fd
-CORNERS = np.array([[0, 0, .75, .75], [.25, 0, 1, .75], [0, .25, .75, 1], [.25, .25, 1, 1]], dtype=np.float32)
-TOTAL_STEPS = 200   # a question is closed after so many actions
+CORNERS = np.array([[0, 0, 0.75, 0.75], [0.25, 0, 1, 0.75], [0, 0.25, 0.75, 1], [0.25, 0.25, 1, 1]], dtype=np.float32)
+TOTAL_STEPS = 200  # a question is closed after so many actions
+
 
 @dataclass(frozen=True, eq=False)
 class Regions:
     "Every region attended to, question after question, in the order of attention; nothing in it comes from the truth"
-    image: np.ndarray      # (N,) int64
-    label: np.ndarray      # (N,) int64, index into the bank's classes
-    box: np.ndarray        # (N, 4) float32
-    terminal: np.ndarray   # (N,) bool, the agent called TRIGGER here
-    episode: np.ndarray    # (N,) int64, restarts before
-    step: np.ndarray       # (N,) int64, actions taken before, in all episodes of the question
+
+    image: np.ndarray  # (N,) int64
+    label: np.ndarray  # (N,) int64, index into the bank's classes
+    box: np.ndarray  # (N, 4) float32
+    terminal: np.ndarray  # (N,) bool, the agent called TRIGGER here
+    episode: np.ndarray  # (N,) int64, restarts before
+    step: np.ndarray  # (N,) int64, actions taken before, in all episodes of the question
     q_trigger: np.ndarray  # (N,) Q-value of TRIGGER
-    iou: np.ndarray        # (N,) IoU the network believes the region to have, in [0, 1]
-    presence: np.ndarray   # (N,) how sure the encoder is that the class is in the picture, with the marks that were there, in [0, 1]
-    evidence: np.ndarray   # (N,) mean saliency of the class inside, with the marks that were there, in [0, 1]
+    iou: np.ndarray  # (N,) IoU the network believes the region to have, in [0, 1]
+    presence: (
+        np.ndarray
+    )  # (N,) how sure the encoder is that the class is in the picture, with the marks that were there, in [0, 1]
+    evidence: np.ndarray  # (N,) mean saliency of the class inside, with the marks that were there, in [0, 1]
     region: np.ndarray | None = None  # (N,) probability by a region classifier, where one was asked
 
-    def __len__(self): return len(self.image)
+    def __len__(self):
+        return len(self.image)
 
     def __getitem__(self, index):
         "The regions that `index` (mask, slice or integers) selects"
         return Regions(*(None if x is None else x[index] for x in (getattr(self, f.name) for f in fields(self))))
+
 
 def terminal_regions(
     regions: Regions,
@@ -134,136 +164,188 @@ def terminal_regions(
 # %% ../../nbs/evaluation/02_multi.ipynb #c95994c3
 @torch.no_grad()
 def search_multi(
-    policy: RegionPolicy,       # the agent's policy
-    bank: FeatureBank,          # features of the pictures
-    image: np.ndarray,          # (E,) which picture
-    label: np.ndarray,          # (E,) which class
-    moves: Moves = Moves(),     # what actions do
-    max_steps: int = MAX_STEPS, # actions until the search starts anew
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # actions until the search starts anew
     total_steps: int = TOTAL_STEPS,  # actions a question gets
-    batch: int | None = None,   # questions side by side; default as many as have 256 MB of maps
-    progress: bool = False,     # show a progress bar
-) -> Regions:                   # E*total_steps rows
+    batch: int | None = None,  # questions side by side; default as many as have 256 MB of maps
+    progress: bool = False,  # show a progress bar
+) -> Regions:  # E*total_steps rows
     "Search every question for all its objects, in lockstep. Source: Caicedo & Lazebnik 2015, section 4.1."
     image, label, parts = np.asarray(image), np.asarray(label), []
-    batch = batch or max(64, 2**28//(4*bank.integral[:1].numel()))
+    batch = batch or max(64, 2**28 // (4 * bank.integral[:1].numel()))
     policy.q_net.set_training_mode(False)
     for at in tqdm(range(0, len(image), batch), desc="search for all", unit="batch", disable=not progress):
-        parts.append(_attend(policy, MarkedBank(bank, image[at:at + batch]), label[at:at + batch], moves, max_steps, total_steps))
+        parts.append(
+            _attend(
+                policy, MarkedBank(bank, image[at : at + batch]), label[at : at + batch], moves, max_steps, total_steps
+            )
+        )
     attach(policy, bank)
     rows = {k: np.concatenate([p[k].reshape(-1, *p[k].shape[2:]) for p in parts]) for k in parts[0]}
     image, label = (np.repeat(x, total_steps) for x in (image, label))
-    return Regions(image, label, step=np.tile(np.arange(total_steps), len(image)//total_steps), **rows)
+    return Regions(image, label, step=np.tile(np.arange(total_steps), len(image) // total_steps), **rows)
 
 # %% ../../nbs/evaluation/02_multi.ipynb #8e405df5
 def _attend(policy, bank, label, moves, max_steps, total_steps):
     "What the questions of one batch attend to: arrays (n, total_steps, ...)"
     net, n = attach(policy, bank).q_net, len(label)
-    box, history, t, episode = np.tile(FULL, (n, 1)), np.full((n, HISTORY), -1), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    box = np.tile(FULL, (n, 1))
+    history = np.full((n, HISTORY), -1)
+    t = np.zeros(n, np.int64)
+    episode = np.zeros(n, np.int64)
     question = np.arange(n)
-    seen = dict(box=np.empty((n, total_steps, 4), np.float32), terminal=np.empty((n, total_steps), bool), episode=np.empty((n, total_steps), np.int64),
-                **{k: np.empty((n, total_steps), np.float32) for k in ("q_trigger", "iou", "presence", "evidence")})
+    seen = dict(
+        box=np.empty((n, total_steps, 4), np.float32),
+        terminal=np.empty((n, total_steps), bool),
+        episode=np.empty((n, total_steps), np.int64),
+        **{k: np.empty((n, total_steps), np.float32) for k in ("q_trigger", "iou", "presence", "evidence")},
+    )
     for k in range(total_steps):
         keys = np.concatenate([question[:, None], label[:, None], box, t[:, None], history], 1, dtype=np.float32)
         q, believed = (x.cpu().numpy() for x in net.predict_all(torch.from_numpy(keys)))
         action = q.argmax(1)
         stop = action == TRIGGER
-        for name, value in dict(box=box, terminal=stop, episode=episode, q_trigger=q[:, TRIGGER], iou=believed, presence=bank.presence[question, label].cpu().numpy(),
-                                evidence=evidence_inside(bank, question, label, box)).items(): seen[name][:, k] = value
+        for name, value in dict(
+            box=box,
+            terminal=stop,
+            episode=episode,
+            q_trigger=q[:, TRIGGER],
+            iou=believed,
+            presence=bank.presence[question, label].cpu().numpy(),
+            evidence=evidence_inside(bank, question, label, box),
+        ).items():
+            seen[name][:, k] = value
         bank.mark(question[stop], box[stop])
         box = moves.apply(box, action)
         history = np.concatenate([action[:, None], history[:, :-1]], 1)
         t += 1
         over = stop | (t >= max_steps)
-        box[over], history[over], t[over] = CORNERS[episode[over] % 4], -1, 0
+        box[over] = CORNERS[episode[over] % 4]
+        history[over] = -1
+        t[over] = 0
         episode[over] += 1
     return seen
 
 # %% ../../nbs/evaluation/02_multi.ipynb #7dc4b148
 def windows(
-    levels=((1., 1), (.75, 2), (.5, 3)),  # (side, n): n x n windows of that side, evenly placed
-) -> np.ndarray:                          # (S, 4) float32 xyxy
+    levels=((1.0, 1), (0.75, 2), (0.5, 3)),  # (side, n): n x n windows of that side, evenly placed
+) -> np.ndarray:  # (S, 4) float32 xyxy
     "Square windows of several sizes that cover the picture"
     at = [(side, x, y) for side, n in levels for y in np.linspace(0, 1 - side, n) for x in np.linspace(0, 1 - side, n)]
     side, x, y = np.array(at, np.float32).T
     return np.stack([x, y, x + side, y + side], 1)
+
 
 WINDOWS = windows()
 
 # %% ../../nbs/evaluation/02_multi.ipynb #cc545e35
 @torch.no_grad()
 def search_windows(
-    policy: RegionPolicy,       # the agent's policy
-    bank: FeatureBank,          # features of the pictures
-    image: np.ndarray,          # (E,) which picture
-    label: np.ndarray,          # (E,) which class
-    moves: Moves = Moves(),     # what actions do
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class
+    moves: Moves = Moves(),  # what actions do
     total_steps: int = TOTAL_STEPS,  # actions a question gets, shared out evenly among the windows
-    starts: np.ndarray | None = None, # (S, 4) where searches begin; None takes `WINDOWS`
-    batch: int = 512,           # questions side by side
-    progress: bool = False,     # show a progress bar
-) -> Regions:                   # at most E*total_steps rows
+    starts: np.ndarray | None = None,  # (S, 4) where searches begin; None takes `WINDOWS`
+    batch: int = 512,  # questions side by side
+    progress: bool = False,  # show a progress bar
+) -> Regions:  # at most E*total_steps rows
     "Search every question from every window, without marks. Raises `ValueError` when there are more windows than actions."
     starts = WINDOWS if starts is None else starts
-    if len(starts) > total_steps: raise ValueError(f"{total_steps} actions are not enough for {len(starts)} windows: give more actions or fewer windows")
+    if len(starts) > total_steps:
+        raise ValueError(
+            f"{total_steps} actions are not enough for {len(starts)} windows: give more actions or fewer windows"
+        )
     image, label, parts = np.asarray(image), np.asarray(label), []
     net = attach(policy, bank).q_net
     net.set_training_mode(False)
     for at in tqdm(range(0, len(image), batch), desc="search from windows", unit="batch", disable=not progress):
-        parts.append(_roam(net, bank, image[at:at + batch], label[at:at + batch], moves, total_steps//len(starts), starts))
+        parts.append(
+            _roam(net, bank, image[at : at + batch], label[at : at + batch], moves, total_steps // len(starts), starts)
+        )
     return Regions(**{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
+
 
 def _roam(net, bank, image, label, moves, max_steps, starts):
     "What the questions of one batch attend to from every start, question after question"
-    n, rows = len(image)*len(starts), []
+    n, rows = len(image) * len(starts), []
     question, episode = np.divmod(np.arange(n), len(starts))
-    box, history, going = starts[episode], np.full((n, HISTORY), -1), np.arange(n)
+    box = starts[episode]
+    history = np.full((n, HISTORY), -1)
+    going = np.arange(n)
     for t in range(max_steps):
         who = question[going]
-        keys = np.concatenate([image[who, None], label[who, None], box[going], np.full((len(going), 1), t), history[going]], 1, dtype=np.float32)
+        keys = np.concatenate(
+            [image[who, None], label[who, None], box[going], np.full((len(going), 1), t), history[going]],
+            1,
+            dtype=np.float32,
+        )
         q, believed = (x.cpu().numpy() for x in net.predict_all(torch.from_numpy(keys)))
         action = q.argmax(1)
         stop = action == TRIGGER
-        rows.append(dict(search=going, image=image[who], label=label[who], box=box[going], terminal=stop, episode=episode[going], q_trigger=q[:, TRIGGER], iou=believed,
-                         presence=bank.presence[image[who], label[who]].cpu().numpy(), evidence=evidence_inside(bank, image[who], label[who], box[going])))
+        rows.append(
+            dict(
+                search=going,
+                image=image[who],
+                label=label[who],
+                box=box[going],
+                terminal=stop,
+                episode=episode[going],
+                q_trigger=q[:, TRIGGER],
+                iou=believed,
+                presence=bank.presence[image[who], label[who]].cpu().numpy(),
+                evidence=evidence_inside(bank, image[who], label[who], box[going]),
+            )
+        )
         box[going] = moves.apply(box[going], action)
         history[going] = np.concatenate([action[:, None], history[going, :-1]], 1)
         going = going[~stop]
-        if not len(going): break
+        if not len(going):
+            break
     rows = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
     order = np.argsort(rows["search"], kind="stable")
     rows = {k: v[order] for k, v in rows.items()}
-    first = np.searchsorted(question[rows.pop("search")], np.arange(len(image)))   # where each question begins
+    first = np.searchsorted(question[rows.pop("search")], np.arange(len(image)))  # where each question begins
     return rows | dict(step=np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order))))
 
 # %% ../../nbs/evaluation/02_multi.ipynb #a357dfd1
 def search_several(
-    policy: RegionPolicy,       # the agent's policy
-    bank: FeatureBank,          # features of the pictures
-    image: np.ndarray,          # (E,) which picture
-    label: np.ndarray,          # (E,) which class
-    moves: Moves = Moves(),     # what actions do
-    max_steps: int = MAX_STEPS, # actions until a search with marks starts anew
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # actions until a search with marks starts anew
     total_steps: int = TOTAL_STEPS,  # actions a question gets
     restarts: str = "corners",  # "corners" with marks, as in the paper, or all "windows" without
-    progress: bool = False,     # show a progress bar
+    progress: bool = False,  # show a progress bar
 ) -> Regions:
     "The search that `restarts` names. Raises `ValueError` for another name."
-    if restarts == "windows": return search_windows(policy, bank, image, label, moves, total_steps, progress=progress)
-    if restarts == "corners": return search_multi(policy, bank, image, label, moves, max_steps, total_steps, progress=progress)
+    if restarts == "windows":
+        return search_windows(policy, bank, image, label, moves, total_steps, progress=progress)
+    if restarts == "corners":
+        return search_multi(policy, bank, image, label, moves, max_steps, total_steps, progress=progress)
     raise ValueError(f"restarts={restarts!r}: use 'corners' or 'windows'")
 
 # %% ../../nbs/evaluation/02_multi.ipynb #b8cab5d2
 def suppress(
     regions: Regions,
-    scores: np.ndarray,      # (N,) confidence
-    overlap: float = 0.3,    # a region that overlaps a kept one of its question by more than this IoU is dropped
-) -> np.ndarray:             # (K,) positions of the regions kept
+    scores: np.ndarray,  # (N,) confidence
+    overlap: float = 0.3,  # a region that overlaps a kept one of its question by more than this IoU is dropped
+) -> np.ndarray:  # (K,) positions of the regions kept
     "Greedy non-maximum suppression within each question. Source: Caicedo & Lazebnik 2015, section 4.1."
     order, first, count = _by_question(regions, -scores)
     kept = []
-    for at in np.array_split(np.argsort(count), max(1, len(order)//2**19)):   # questions of like size, about half a million regions
-        if not len(at): continue
+    for at in np.array_split(
+        np.argsort(count), max(1, len(order) // 2**19)
+    ):  # questions of like size, about half a million regions
+        if not len(at):
+            continue
         row = order[np.minimum(first[at, None] + np.arange(count[at].max()), len(order) - 1)]
         left, boxes = np.arange(row.shape[1]) < count[at, None], regions.box[row].astype(np.float64)
         while len(left):
@@ -276,9 +358,10 @@ def suppress(
             row, left, boxes = row[going], left[going], boxes[going]
     return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
 
+
 def _by_question(regions, value):
     "Rows grouped by question, within it by ascending `value`; where each group begins; and its length"
-    code = regions.image*(regions.label.max(initial=0) + 1) + regions.label
+    code = regions.image * (regions.label.max(initial=0) + 1) + regions.label
     order = np.lexsort((value, code))
     _, first, count = np.unique(code[order], return_index=True, return_counts=True)
     return order, first, count
@@ -286,18 +369,20 @@ def _by_question(regions, value):
 # %% ../../nbs/evaluation/02_multi.ipynb #3b744770
 def first_cover(
     regions: Regions,
-    value: np.ndarray,           # (N,) float
-    gt,                          # objects: image, label, boxes, difficult, with labels as the regions have them
+    value: np.ndarray,  # (N,) float
+    gt,  # objects: image, label, boxes, difficult, with labels as the regions have them
     iou_threshold: float = 0.5,  # IoU that covers
-) -> np.ndarray:                 # (G,) float64
+) -> np.ndarray:  # (G,) float64
     "Smallest `value` among the regions of its question that cover each object; infinity where none does"
-    if not len(regions) or not len(gt.image): return np.full(len(gt.image), np.inf)
+    if not len(regions) or not len(gt.image):
+        return np.full(len(gt.image), np.inf)
     n = max(regions.label.max(), gt.label.max()) + 1
-    thing, row = image_pairs(gt.image*n + gt.label, regions.image*n + regions.label)   # of the same question
+    thing, row = image_pairs(gt.image * n + gt.label, regions.image * n + regions.label)  # of the same question
     covers = iou(regions.box[row].astype(np.float64), gt.boxes[thing].astype(np.float64)) >= iou_threshold
     out = np.full(len(gt.image), np.inf)
     np.minimum.at(out, thing[covers], np.asarray(value, np.float64)[row[covers]])
     return out
+
 
 def _over_classes(gt, found):
     "Mean over the classes that have objects of the share of objects `found` (G, ...), difficult ones left out"
@@ -305,13 +390,14 @@ def _over_classes(gt, found):
     held = np.unique(gt.label[counts])
     return np.mean([found[counts & (gt.label == c)].mean(0) for c in held], 0)
 
+
 def recall_curve(
     regions: Regions,
-    data,                             # the data set, with boxes
-    classes,                          # names of the classes the labels index
-    scores: np.ndarray | None = None, # (N,) confidence to take the regions by; default the order of attention
-    iou_threshold: float = 0.5,       # IoU that counts as found
-) -> np.ndarray:                      # (K,) float64: recall of the first 1, 2, ... regions of each question
+    data,  # the data set, with boxes
+    classes,  # names of the classes the labels index
+    scores: np.ndarray | None = None,  # (N,) confidence to take the regions by; default the order of attention
+    iou_threshold: float = 0.5,  # IoU that counts as found
+) -> np.ndarray:  # (K,) float64: recall of the first 1, 2, ... regions of each question
     "Recall, mean over classes, against the number of regions a question may have"
     gt = relabelled(data, tuple(classes))
     order, first, count = _by_question(regions, regions.step if scores is None else -scores)
@@ -324,13 +410,14 @@ def recall_curve(
 @dataclass(frozen=True, eq=False)
 class MultiEvaluation:
     "Both detectors of one set of attended regions"
-    tr: DetectionResult       # terminal regions, after suppression
-    aar: DetectionResult      # all attended regions, after suppression
-    recall_before: dict       # "tr", "aar" -> recall of the regions before suppression, mean over classes
-    regions_kept: dict        # "tr", "aar" -> regions a question has after suppression, mean
-    found: float              # share of the objects that the agent triggered on
-    steps: np.ndarray         # actions taken before the first trigger on each of those objects
-    confidence: str           # source of the ranking
+
+    tr: DetectionResult  # terminal regions, after suppression
+    aar: DetectionResult  # all attended regions, after suppression
+    recall_before: dict  # "tr", "aar" -> recall of the regions before suppression, mean over classes
+    regions_kept: dict  # "tr", "aar" -> regions a question has after suppression, mean
+    found: float  # share of the objects that the agent triggered on
+    steps: np.ndarray  # actions taken before the first trigger on each of those objects
+    confidence: str  # source of the ranking
 
     def to_dict(self) -> dict:
         "Plain numbers in the layout of a results file"
@@ -338,75 +425,111 @@ class MultiEvaluation:
         for name, result in dict(tr=self.tr, aar=self.aar).items():
             d = result.to_dict()
             out[name] = {k: d[k] for k in ("map11", "map_area", "ap11", "recall_ceiling") if k in d}
-            out[name] |= dict(recall_before_nms=self.recall_before[name], regions=self.regions_kept[name], confidence=self.confidence)
-        if len(self.steps): out["tr"] |= dict(steps_median=float(np.median(self.steps)), steps_mean=float(self.steps.mean()), at_once=float((self.steps == 0).mean()))
+            out[name] |= dict(
+                recall_before_nms=self.recall_before[name], regions=self.regions_kept[name], confidence=self.confidence
+            )
+        if len(self.steps):
+            out["tr"] |= dict(
+                steps_median=float(np.median(self.steps)),
+                steps_mean=float(self.steps.mean()),
+                at_once=float((self.steps == 0).mean()),
+            )
         return out
 
     def rows(self) -> list[dict]:
         "A row of the results table for each detector"
-        return [{"method": name, "mAP (11 pt)": d.map11, "mAP (area)": d.map_area, "recall ceiling": d.recall_ceiling,
-                 "recall before NMS": self.recall_before[key], "regions": self.regions_kept[key]}
-                for name, key, d in (("terminal regions", "tr", self.tr), ("all attended regions", "aar", self.aar))]
+        return [
+            {
+                "method": name,
+                "mAP (11 pt)": d.map11,
+                "mAP (area)": d.map_area,
+                "recall ceiling": d.recall_ceiling,
+                "recall before NMS": self.recall_before[key],
+                "regions": self.regions_kept[key],
+            }
+            for name, key, d in (("terminal regions", "tr", self.tr), ("all attended regions", "aar", self.aar))
+        ]
+
 
 def score_multi(
-    regions: Regions,                # of every image x class
-    data,                            # the data set, with boxes
-    classes,                         # names of the classes the labels index
-    confidence: str = "presence*iou",# source of the ranking
-    overlap: float = 0.3,            # of the suppression
+    regions: Regions,  # of every image x class
+    data,  # the data set, with boxes
+    classes,  # names of the classes the labels index
+    confidence: str = "presence*iou",  # source of the ranking
+    overlap: float = 0.3,  # of the suppression
 ) -> MultiEvaluation:
     "Score the terminal regions, and all of them, as detections"
-    gt, asked = relabelled(data, tuple(classes)), len(np.unique(regions.image*len(classes) + regions.label))
-    results, before, kept = {}, {}, {}
+    gt, asked = relabelled(data, tuple(classes)), len(np.unique(regions.image * len(classes) + regions.label))
+    results = {}
+    before = {}
+    kept = {}
     for name, some in dict(tr=terminal_regions(regions), aar=regions).items():
         scores = confidence_of(some, confidence)
         best = suppress(some, scores, overlap)
         detections = Detections(some.image[best], some.label[best], some.box[best], scores[best])
         results[name] = evaluate_detections(detections, gt, classes, n_images=len(data))
         steps = first_cover(some, some.step, gt)
-        before[name], kept[name] = float(_over_classes(gt, steps < np.inf)), len(best)/max(asked, 1)
-        if name == "tr": found = steps[~gt.difficult]
-    return MultiEvaluation(**results, recall_before=before, regions_kept=kept, found=float((found < np.inf).mean()), steps=found[found < np.inf], confidence=confidence)
+        before[name], kept[name] = float(_over_classes(gt, steps < np.inf)), len(best) / max(asked, 1)
+        if name == "tr":
+            found = steps[~gt.difficult]
+    return MultiEvaluation(
+        **results,
+        recall_before=before,
+        regions_kept=kept,
+        found=float((found < np.inf).mean()),
+        steps=found[found < np.inf],
+        confidence=confidence,
+    )
+
 
 def evaluate_multi(
-    policy: RegionPolicy,             # the agent's policy
-    bank: FeatureBank,                # features of `data`
-    data,                             # a data set with boxes
-    moves: Moves = Moves(),           # what actions do
-    confidence: str = "presence*iou", # source of the ranking
-    max_steps: int = MAX_STEPS,       # actions until the search starts anew
-    total_steps: int = TOTAL_STEPS,   # actions a question gets
-    restarts: str = "corners",        # "corners" with marks, as in the paper, or all "windows" without
-    progress: bool = False,           # show a progress bar
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of `data`
+    data,  # a data set with boxes
+    moves: Moves = Moves(),  # what actions do
+    confidence: str = "presence*iou",  # source of the ranking
+    max_steps: int = MAX_STEPS,  # actions until the search starts anew
+    total_steps: int = TOTAL_STEPS,  # actions a question gets
+    restarts: str = "corners",  # "corners" with marks, as in the paper, or all "windows" without
+    progress: bool = False,  # show a progress bar
 ) -> MultiEvaluation:
     "Search every image of `data` for all objects of every class of `bank`, and score both detectors"
-    regions = search_several(policy, bank, *questions(len(data), len(bank.classes)), moves, max_steps, total_steps, restarts, progress)
+    regions = search_several(
+        policy, bank, *questions(len(data), len(bank.classes)), moves, max_steps, total_steps, restarts, progress
+    )
     return score_multi(regions, data, bank.classes, confidence)
 
 # %% ../../nbs/evaluation/02_multi.ipynb #f4e2b442
 def show_search(
     picture: Image.Image,
-    regions: Regions,                # of one question
-    truth: np.ndarray | None = None, # (G, 4) xyxy, the objects
-    episodes: int = 8,               # panels, at most
-    columns: int = 4,                # panels in a row
-):                                   # matplotlib figure
+    regions: Regions,  # of one question
+    truth: np.ndarray | None = None,  # (G, 4) xyxy, the objects
+    episodes: int = 8,  # panels, at most
+    columns: int = 4,  # panels in a row
+):  # matplotlib figure
     "A panel for each episode: the boxes attended to, the triggered one thick, and the crosses drawn before. Raises `ValueError` for several questions."
     import matplotlib.pyplot as plt
     from locrl.figures import draw_boxes, style
-    if len({*zip(regions.image, regions.label)}) != 1: raise ValueError("show_search draws one question: select its rows, regions[(regions.image == i) & (regions.label == c)]")
+
+    if len({*zip(regions.image, regions.label)}) != 1:
+        raise ValueError(
+            "show_search draws one question: select its rows, regions[(regions.image == i) & (regions.label == c)]"
+        )
     n = min(episodes, regions.episode.max() + 1)
     columns = min(columns, n)
-    rows, (w, h) = -(-n//columns), picture.size
+    rows, (w, h) = -(-n // columns), picture.size
     with style():
-        figure, axes = plt.subplots(rows, columns, figsize=(2.6*columns, rows*(2.6*h/w + .3)), squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, rows * (2.6 * h / w + 0.3)), squeeze=False)
         plt.close(figure)
         for k, ax in enumerate(axes.flat):
             ax.axis("off")
-            if k >= n: continue
+            if k >= n:
+                continue
             now = regions[regions.episode == k]
             crossed = draw_crosses(picture, regions.box[(regions.episode < k) & regions.terminal])
-            draw_boxes(crossed, now.box[~now.terminal][::max(1, len(now)//8)], truth=truth, ax=ax)
+            draw_boxes(crossed, now.box[~now.terminal][:: max(1, len(now) // 8)], truth=truth, ax=ax)
             draw_boxes(crossed, now.box[now.terminal], thick=True, ax=ax)
-            ax.set_title(f"{k + 1}: {'triggered' if now.terminal.any() else 'no trigger'}, {len(now)} steps", fontsize=8)
+            ax.set_title(
+                f"{k + 1}: {'triggered' if now.terminal.any() else 'no trigger'}, {len(now)} steps", fontsize=8
+            )
     return figure

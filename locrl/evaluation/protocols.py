@@ -13,7 +13,7 @@ __all__ = ['CONFIDENCE', 'Searches', 'search_all', 'evidence_inside', 'trace', '
 it must beat."""
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #714dc12b
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,13 @@ from tqdm.auto import tqdm
 from ..data.boxes import FULL, TRIGGER, Moves, iou
 from ..envs.localization import Targets
 from ..vision.features import FeatureBank
-from .average_precision import DetectionResult, Detections, Localisation, evaluate_detections, localisation
+from locrl.evaluation.average_precision import (
+    DetectionResult,
+    Detections,
+    Localisation,
+    evaluate_detections,
+    localisation,
+)
 from ..envs.observation import HISTORY, MAX_STEPS
 from ..envs.oracle import greedy, plan
 from ..agents.policy import RegionPolicy, attach
@@ -32,109 +38,149 @@ from ..vision.saliency import saliency_box
 @dataclass(frozen=True, eq=False)
 class Searches:
     "Outcome of one search for each question; nothing in it comes from the truth"
-    image: np.ndarray      # (E,) int64
-    label: np.ndarray      # (E,) int64, index into the bank's classes
-    box: np.ndarray        # (E, 4) float32, the answer
+
+    image: np.ndarray  # (E,) int64
+    label: np.ndarray  # (E,) int64, index into the bank's classes
+    box: np.ndarray  # (E, 4) float32, the answer
     triggered: np.ndarray  # (E,) bool, the agent called TRIGGER
-    steps: np.ndarray      # (E,) int64, actions taken
+    steps: np.ndarray  # (E,) int64, actions taken
     q_trigger: np.ndarray  # (E,) Q-value of TRIGGER at the answer
-    iou: np.ndarray        # (E,) IoU the network believes the answer to have, in [0, 1]
-    presence: np.ndarray   # (E,) how sure the encoder is that the class is in the picture, in [0, 1]
-    evidence: np.ndarray   # (E,) mean saliency of the class inside the answer, in [0, 1]
+    iou: np.ndarray  # (E,) IoU the network believes the answer to have, in [0, 1]
+    presence: np.ndarray  # (E,) how sure the encoder is that the class is in the picture, in [0, 1]
+    evidence: np.ndarray  # (E,) mean saliency of the class inside the answer, in [0, 1]
     region: np.ndarray | None = None  # (E,) probability of a region classifier that the answer is right, in [0, 1]
 
-    def __len__(self): return len(self.image)
+    def __len__(self):
+        return len(self.image)
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #3782029d
 @torch.no_grad()
 def search_all(
-    policy: RegionPolicy,      # the agent's policy
-    bank: FeatureBank,         # features of the pictures
-    image: np.ndarray,         # (E,) which picture
-    label: np.ndarray,         # (E,) which class
-    moves: Moves = Moves(),    # what actions do
-    max_steps: int = MAX_STEPS,# actions in a search, at most
-    batch: int = 4096,         # questions a batch
-    progress: bool = False,    # show a progress bar
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # actions in a search, at most
+    batch: int = 4096,  # questions a batch
+    progress: bool = False,  # show a progress bar
 ) -> Searches:
     "Greedy search for every question, in lockstep"
     net, parts = attach(policy, bank).q_net, []
     net.set_training_mode(False)
     for at in tqdm(range(0, len(image), batch), desc="search", unit="batch", disable=not progress):
-        parts.append(_lockstep(net, image[at:at + batch], label[at:at + batch], moves, max_steps))
+        parts.append(_lockstep(net, image[at : at + batch], label[at : at + batch], moves, max_steps))
     out = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     presence = bank.presence[image, label].cpu().numpy()
-    return Searches(np.asarray(image), np.asarray(label), **out, presence=presence, evidence=evidence_inside(bank, image, label, out["box"]))
+    return Searches(
+        np.asarray(image),
+        np.asarray(label),
+        **out,
+        presence=presence,
+        evidence=evidence_inside(bank, image, label, out["box"]),
+    )
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #c3c05738
 def _lockstep(net, image, label, moves, max_steps):
     "The greedy searches of one batch of questions, and their answers"
     n = len(image)
     box, history = np.tile(FULL, (n, 1)), np.full((n, HISTORY), -1)
-    answer = dict(box=box.copy(), triggered=np.zeros(n, bool), steps=np.zeros(n, np.int64), q_trigger=np.zeros(n, np.float32), iou=np.full(n, -1, np.float32))
+    answer = dict(
+        box=box.copy(),
+        triggered=np.zeros(n, bool),
+        steps=np.zeros(n, np.int64),
+        q_trigger=np.zeros(n, np.float32),
+        iou=np.full(n, -1, np.float32),
+    )
     going = np.arange(n)
     for t in range(max_steps):
-        keys = np.concatenate([image[going, None], label[going, None], box[going], np.full((len(going), 1), t), history[going]], 1, dtype=np.float32)
+        keys = np.concatenate(
+            [image[going, None], label[going, None], box[going], np.full((len(going), 1), t), history[going]],
+            1,
+            dtype=np.float32,
+        )
         q, believed = (x.cpu().numpy() for x in net.predict_all(torch.from_numpy(keys)))
         action = q.argmax(1)
         stop = action == TRIGGER
-        better = stop | (believed > answer["iou"][going])   # the best box so far, until a trigger settles it
+        better = stop | (believed > answer["iou"][going])  # the best box so far, until a trigger settles it
         who = going[better]
-        answer["box"][who], answer["iou"][who], answer["q_trigger"][who] = box[who], believed[better], q[better, TRIGGER]
+        answer["box"][who] = box[who]
+        answer["iou"][who] = believed[better]
+        answer["q_trigger"][who] = q[better, TRIGGER]
         answer["triggered"][going[stop]] = True
         answer["steps"][going] += 1
         box[going] = moves.apply(box[going], action)
         history[going] = np.concatenate([action[:, None], history[going, :-1]], 1)
         going = going[~stop]
-        if not len(going): break
+        if not len(going):
+            break
     return answer
+
 
 def evidence_inside(
     bank: FeatureBank,  # features of the pictures
     image: np.ndarray,  # (N,) which picture
     label: np.ndarray,  # (N,) which class
-    box: np.ndarray,    # (N, 4) xyxy in [0, 1]
-) -> np.ndarray:        # (N,) in [0, 1]
+    box: np.ndarray,  # (N, 4) xyxy in [0, 1]
+) -> np.ndarray:  # (N,) in [0, 1]
     "Mean saliency within each box, on the 16 x 16 cells whose centre it holds (or the nearest one)"
-    c = (np.arange(16) + .5)/16
+    c = (np.arange(16) + 0.5) / 16
+
     def within(low, high):
         inside = (c >= low[:, None]) & (c <= high[:, None])
-        return inside | (~inside.any(1, keepdims=True) & (np.abs(c - (low + high)[:, None]/2) <= 1/32 + 1e-6))
+        return inside | (~inside.any(1, keepdims=True) & (np.abs(c - (low + high)[:, None] / 2) <= 1 / 32 + 1e-6))
+
     mask = within(box[:, 1], box[:, 3])[:, :, None] & within(box[:, 0], box[:, 2])[:, None, :]
     maps = bank.saliency[image, label].cpu().numpy()
-    return (maps*mask).sum((1, 2))/mask.sum((1, 2)).clip(1)
+    return (maps * mask).sum((1, 2)) / mask.sum((1, 2)).clip(1)
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #88e3e2c0
 @torch.no_grad()
 def trace(
-    policy: RegionPolicy,     # the agent's policy
-    bank: FeatureBank,        # features of the picture
-    image: int,               # which picture
-    label: int,               # which class
-    moves: Moves = Moves(),   # what actions do
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the picture
+    image: int,  # which picture
+    label: int,  # which class
+    moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,
-) -> dict:                    # boxes (T+1, 4), actions (T,), q_values (T, n_actions), believed (T,), triggered
+) -> dict:  # boxes (T+1, 4), actions (T,), q_values (T, n_actions), believed (T,), triggered
     "One greedy search with everything it saw and thought, for pictures of it"
     net = attach(policy, bank).q_net
     net.set_training_mode(False)
-    boxes, actions, values, beliefs = [FULL.copy()], [], [], []
+    boxes = [FULL.copy()]
+    actions = []
+    values = []
+    beliefs = []
     for t in range(max_steps):
-        history = (actions[::-1] + [-1]*HISTORY)[:HISTORY]
+        history = (actions[::-1] + [-1] * HISTORY)[:HISTORY]
         q, believed = net.predict_all(torch.tensor([[image, label, *boxes[-1], t, *history]], dtype=torch.float32))
         actions.append(int(q.argmax()))
         values.append(q[0].cpu().numpy())
         beliefs.append(float(believed))
         boxes.append(moves.apply(boxes[-1], actions[-1]))
-        if actions[-1] == TRIGGER: break
-    return dict(boxes=np.stack(boxes), actions=np.array(actions), q_values=np.stack(values), believed=np.array(beliefs), triggered=actions[-1] == TRIGGER)
+        if actions[-1] == TRIGGER:
+            break
+    return dict(
+        boxes=np.stack(boxes),
+        actions=np.array(actions),
+        q_values=np.stack(values),
+        believed=np.array(beliefs),
+        triggered=actions[-1] == TRIGGER,
+    )
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #ec277eaf
-def _log(*factors): return sum(np.log(f.astype(float) + 1e-6) for f in factors)
+def _log(*factors):
+    return sum(np.log(f.astype(float) + 1e-6) for f in factors)
+
 
 def _region(s):
     "The region probability. Raises `ValueError` where it was not filled in."
-    if s.region is None: raise ValueError("these answers have no region probability: fill it in with locrl.evaluation.confidence.with_region(answers, classifier, bank)")
+    if s.region is None:
+        raise ValueError(
+            "these answers have no region probability: fill it in with locrl.evaluation.confidence.with_region(answers, classifier, bank)"
+        )
     return s.region.astype(float)
+
 
 CONFIDENCE = {
     "q_trigger": lambda s: s.q_trigger.astype(float),
@@ -148,55 +194,80 @@ CONFIDENCE = {
     "presence*region*iou": lambda s: _log(s.presence, _region(s), s.iou),
 }
 
+
 def sources_of(
-    answers,         # `Searches`, or anything with its fields
-) -> list[str]:      # keys of `CONFIDENCE`
-    "The sources these answers can be ranked by: those with \"region\" only where it was filled in"
+    answers,  # `Searches`, or anything with its fields
+) -> list[str]:  # keys of `CONFIDENCE`
+    'The sources these answers can be ranked by: those with "region" only where it was filled in'
     return [name for name in CONFIDENCE if "region" not in name or answers.region is not None]
 
+
 def confidence_of(
-    searches,            # `Searches`, or anything with its fields
-    source: str,         # a key of `CONFIDENCE`
-) -> np.ndarray:         # (E,) float64; higher is surer
+    searches,  # `Searches`, or anything with its fields
+    source: str,  # a key of `CONFIDENCE`
+) -> np.ndarray:  # (E,) float64; higher is surer
     "The confidence of each answer. Raises `ValueError` for an unknown source, and for one that was not filled in."
-    if source not in CONFIDENCE: raise ValueError(f"no confidence called {source!r}: known are {', '.join(CONFIDENCE)}")
+    if source not in CONFIDENCE:
+        raise ValueError(f"no confidence called {source!r}: known are {', '.join(CONFIDENCE)}")
     return CONFIDENCE[source](searches)
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #bace6169
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "Both protocols for one set of searches"
-    detection: DetectionResult    # every image x every class
-    localisation: Localisation    # images that hold the class
-    searches: Searches            # what was scored
-    confidence: str               # source of the ranking
+
+    detection: DetectionResult  # every image x every class
+    localisation: Localisation  # images that hold the class
+    searches: Searches  # what was scored
+    confidence: str  # source of the ranking
 
     def to_dict(self) -> dict:
         "Plain numbers in the layout of a results file"
         d, l = self.detection, self.localisation
-        one_shot = dict(map11=d.map11, map_area=d.map_area, ap11={c.name: c.ap11 for c in d.per_class if c.npos},
-                        recall_ceiling=d.recall_ceiling, confidence=self.confidence)
-        return dict(one_shot=one_shot, hit_rate=l.hit_rate, mean_iou=l.mean_iou, mean_trigger_iou=l.mean_trigger_iou, trigger_rate=l.trigger_rate,
-                    steps=l.mean_steps, trigger_rate_negatives=l.trigger_rate_negatives, localisation=l.to_dict())
+        one_shot = dict(
+            map11=d.map11,
+            map_area=d.map_area,
+            ap11={c.name: c.ap11 for c in d.per_class if c.npos},
+            recall_ceiling=d.recall_ceiling,
+            confidence=self.confidence,
+        )
+        return dict(
+            one_shot=one_shot,
+            hit_rate=l.hit_rate,
+            mean_iou=l.mean_iou,
+            mean_trigger_iou=l.mean_trigger_iou,
+            trigger_rate=l.trigger_rate,
+            steps=l.mean_steps,
+            trigger_rate_negatives=l.trigger_rate_negatives,
+            localisation=l.to_dict(),
+        )
 
     def row(self, name: str) -> dict:
         "A row of the results table"
         d, l = self.detection, self.localisation
-        return {"method": name, "mAP (11 pt)": d.map11, "mAP (area)": d.map_area, "recall ceiling": d.recall_ceiling,
-                "hit rate": l.hit_rate, "mean IoU": l.mean_iou, "steps": l.mean_steps}
+        return {
+            "method": name,
+            "mAP (11 pt)": d.map11,
+            "mAP (area)": d.map_area,
+            "recall ceiling": d.recall_ceiling,
+            "hit rate": l.hit_rate,
+            "mean IoU": l.mean_iou,
+            "steps": l.mean_steps,
+        }
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #4862cff2
 def questions(
-    n_images: int,   # pictures of the split
+    n_images: int,  # pictures of the split
     n_classes: int,  # classes asked for
 ) -> tuple[np.ndarray, np.ndarray]:  # image (E,), label (E,): all of them
     "Every image x every class"
     return np.repeat(np.arange(n_images), n_classes), np.tile(np.arange(n_classes), n_images)
 
+
 def relabelled(
-    data,            # a data set with boxes
+    data,  # a data set with boxes
     classes: tuple,  # names
-):                   # its `GroundTruth`
+):  # its `GroundTruth`
     "Ground truth of `data` with labels that index `classes`; other classes are left out"
     gt = data.ground_truth()
     to = np.array([classes.index(c) if c in classes else -1 for c in data.classes])[gt.label]
@@ -204,68 +275,97 @@ def relabelled(
 
 
 def score(
-    searches: Searches,              # one for every image x class
-    data,                            # the data set, with boxes
-    classes,                         # names of the classes the labels index
-    confidence: str = "presence*iou",# source of the ranking
+    searches: Searches,  # one for every image x class
+    data,  # the data set, with boxes
+    classes,  # names of the classes the labels index
+    confidence: str = "presence*iou",  # source of the ranking
 ) -> Evaluation:
     "Apply both protocols"
     gt = relabelled(data, tuple(classes))
     det = Detections(searches.image, searches.label, searches.box, confidence_of(searches, confidence))
     targets = Targets.of(data, classes, negatives=True)
-    row = searches.image*len(classes) + searches.label
+    row = searches.image * len(classes) + searches.label
     positive = targets.positive[row]
     found = iou(searches.box[:, None], targets.boxes[row]).max(1)
-    held = np.zeros(len(targets), bool)     # a class that is there but only as a difficult object is neither
-    held[gt.image*len(classes) + gt.label] = True
+    held = np.zeros(len(targets), bool)  # a class that is there but only as a difficult object is neither
+    held[gt.image * len(classes) + gt.label] = True
     asked = positive | ~held[row]
     l = localisation(found[asked].clip(0, 1), searches.triggered[asked], searches.steps[asked], positive[asked])
     return Evaluation(evaluate_detections(det, gt, classes, n_images=len(data)), l, searches, confidence)
 
+
 def evaluate(
-    policy: RegionPolicy,             # the agent's policy
-    bank: FeatureBank,                # features of `data`
-    data,                             # a data set with boxes
-    moves: Moves = Moves(),           # what actions do
-    confidence: str = "presence*iou", # source of the ranking
-    max_steps: int = MAX_STEPS,       # actions in a search, at most
-    progress: bool = False,           # show a progress bar
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of `data`
+    data,  # a data set with boxes
+    moves: Moves = Moves(),  # what actions do
+    confidence: str = "presence*iou",  # source of the ranking
+    max_steps: int = MAX_STEPS,  # actions in a search, at most
+    progress: bool = False,  # show a progress bar
 ) -> Evaluation:
     "Search every image of `data` for every class of `bank`, and score it by both protocols"
-    return score(search_all(policy, bank, *questions(len(data), len(bank.classes)), moves, max_steps, progress=progress), data, bank.classes, confidence)
+    return score(
+        search_all(policy, bank, *questions(len(data), len(bank.classes)), moves, max_steps, progress=progress),
+        data,
+        bank.classes,
+        confidence,
+    )
 
 # %% ../../nbs/evaluation/01_protocols.ipynb #9f5daa4c
 def baselines(
-    bank: FeatureBank,         # features of `data`
-    data,                      # a data set with boxes
-    moves: Moves = Moves(),    # what actions do
+    bank: FeatureBank,  # features of `data`
+    data,  # a data set with boxes
+    moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,
-    seed: int = 0,             # of the random policy
-    threshold: float = 0.5,    # of the saliency box, as a fraction of the map's maximum
+    seed: int = 0,  # of the random policy
+    threshold: float = 0.5,  # of the saliency box, as a fraction of the map's maximum
 ) -> dict[str, Evaluation]:
     "Whole image, centre box, random policy, saliency box, and the oracles, by name"
     image, label = questions(len(data), len(bank.classes))
     targets = Targets.of(data, bank.classes, negatives=True)
     n, nothing = len(image), np.zeros(len(image))
     presence = bank.presence[image, label].cpu().numpy()
+
     def answer(box, steps=0, triggered=True):
-        s = Searches(image, label, box.astype(np.float32), np.full(n, triggered), np.broadcast_to(steps, n), nothing, nothing, presence, nothing)
+        s = Searches(
+            image,
+            label,
+            box.astype(np.float32),
+            np.full(n, triggered),
+            np.broadcast_to(steps, n),
+            nothing,
+            nothing,
+            presence,
+            nothing,
+        )
         return score(s, data, bank.classes, "presence")
-    out = {"whole image": answer(np.tile(FULL, (n, 1))), "centre box": answer(np.tile([.25, .25, .75, .75], (n, 1)))}
+
+    out = {
+        "whole image": answer(np.tile(FULL, (n, 1))),
+        "centre box": answer(np.tile([0.25, 0.25, 0.75, 0.75], (n, 1))),
+    }
     out["random policy"] = answer(*_random_walk(n, moves, max_steps, np.random.default_rng(seed)))
     out["saliency box"] = answer(saliency_box(bank.saliency[image, label].cpu().numpy(), threshold))
     held = np.flatnonzero(targets.positive)
     largest = targets.boxes[held][np.arange(len(held)), iou(FULL, targets.boxes[held]).argmax(1)]
-    for name, run in {"greedy oracle": lambda: greedy(largest, moves, max_steps=max_steps), "centre-tie oracle": lambda: greedy(largest, moves, ties="centre", max_steps=max_steps),
-                      "planning oracle": lambda: plan(largest, moves, max_steps=max_steps)}.items():
-        rollout, box, steps = run(), np.tile(FULL, (n, 1)), np.zeros(n, np.int64)
+    for name, run in {
+        "greedy oracle": lambda: greedy(largest, moves, max_steps=max_steps),
+        "centre-tie oracle": lambda: greedy(largest, moves, ties="centre", max_steps=max_steps),
+        "planning oracle": lambda: plan(largest, moves, max_steps=max_steps),
+    }.items():
+        rollout = run()
+        box = np.tile(FULL, (n, 1))
+        steps = np.zeros(n, np.int64)
         box[held], steps[held] = rollout.final_boxes, rollout.steps
         out[name] = answer(box, steps)
     return out
 
+
 def _random_walk(n, moves, max_steps, rng):
     "Boxes and steps of a policy that draws every action, TRIGGER among them, uniformly"
-    box, steps, going = np.tile(FULL, (n, 1)), np.zeros(n, np.int64), np.ones(n, bool)
+    box = np.tile(FULL, (n, 1))
+    steps = np.zeros(n, np.int64)
+    going = np.ones(n, bool)
     for _ in range(max_steps):
         action = rng.integers(0, moves.n_actions, n)
         steps += going

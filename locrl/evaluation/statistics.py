@@ -25,70 +25,80 @@ from ..figures import table
 def _finite(values):
     "`values` as an array. Raises `ValueError` where one is missing or not finite."
     values = np.asarray(values, dtype=np.float64)
-    if not values.size: raise ValueError("no values: expected a number for each seed")
-    if not np.isfinite(values).all(): raise ValueError(f"values holds {values[~np.isfinite(values)][0]}: expected finite numbers")
+    if not values.size:
+        raise ValueError("no values: expected a number for each seed")
+    if not np.isfinite(values).all():
+        raise ValueError(f"values holds {values[~np.isfinite(values)][0]}: expected finite numbers")
     return values
+
 
 def _check_level(level):
     "Raises `ValueError` for a confidence outside (0, 1)"
-    if not 0 < level < 1: raise ValueError(f"level={level}: must lie between 0 and 1")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must lie between 0 and 1")
+
 
 def interval(
-    values,     # (S,) one number per seed
-    level=.95,  # confidence, in (0, 1)
-) -> dict:      # mean, low, high; only mean for a single seed
+    values,  # (S,) one number per seed
+    level=0.95,  # confidence, in (0, 1)
+) -> dict:  # mean, low, high; only mean for a single seed
     "Mean over seeds with the interval of Student's t. Raises `ValueError` for no values, or one that is not finite."
     _check_level(level)
     values = _finite(values)
-    if len(values) < 2: return dict(mean=float(values.mean()))
-    half = stats.t.ppf((1 + level)/2, len(values) - 1)*values.std(ddof=1)/len(values)**.5
+    if len(values) < 2:
+        return dict(mean=float(values.mean()))
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return dict(mean=float(values.mean()), low=float(values.mean() - half), high=float(values.mean() + half))
 
 # %% ../../nbs/evaluation/05_statistics.ipynb #082eb8cc
 def iqm(
-    values,          # (S,) one number per seed, or (S, T) seeds x tasks (classes)
-    level=.95,       # confidence, in (0, 1)
+    values,  # (S,) one number per seed, or (S, T) seeds x tasks (classes)
+    level=0.95,  # confidence, in (0, 1)
     resamples=2000,  # bootstrap samples
-    seed=0,          # of the bootstrap
-) -> dict:           # mean (the interquartile one), low, high; only mean for a single seed
+    seed=0,  # of the bootstrap
+) -> dict:  # mean (the interquartile one), low, high; only mean for a single seed
     """Interquartile mean with the percentile interval of a bootstrap stratified by task. Raises as `interval` does.
     Source: Agarwal et al. 2021, Deep reinforcement learning at the edge of the statistical precipice."""
     _check_level(level)
     values = _finite(values)
     values = values.reshape(len(values), -1)
-    mean = float(stats.trim_mean(values.ravel(), .25))
-    if len(values) < 2: return dict(mean=mean)
+    mean = float(stats.trim_mean(values.ravel(), 0.25))
+    if len(values) < 2:
+        return dict(mean=mean)
     rows = np.random.default_rng(seed).integers(0, len(values), (resamples, *values.shape))
-    means = stats.trim_mean(np.take_along_axis(values[None], rows, 1).reshape(resamples, -1), .25, axis=1)
-    low, high = np.quantile(means, [(1 - level)/2, (1 + level)/2])
+    means = stats.trim_mean(np.take_along_axis(values[None], rows, 1).reshape(resamples, -1), 0.25, axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return dict(mean=mean, low=float(low), high=float(high))
 
 # %% ../../nbs/evaluation/05_statistics.ipynb #97380610
 @dataclass(frozen=True, eq=False)
 class Ranked:
     "The detections of one class that count, from the highest score down, and the images of the objects to be found"
-    image: np.ndarray    # (n,) int64, of each detection
-    tp: np.ndarray       # (n,) bool, true positive
+
+    image: np.ndarray  # (n,) int64, of each detection
+    tp: np.ndarray  # (n,) bool, true positive
     objects: np.ndarray  # (npos,) int64, image of each object that counts
 
     @classmethod
-    def of(cls,
-        det,                # `Detections`
-        gt,                 # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
-        label,              # int, the class
+    def of(
+        cls,
+        det,  # `Detections`
+        gt,  # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
+        label,  # int, the class
         iou_threshold=0.5,  # in (0, 1]
-    ):                      # `Ranked`
+    ):  # `Ranked`
         "Match by the VOC protocol, and leave out what it ignores"
         m = match(det, gt, label, iou_threshold)
         counts = (np.asarray(gt.label) == label) & ~np.asarray(gt.difficult, dtype=bool)
         return cls(det.image[m.index[~m.ignored]], m.tp[~m.ignored], np.asarray(gt.image)[counts])
 
-    def ap(self,
+    def ap(
+        self,
         weights,  # (B, n_images), how often each image counts
-    ):            # 11-point AP (B,) and area AP (B,), in [0, 1]; NaN where no object counts
+    ):  # 11-point AP (B,) and area AP (B,), in [0, 1]; NaN where no object counts
         "AP of each row of weights"
-        size = max(1, 4_000_000//max(len(self.image), 1))
-        parts = [self._ap(weights[i:i + size]) for i in range(0, len(weights), size)]
+        size = max(1, 4_000_000 // max(len(self.image), 1))
+        parts = [self._ap(weights[i : i + size]) for i in range(0, len(weights), size)]
         return tuple(np.concatenate(p) for p in zip(*parts))
 
     def _ap(self, weights):
@@ -96,11 +106,12 @@ class Ranked:
         drawn = weights[:, self.image].astype(np.float64)
         everything, found = drawn.cumsum(1)[:, self.tp], drawn[:, self.tp].cumsum(1)
         npos = weights[:, self.objects].sum(1, dtype=np.float64)
-        recall = found/np.maximum(npos, 1)[:, None]
-        precision = found/np.maximum(everything, 1)
+        recall = found / np.maximum(npos, 1)[:, None]
+        precision = found / np.maximum(everything, 1)
         envelope = np.pad(np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1], ((0, 0), (0, 1)))
-        first = np.stack([(recall < r).sum(1) for r in np.arange(11)/10], 1)
-        eleven, area = np.take_along_axis(envelope, first, 1).mean(1), (np.diff(recall, prepend=0)*envelope[:, :-1]).sum(1)
+        first = np.stack([(recall < r).sum(1) for r in np.arange(11) / 10], 1)
+        eleven = np.take_along_axis(envelope, first, 1).mean(1)
+        area = (np.diff(recall, prepend=0) * envelope[:, :-1]).sum(1)
         return np.where(npos > 0, eleven, np.nan), np.where(npos > 0, area, np.nan)
 
 # %% ../../nbs/evaluation/05_statistics.ipynb #14e2c3f2
@@ -109,24 +120,34 @@ def _localised(det, gt):
     counts = ~np.asarray(gt.difficult, dtype=bool)
     image, label, boxes = (np.asarray(x)[counts] for x in (gt.image, gt.label, gt.boxes))
     n_labels = int(max(det.label.max(initial=0), label.max(initial=0))) + 1
-    asked, question = np.unique(image*n_labels + label, return_inverse=True)
+    asked, question = np.unique(image * n_labels + label, return_inverse=True)
     top = np.argsort(-det.scores, kind="stable")
-    answered, first = np.unique(det.image[top]*n_labels + det.label[top], return_index=True)
+    answered, first = np.unique(det.image[top] * n_labels + det.label[top], return_index=True)
     at = np.searchsorted(answered, asked).clip(max=max(len(answered) - 1, 0))
     found = answered[at] == asked if len(answered) else np.zeros(len(asked), bool)
     best, has = np.zeros(len(asked)), found[question]
-    if has.any(): np.maximum.at(best, question[has], iou(det.boxes[top[first[at[question[has]]]]].astype(np.float64), boxes[has].astype(np.float64)))
-    return asked//n_labels, best
+    if has.any():
+        np.maximum.at(
+            best,
+            question[has],
+            iou(det.boxes[top[first[at[question[has]]]]].astype(np.float64), boxes[has].astype(np.float64)),
+        )
+    return asked // n_labels, best
+
 
 def _resampled(det, gt, n_classes, weights, iou_threshold):
     "Each metric for each row of `weights`"
     per_class = [Ranked.of(det, gt, label, iou_threshold).ap(weights) for label in range(n_classes)]
     image, found = _localised(det, gt)
     drawn = weights[:, image].astype(np.float64)
-    mean = lambda x: np.divide(drawn @ x, drawn.sum(1), out=np.full(len(weights), np.nan), where=drawn.sum(1) > 0)
+
+    def mean(x):
+        return np.divide(drawn @ x, drawn.sum(1), out=np.full(len(weights), np.nan), where=drawn.sum(1) > 0)
+
     def over_classes(x):
         some = np.isfinite(x)
         return np.divide(np.where(some, x, 0).sum(0), some.sum(0), out=np.full(x.shape[1], np.nan), where=some.any(0))
+
     eleven, area = (over_classes(np.stack(x)) for x in zip(*per_class))
     return dict(map11=eleven, map_area=area, hit_rate=mean(found >= iou_threshold), mean_iou=mean(found))
 
@@ -134,44 +155,64 @@ def _resampled(det, gt, n_classes, weights, iou_threshold):
 @dataclass(frozen=True)
 class Difference:
     "One metric of two methods on the same images"
-    a: float            # of the first method, on the whole split
-    b: float            # of the second
-    difference: float   # b - a
-    low: float          # ends of the interval of b - a
+
+    a: float  # of the first method, on the whole split
+    b: float  # of the second
+    difference: float  # b - a
+    low: float  # ends of the interval of b - a
     high: float
     improvement: float  # share of the resamples in which b is better, ties counting half
+
 
 @dataclass(frozen=True, eq=False)
 class Paired:
     "What `paired` found; displays as a table"
-    metrics: dict   # name -> `Difference`: map11, map_area, hit_rate, mean_iou
-    level: float    # confidence of the intervals
+
+    metrics: dict  # name -> `Difference`: map11, map_area, hit_rate, mean_iou
+    level: float  # confidence of the intervals
     resamples: int
 
-    def __getitem__(self, name): return self.metrics[name]
+    def __getitem__(self, name):
+        return self.metrics[name]
 
     def table(self):
         "`locrl.figures.Table`, one row a metric"
         names = {"map11": "mAP (11 pt)", "map_area": "mAP (area)", "hit_rate": "hit rate", "mean_iou": "mean IoU"}
-        return table([{"metric": names[k], "a": d.a, "b": d.b, f"b - a [{100*self.level:g} %]": (d.difference, d.low, d.high), "P(b > a)": d.improvement}
-                      for k, d in self.metrics.items()])
+        return table(
+            [
+                {
+                    "metric": names[k],
+                    "a": d.a,
+                    "b": d.b,
+                    f"b - a [{100 * self.level:g} %]": (d.difference, d.low, d.high),
+                    "P(b > a)": d.improvement,
+                }
+                for k, d in self.metrics.items()
+            ]
+        )
 
     def to_dict(self):
         "Plain numbers"
-        return dict(level=self.level, resamples=self.resamples, metrics={k: dict(vars(d)) for k, d in self.metrics.items()})
+        return dict(
+            level=self.level, resamples=self.resamples, metrics={k: dict(vars(d)) for k, d in self.metrics.items()}
+        )
 
-    def __repr__(self): return str(self.table())
-    def _repr_html_(self): return self.table()._repr_html_()
+    def __repr__(self):
+        return str(self.table())
+
+    def _repr_html_(self):
+        return self.table()._repr_html_()
+
 
 def paired(
-    a,                  # `Detections` of the first method, or a list of them, one per seed
-    b,                  # of the second, on the same images
-    gt,                 # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
-    classes,            # names; `label` counts through them
-    n_images,           # images in the split
-    resamples=1000,     # bootstrap samples of the images
-    level=.95,          # confidence, in (0, 1)
-    seed=0,             # of the bootstrap
+    a,  # `Detections` of the first method, or a list of them, one per seed
+    b,  # of the second, on the same images
+    gt,  # object with arrays image (m,), label (m,), boxes (m, 4), difficult (m,)
+    classes,  # names; `label` counts through them
+    n_images,  # images in the split
+    resamples=1000,  # bootstrap samples of the images
+    level=0.95,  # confidence, in (0, 1)
+    seed=0,  # of the bootstrap
     iou_threshold=0.5,  # IoU that makes a detection correct
 ) -> Paired:
     """Compare two methods: bootstrap of the images, with the same draw for both. Several seeds are averaged within a draw: the interval speaks of other
@@ -179,18 +220,36 @@ def paired(
     _check_level(level)
     a, b = ([x] if isinstance(x, Detections) else list(x) for x in (a, b))
     for name, found in (("a", a), ("b", b)):
-        if not found: raise MetricError(f"{name} is empty: expected Detections, or a list of them")
-        for det in found: evaluate_detections(det, gt, classes, iou_threshold, n_images)
-    if len(gt.image) and np.max(gt.image) >= n_images: raise MetricError(f"image {np.max(gt.image)} in the ground truth: the split has {n_images} images")
-    if not (~np.asarray(gt.difficult, dtype=bool)).any(): raise MetricError("no object counts: nothing to compare on")
-    weights = np.random.default_rng(seed).multinomial(n_images, np.full(n_images, 1/n_images), size=resamples).astype(np.int32)
+        if not found:
+            raise MetricError(f"{name} is empty: expected Detections, or a list of them")
+        for det in found:
+            evaluate_detections(det, gt, classes, iou_threshold, n_images)
+    if len(gt.image) and np.max(gt.image) >= n_images:
+        raise MetricError(f"image {np.max(gt.image)} in the ground truth: the split has {n_images} images")
+    if not (~np.asarray(gt.difficult, dtype=bool)).any():
+        raise MetricError("no object counts: nothing to compare on")
+    weights = (
+        np.random.default_rng(seed)
+        .multinomial(n_images, np.full(n_images, 1 / n_images), size=resamples)
+        .astype(np.int32)
+    )
     weights = np.concatenate([np.ones((1, n_images), np.int32), weights])
-    mean = lambda runs: {k: np.mean([r[k] for r in runs], 0) for k in runs[0]}
-    of_a, of_b = (mean([_resampled(det, gt, len(classes), weights, iou_threshold) for det in found]) for found in (a, b))
+
+    def mean(runs):
+        return {k: np.mean([r[k] for r in runs], 0) for k in runs[0]}
+
+    of_a, of_b = (
+        mean([_resampled(det, gt, len(classes), weights, iou_threshold) for det in found]) for found in (a, b)
+    )
     metrics = {}
     for name in of_a:
         gap = of_b[name] - of_a[name]
         drawn = gap[1:][np.isfinite(gap[1:])]
-        low, high = np.quantile(drawn, [(1 - level)/2, (1 + level)/2])
-        metrics[name] = Difference(*(float(x) for x in (of_a[name][0], of_b[name][0], gap[0], low, high, np.mean(drawn > 0) + np.mean(drawn == 0)/2)))
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        metrics[name] = Difference(
+            *(
+                float(x)
+                for x in (of_a[name][0], of_b[name][0], gap[0], low, high, np.mean(drawn > 0) + np.mean(drawn == 0) / 2)
+            )
+        )
     return Paired(metrics, level, resamples)

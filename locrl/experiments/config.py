@@ -34,117 +34,223 @@ from ..data.scenes import Scenes
 class ConfigError(ValueError):
     "A configuration that cannot be, or does not fit what is on disk; the message names the field and the cure"
 
+
 @dataclass(frozen=True)
 class Config:
     "Everything that defines a run but its seed. Raises `ConfigError` for impossible settings, naming the field."
-    name: str = "demo"                         # of the folder
-    train: str = "simple-scenes:train:1500"    # data to learn from, for `load_data`
-    select: str = "simple-scenes:val:300"      # data to select the best policy on
-    report: str = "simple-scenes:test:500"     # data to report on, once, at the end
+
+    name: str = "demo"  # of the folder
+    train: str = "simple-scenes:train:1500"  # data to learn from, for `load_data`
+    select: str = "simple-scenes:val:300"  # data to select the best policy on
+    report: str = "simple-scenes:test:500"  # data to report on, once, at the end
     classes: tuple[str, ...] = ("bird", "car", "cat", "dog", "horse")  # what is searched for
-    encoder: str = "efficientnet_lite0"        # what sees, for `load_encoder`
-    pretrained: str | None = "openai"          # weights of an open_clip encoder: a tag or a checkpoint file; None is random, for tests
-    method: str = "sclip"                      # attention in its last block: "sclip", "maskclip", "clearclip" or "vanilla"
-    prompts: str = "ensemble"                  # how it words a class: "ensemble" of 80 templates, or a "single" one
-    input_size: int | None = 320               # side of the square input, pixels; None is the encoder's own
-    dim: int | None = 128                      # channels kept by the projection; None keeps all
-    evidence: str = "prototypes"               # saliency and presence: "prototypes" of training boxes, or the "encoder"'s own
-    flip: bool = False                         # also learn from mirrored pictures
+    encoder: str = "efficientnet_lite0"  # what sees, for `load_encoder`
+    pretrained: str | None = (
+        "openai"  # weights of an open_clip encoder: a tag or a checkpoint file; None is random, for tests
+    )
+    method: str = "sclip"  # attention in its last block: "sclip", "maskclip", "clearclip" or "vanilla"
+    prompts: str = "ensemble"  # how it words a class: "ensemble" of 80 templates, or a "single" one
+    input_size: int | None = 320  # side of the square input, pixels; None is the encoder's own
+    dim: int | None = 128  # channels kept by the projection; None keeps all
+    evidence: str = "prototypes"  # saliency and presence: "prototypes" of training boxes, or the "encoder"'s own
+    flip: bool = False  # also learn from mirrored pictures
     observation: ObservationConfig = ObservationConfig(saliency=False, local_saliency=12, grid=3, box=True, steps=True)
-    moves: Moves = Moves()                     # the actions
-    reward: str = "potential"                  # for `named_reward`
-    double: bool = True                        # Double DQN; False is plain DQN
-    gamma: float = 0.9                         # discount
-    n_envs: int = 128                          # searches side by side
-    gradient_steps: int = 4                    # updates after each step of all searches
-    batch_size: int = 256                      # transitions an update
-    learning_rate: float = 8e-4                # of Adam
-    buffer_size: int = 200_000                 # transitions remembered
-    learning_starts: int = 4_000               # transitions before the first update
-    target_update_interval: int = 8_000        # transitions between copies to the target network
-    exploration_fraction: float = 0.6          # share of the run over which epsilon falls
-    exploration_initial_eps: float = 1.0       # epsilon at the start
-    exploration_final_eps: float = 0.1         # and from then on
-    random_starts: float = 0.0                 # share of the training episodes that begin in a random window, not in the whole picture
-    guided: bool = True                        # explore among actions with positive reward (paper, section 3.3)
-    trigger_share: float = 0.0                 # of guided exploration, goes to TRIGGER wherever that is rewarded; 0: as to any other good action
-    net_arch: tuple[int, ...] = (256, 256)     # the trunk
-    region_width: int = 48                     # channels a region embedding is narrowed to; 0 leaves it as it is
-    dropout: float = 0.0                       # share of the trunk's units left out while learning
-    iou_weight: float = 1.0                    # of the auxiliary IoU regression
-    rank_weight: float = 0.1                   # of its pairwise ranking
-    iou_gradient: bool = True                  # let its gradient shape the trunk
-    n_steps: int = 1                           # transitions in one return
-    alpha: float = 0.0                         # prioritised replay: 0 draws uniformly, 1 in proportion to the TD error
-    beta: float = 0.4                          # strength of its importance weights at the start; 1 at the end
-    demo_ratio: float = 0.0                    # share of each batch that are demonstrations of an oracle
-    demo_episodes: int = 2_000                 # demonstrations kept for good
-    demo_oracle: str = "centre"                # which one: "greedy" in the IoU, the same with ties broken by the "centre", or "planning"
-    warmup: int = 0                            # updates on demonstrations alone before the first step
-    warmup_loss: str = "cross_entropy"         # of these: "cross_entropy" (behaviour cloning) or "dqfd" (temporal differences and margin)
-    margin: float = 0.8                        # by which the oracle's actions are to be ahead of the others
-    margin_weight: float = 0.0                 # of the persistent large-margin loss on demonstrations
-    margin_end: float = 1.0                    # share of that weight left at the end of the run, reached on a straight line; 1 never fades
-    margin_labels: str = "set"                 # "set": all of the oracle's equally good actions are right; "single": the one taken
-    steps: int = 40_000                        # transitions in all
-    eval_every: int = 10_000                   # transitions between validations, each with a checkpoint
-    confidence: str = "presence*iou"           # ranks the answers, in validation and in the end
-    report_confidence: str | None = None       # ranks them in the end, where that is to be another one
-    answer: str = "stop"                       # of a search: the box at which it stops, or the one passed that the ranking is "surest" of
-    classifiers: int = 1                       # networks within the region classifier, whose log-odds are averaged; at most 5
-    restarts: str = "corners"                  # where the search for several objects starts anew: the paper's "corners", with marks, or all "windows"
-    window: int | None = None                  # side of an open_clip encoder's sliding windows, pixels; None sees the whole input at once
-    stride: int | None = None                  # from one window to the next, pixels; None is half a window
-    regions: str = "pooled"                    # embedding of a region: "pooled" from the dense features, or "crops" cut out and encoded, hundreds of times slower
+    moves: Moves = Moves()  # the actions
+    reward: str = "potential"  # for `named_reward`
+    double: bool = True  # Double DQN; False is plain DQN
+    gamma: float = 0.9  # discount
+    n_envs: int = 128  # searches side by side
+    gradient_steps: int = 4  # updates after each step of all searches
+    batch_size: int = 256  # transitions an update
+    learning_rate: float = 8e-4  # of Adam
+    buffer_size: int = 200_000  # transitions remembered
+    learning_starts: int = 4_000  # transitions before the first update
+    target_update_interval: int = 8_000  # transitions between copies to the target network
+    exploration_fraction: float = 0.6  # share of the run over which epsilon falls
+    exploration_initial_eps: float = 1.0  # epsilon at the start
+    exploration_final_eps: float = 0.1  # and from then on
+    random_starts: float = 0.0  # share of the training episodes that begin in a random window, not in the whole picture
+    guided: bool = True  # explore among actions with positive reward (paper, section 3.3)
+    trigger_share: float = (
+        0.0  # of guided exploration, goes to TRIGGER wherever that is rewarded; 0: as to any other good action
+    )
+    net_arch: tuple[int, ...] = (256, 256)  # the trunk
+    region_width: int = 48  # channels a region embedding is narrowed to; 0 leaves it as it is
+    dropout: float = 0.0  # share of the trunk's units left out while learning
+    iou_weight: float = 1.0  # of the auxiliary IoU regression
+    rank_weight: float = 0.1  # of its pairwise ranking
+    iou_gradient: bool = True  # let its gradient shape the trunk
+    n_steps: int = 1  # transitions in one return
+    alpha: float = 0.0  # prioritised replay: 0 draws uniformly, 1 in proportion to the TD error
+    beta: float = 0.4  # strength of its importance weights at the start; 1 at the end
+    demo_ratio: float = 0.0  # share of each batch that are demonstrations of an oracle
+    demo_episodes: int = 2_000  # demonstrations kept for good
+    demo_oracle: str = (
+        "centre"  # which one: "greedy" in the IoU, the same with ties broken by the "centre", or "planning"
+    )
+    warmup: int = 0  # updates on demonstrations alone before the first step
+    warmup_loss: str = (
+        "cross_entropy"  # of these: "cross_entropy" (behaviour cloning) or "dqfd" (temporal differences and margin)
+    )
+    margin: float = 0.8  # by which the oracle's actions are to be ahead of the others
+    margin_weight: float = 0.0  # of the persistent large-margin loss on demonstrations
+    margin_end: float = (
+        1.0  # share of that weight left at the end of the run, reached on a straight line; 1 never fades
+    )
+    margin_labels: str = "set"  # "set": all of the oracle's equally good actions are right; "single": the one taken
+    steps: int = 40_000  # transitions in all
+    eval_every: int = 10_000  # transitions between validations, each with a checkpoint
+    confidence: str = "presence*iou"  # ranks the answers, in validation and in the end
+    report_confidence: str | None = None  # ranks them in the end, where that is to be another one
+    answer: str = "stop"  # of a search: the box at which it stops, or the one passed that the ranking is "surest" of
+    classifiers: int = 1  # networks within the region classifier, whose log-odds are averaged; at most 5
+    restarts: str = "corners"  # where the search for several objects starts anew: the paper's "corners", with marks, or all "windows"
+    window: int | None = (
+        None  # side of an open_clip encoder's sliding windows, pixels; None sees the whole input at once
+    )
+    stride: int | None = None  # from one window to the next, pixels; None is half a window
+    regions: str = "pooled"  # embedding of a region: "pooled" from the dense features, or "crops" cut out and encoded, hundreds of times slower
 
     def __post_init__(self):
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "net_arch", tuple(self.net_arch))
+
         def demand(ok, name, what):
-            if not ok: raise ConfigError(f"Config({name}={getattr(self, name)!r}): {what}")
+            if not ok:
+                raise ConfigError(f"Config({name}={getattr(self, name)!r}): {what}")
+
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
-            if kind is int: demand(isinstance(value, Integral) and not isinstance(value, bool), field.name, "must be a whole number")
-            if kind is float: demand(isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value), field.name, "must be a finite number")
-            if kind is bool: demand(isinstance(value, bool), field.name, "must be True or False")
-            if kind is str: demand(isinstance(value, str), field.name, "must be a text")
+            if kind is int:
+                demand(
+                    isinstance(value, Integral) and not isinstance(value, bool), field.name, "must be a whole number"
+                )
+            if kind is float:
+                demand(
+                    isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
+                    field.name,
+                    "must be a finite number",
+                )
+            if kind is bool:
+                demand(isinstance(value, bool), field.name, "must be True or False")
+            if kind is str:
+                demand(isinstance(value, str), field.name, "must be a text")
         parts = self.name.replace("\\", "/").split("/")
-        demand(all(part.strip(". ") for part in parts) and ":" not in self.name, "name", "is the name of a folder below the root: no absolute path, no '..'")
-        demand(all(isinstance(width, Integral) and width > 0 for width in self.net_arch), "net_arch", "needs widths of at least 1")
+        demand(
+            all(part.strip(". ") for part in parts) and ":" not in self.name,
+            "name",
+            "is the name of a folder below the root: no absolute path, no '..'",
+        )
+        demand(
+            all(isinstance(width, Integral) and width > 0 for width in self.net_arch),
+            "net_arch",
+            "needs widths of at least 1",
+        )
         demand(self.classes, "classes", "name at least one class")
         demand(self.evidence in ("prototypes", "encoder"), "evidence", "use 'prototypes' or 'encoder'")
         demand(0 <= self.gamma < 1, "gamma", "must lie in [0, 1)")
         demand(self.net_arch, "net_arch", "needs at least one layer")
-        demand(self.observation.n_actions == self.moves.n_actions, "observation", f"its history is for {self.observation.n_actions} actions, the moves have {self.moves.n_actions}")
-        demand(self.observation.n_classes in (0, len(self.classes)), "observation", f"its class code is for {self.observation.n_classes} classes, the run has {len(self.classes)}")
-        for name in ("trigger_share", "dropout"): demand(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
-        demand(self.guided or not self.trigger_share, "trigger_share", "is a share of guided exploration: set guided=True")
-        for name in ("demo_ratio", "alpha", "beta", "margin_end", "random_starts", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps"):
+        demand(
+            self.observation.n_actions == self.moves.n_actions,
+            "observation",
+            f"its history is for {self.observation.n_actions} actions, the moves have {self.moves.n_actions}",
+        )
+        demand(
+            self.observation.n_classes in (0, len(self.classes)),
+            "observation",
+            f"its class code is for {self.observation.n_classes} classes, the run has {len(self.classes)}",
+        )
+        for name in ("trigger_share", "dropout"):
+            demand(0 <= getattr(self, name) < 1, name, "must lie in [0, 1)")
+        demand(
+            self.guided or not self.trigger_share, "trigger_share", "is a share of guided exploration: set guided=True"
+        )
+        for name in (
+            "demo_ratio",
+            "alpha",
+            "beta",
+            "margin_end",
+            "random_starts",
+            "exploration_fraction",
+            "exploration_initial_eps",
+            "exploration_final_eps",
+        ):
             demand(0 <= getattr(self, name) <= 1, name, "must lie in [0, 1]")
-        for name in ("learning_rate", "margin"): demand(getattr(self, name) > 0, name, "must be positive")
-        for name in ("iou_weight", "rank_weight", "margin_weight", "warmup", "region_width"): demand(getattr(self, name) >= 0, name, "must not be negative")
+        for name in ("learning_rate", "margin"):
+            demand(getattr(self, name) > 0, name, "must be positive")
+        for name in ("iou_weight", "rank_weight", "margin_weight", "warmup", "region_width"):
+            demand(getattr(self, name) >= 0, name, "must not be negative")
         demand(self.margin_labels in ("set", "single"), "margin_labels", "use 'set' or 'single'")
-        for name in ("confidence", "report_confidence"): demand(getattr(self, name) in (*CONFIDENCE, *[None]*(name != "confidence")), name, f"known are {', '.join(CONFIDENCE)}")
-        demand("region" not in self.confidence.split("*"), "confidence", "the region classifier is fitted when training is over: name it as report_confidence")
-        demand(self.demo_oracle in ("greedy", "centre", "planning"), "demo_oracle", "use 'greedy', 'centre' or 'planning'")
+        for name in ("confidence", "report_confidence"):
+            demand(
+                getattr(self, name) in (*CONFIDENCE, *[None] * (name != "confidence")),
+                name,
+                f"known are {', '.join(CONFIDENCE)}",
+            )
+        demand(
+            "region" not in self.confidence.split("*"),
+            "confidence",
+            "the region classifier is fitted when training is over: name it as report_confidence",
+        )
+        demand(
+            self.demo_oracle in ("greedy", "centre", "planning"), "demo_oracle", "use 'greedy', 'centre' or 'planning'"
+        )
         demand(self.answer in ANSWER, "answer", f"use {' or '.join(map(repr, ANSWER))}")
         demand(1 <= self.classifiers <= 5, "classifiers", "must lie in 1 to 5")
         demand(self.restarts in ("corners", "windows"), "restarts", "use 'corners' or 'windows'")
         demand(self.warmup_loss in ("cross_entropy", "dqfd"), "warmup_loss", "use 'cross_entropy' or 'dqfd'")
-        demand(self.warmup_loss != "dqfd" or self.margin_weight, "warmup_loss", "DQfD's is the margin loss: give margin_weight above 0")
-        demand(self.window is None or self.encoder not in ENCODERS, "window", f"{self.encoder} has no sliding windows: they are for open_clip encoders")
+        demand(
+            self.warmup_loss != "dqfd" or self.margin_weight,
+            "warmup_loss",
+            "DQfD's is the margin loss: give margin_weight above 0",
+        )
+        demand(
+            self.window is None or self.encoder not in ENCODERS,
+            "window",
+            f"{self.encoder} has no sliding windows: they are for open_clip encoders",
+        )
         demand(self.stride is None or self.window, "stride", "is from one window to the next: give a window")
-        for name in ("window", "stride"): demand(getattr(self, name) is None or getattr(self, name) > 0, name, "must be positive")
-        demand((self.stride or 0) <= (self.window or 0), "stride", f"leaves gaps between windows of {self.window} pixels: give at most that")
-        demand(not (self.window and self.input_size) or self.window <= self.input_size, "window", f"is larger than the input of {self.input_size} pixels: give at most that, or a larger input_size")
+        for name in ("window", "stride"):
+            demand(getattr(self, name) is None or getattr(self, name) > 0, name, "must be positive")
+        demand(
+            (self.stride or 0) <= (self.window or 0),
+            "stride",
+            f"leaves gaps between windows of {self.window} pixels: give at most that",
+        )
+        demand(
+            not (self.window and self.input_size) or self.window <= self.input_size,
+            "window",
+            f"is larger than the input of {self.input_size} pixels: give at most that, or a larger input_size",
+        )
         demand(self.regions in ("pooled", "crops"), "regions", "use 'pooled' or 'crops'")
-        demand(self.regions == "pooled" or not self.flip, "regions", "crops are cut from the pictures as they are, not mirrored: set flip=False")
-        for name in ("warmup", "margin_weight"): demand(not getattr(self, name) or self.demo_ratio, name, "needs demonstrations: give demo_ratio above 0")
-        for name in ("n_steps", "demo_episodes", "n_envs", "gradient_steps", "batch_size", "buffer_size", "steps", "eval_every", "target_update_interval"):
+        demand(
+            self.regions == "pooled" or not self.flip,
+            "regions",
+            "crops are cut from the pictures as they are, not mirrored: set flip=False",
+        )
+        for name in ("warmup", "margin_weight"):
+            demand(not getattr(self, name) or self.demo_ratio, name, "needs demonstrations: give demo_ratio above 0")
+        for name in (
+            "n_steps",
+            "demo_episodes",
+            "n_envs",
+            "gradient_steps",
+            "batch_size",
+            "buffer_size",
+            "steps",
+            "eval_every",
+            "target_update_interval",
+        ):
             demand(getattr(self, name) > 0, name, "must be positive")
-        demand(self.buffer_size >= max(self.n_envs, self.batch_size), "buffer_size", "must hold at least one batch and one step of all searches")
-        try: named_reward(self.reward)
-        except ValueError as e: raise ConfigError(f"Config(reward={self.reward!r}): {e}") from e
+        demand(
+            self.buffer_size >= max(self.n_envs, self.batch_size),
+            "buffer_size",
+            "must hold at least one batch and one step of all searches",
+        )
+        try:
+            named_reward(self.reward)
+        except ValueError as e:
+            raise ConfigError(f"Config(reward={self.reward!r}): {e}") from e
 
     @property
     def final_confidence(self) -> str:
@@ -159,64 +265,119 @@ class Config:
     def from_dict(cls, values: dict):
         "What `to_dict` gave. Raises `ConfigError` for an unknown field."
         values = dict(values)
-        if (ties := values.pop("demo_ties", None)) is not None: values["demo_oracle"] = "greedy" if ties == "none" else ties   # its name before there were plans
+        if (ties := values.pop("demo_ties", None)) is not None:
+            values["demo_oracle"] = "greedy" if ties == "none" else ties  # its name before there were plans
         unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown: raise ConfigError(f"unknown field {', '.join(sorted(unknown))}: this run was made by another version of locrl")
+        if unknown:
+            raise ConfigError(
+                f"unknown field {', '.join(sorted(unknown))}: this run was made by another version of locrl"
+            )
         made = dict(values, observation=ObservationConfig(**values["observation"]), moves=Moves(**values["moves"]))
         return cls(**made)
 
 # %% ../../nbs/experiments/00_config.ipynb #26667584
 CONFIGS = {"demo": Config()}
-CONFIGS["animals-5"] = replace(CONFIGS["demo"], name="animals-5", train="voc2012:train", select="voc2012:val", report="voc2007:test",
-                               classes=ANIMALS, input_size=448, dim=256, flip=True, net_arch=(512, 512), region_width=64,
-                               steps=250_000, eval_every=25_000)
-CONFIGS["voc2007-clip"] = replace(CONFIGS["animals-5"], name="voc2007-clip", train="voc2007:train", select="voc2007:val", classes=VOC_CLASSES,
-                                  encoder="ViT-L-14", input_size=None, dim=None, evidence="encoder", steps=1_000_000, eval_every=100_000)
+CONFIGS["animals-5"] = replace(
+    CONFIGS["demo"],
+    name="animals-5",
+    train="voc2012:train",
+    select="voc2012:val",
+    report="voc2007:test",
+    classes=ANIMALS,
+    input_size=448,
+    dim=256,
+    flip=True,
+    net_arch=(512, 512),
+    region_width=64,
+    steps=250_000,
+    eval_every=25_000,
+)
+CONFIGS["voc2007-clip"] = replace(
+    CONFIGS["animals-5"],
+    name="voc2007-clip",
+    train="voc2007:train",
+    select="voc2007:val",
+    classes=VOC_CLASSES,
+    encoder="ViT-L-14",
+    input_size=None,
+    dim=None,
+    evidence="encoder",
+    steps=1_000_000,
+    eval_every=100_000,
+)
+
 
 def named_config(name: str) -> Config:
     "The configuration called `name`. Raises `ConfigError` with the known names."
-    if name not in CONFIGS: raise ConfigError(f"no configuration called {name!r}: known are {', '.join(CONFIGS)}")
+    if name not in CONFIGS:
+        raise ConfigError(f"no configuration called {name!r}: known are {', '.join(CONFIGS)}")
     return CONFIGS[name]
+
 
 def difference(a: dict, b: dict) -> list[str]:
     "Where two configurations (as dictionaries) differ, a line each"
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
 
 # %% ../../nbs/experiments/00_config.ipynb #fdf08ac8
-SCENES = {"scenes": {}, "simple-scenes": dict(objects=(1, 2), scale=(.3, .75), distractors=0)}   # fewer and larger objects
+SCENES = {
+    "scenes": {},
+    "simple-scenes": dict(objects=(1, 2), scale=(0.3, 0.75), distractors=0),
+}  # fewer and larger objects
+
 
 def load_data(
-    spec: str,              # "scenes:SPLIT:N", "simple-scenes:SPLIT:N", "voc2007:SPLIT", "voc2012:SPLIT" or "voc2007+voc2012:SPLIT"
-    classes=VOC_CLASSES,    # classes kept
+    spec: str,  # "scenes:SPLIT:N", "simple-scenes:SPLIT:N", "voc2007:SPLIT", "voc2012:SPLIT" or "voc2007+voc2012:SPLIT"
+    classes=VOC_CLASSES,  # classes kept
 ):
     "The data set that `spec` names. Raises `DataError` for a spec that names none."
     kind, *rest = spec.split(":")
     try:
-        if kind in SCENES and len(rest) == 2: return Scenes(int(rest[1]), split=rest[0], classes=tuple(classes), **SCENES[kind])
+        if kind in SCENES and len(rest) == 2:
+            return Scenes(int(rest[1]), split=rest[0], classes=tuple(classes), **SCENES[kind])
         years = kind.split("+")
         if len(rest) == 1 and len(years) < 3 and all(y.startswith("voc") for y in years):
             parts = [VOC(y[3:], rest[0], tuple(classes)) for y in years]
             return parts[0] if len(parts) == 1 else parts[0] + parts[1]
     except ValueError as e:
-        if isinstance(e, DataError): raise
-    raise DataError(f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or voc2007+voc2012:SPLIT")
+        if isinstance(e, DataError):
+            raise
+    raise DataError(
+        f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or voc2007+voc2012:SPLIT"
+    )
 
 # %% ../../nbs/experiments/00_config.ipynb #a554cb4a
-LOOKS = ("train", "select", "report", "classes", "encoder", "pretrained", "method", "prompts", "input_size", "dim", "evidence", "flip",
-         "window", "stride", "regions")  # fields that say what is looked at
+LOOKS = (
+    "train",
+    "select",
+    "report",
+    "classes",
+    "encoder",
+    "pretrained",
+    "method",
+    "prompts",
+    "input_size",
+    "dim",
+    "evidence",
+    "flip",
+    "window",
+    "stride",
+    "regions",
+)  # fields that say what is looked at
 
 AFTER_TRAINING = ("name", "answer", "classifiers", "report_confidence", "restarts")  # fields that training never sees
+
 
 @dataclass(eq=False)
 class World:
     "What a run looks at: encoder, projection, prototypes, and per split the data and its features"
+
     config: Config
     encoder: Encoder
     projection: Projection
     prototypes: Prototypes | None
-    data: dict            # split ("train", "select", "report") -> data set
-    banks: dict           # split -> `FeatureBank`
-    targets: Targets      # the questions of the training set, mirrored ones included
+    data: dict  # split ("train", "select", "report") -> data set
+    banks: dict  # split -> `FeatureBank`
+    targets: Targets  # the questions of the training set, mirrored ones included
     device: str = "cpu"
 
     def bank(self, split: str) -> FeatureBank:
@@ -227,36 +388,54 @@ class World:
             self.banks[split] = self.look(store, self.data[split], self.config.classes, self.prototypes)
         return self.banks[split]
 
-    def look(self,
+    def look(
+        self,
         stores: FeatureStore | list[FeatureStore],  # of `data`; one alone where regions are crops
-        data,                                       # a data set
-        classes,                                    # what may be asked for
-        prototypes: Prototypes | None,              # evidence for the classes, instead of the encoder's own
+        data,  # a data set
+        classes,  # what may be asked for
+        prototypes: Prototypes | None,  # evidence for the classes, instead of the encoder's own
     ) -> FeatureBank:
         "Features in memory, with regions embedded as the configuration says"
-        if self.config.regions == "pooled": return FeatureBank(stores, classes, prototypes, self.device)
-        store, = [stores] if isinstance(stores, FeatureStore) else stores
+        if self.config.regions == "pooled":
+            return FeatureBank(stores, classes, prototypes, self.device)
+        (store,) = [stores] if isinstance(stores, FeatureStore) else stores
         return CropBank(store, classes, CropCache(self.encoder, data), prototypes, self.device)
 
     def under(self, config: Config) -> "World":
         "The same world for a configuration that learns otherwise. Raises `ConfigError` when it looks at other things."
         for name in LOOKS:
             here, asked = getattr(self.config, name), getattr(config, name)
-            if here != asked: raise ConfigError(f"this world has {name}={here!r}, the configuration asks for {asked!r}: prepare(config) makes one that fits")
+            if here != asked:
+                raise ConfigError(
+                    f"this world has {name}={here!r}, the configuration asks for {asked!r}: prepare(config) makes one that fits"
+                )
         return replace(self, config=config)
+
 
 def make_encoder(
     config: Config,
-    device: str = "cpu",   # torch device
+    device: str = "cpu",  # torch device
 ) -> Encoder:
     "The encoder that `config` names. Raises `locrl.vision.clip.WeightsError` where an open_clip one has no weights to be had."
-    options = {} if config.encoder in ENCODERS else dict(pretrained=config.pretrained, method=config.method, prompts=config.prompts, window=config.window, stride=config.stride)
-    if config.input_size is not None: options["input_size"] = config.input_size
+    options = (
+        {}
+        if config.encoder in ENCODERS
+        else dict(
+            pretrained=config.pretrained,
+            method=config.method,
+            prompts=config.prompts,
+            window=config.window,
+            stride=config.stride,
+        )
+    )
+    if config.input_size is not None:
+        options["input_size"] = config.input_size
     return load_encoder(config.encoder, device=device, **options)
+
 
 def prepare(
     config: Config,
-    device: str = "cpu",   # torch device of encoder and features
+    device: str = "cpu",  # torch device of encoder and features
 ) -> World:
     "Load the training data, encode it (once; it stays on disk) and fit projection and prototypes on it"
     data = load_data(config.train, config.classes)
@@ -266,8 +445,12 @@ def prepare(
     stores, targets = [store], Targets.of(data, config.classes)
     if config.flip:
         stores.append(build_store(data, encoder, projection=store.projection, flip=True))
-        mirrored = np.where(targets.boxes[..., 2:3] > 0, mirror(targets.boxes), targets.boxes)   # padding stays
-        targets = Targets(np.concatenate([targets.image, targets.image + len(data)]), np.tile(targets.label, 2), np.concatenate([targets.boxes, mirrored]))
+        mirrored = np.where(targets.boxes[..., 2:3] > 0, mirror(targets.boxes), targets.boxes)  # padding stays
+        targets = Targets(
+            np.concatenate([targets.image, targets.image + len(data)]),
+            np.tile(targets.label, 2),
+            np.concatenate([targets.boxes, mirrored]),
+        )
     world = World(config, encoder, store.projection, prototypes, {"train": data}, {}, targets, device)
     world.banks["train"] = world.look(stores, data, config.classes, prototypes)
     return world

@@ -40,25 +40,32 @@ from .train import Agent
 @dataclass(frozen=True, eq=False)
 class Walks:
     "The greedy moves of an agent for some questions, with TRIGGER left out"
-    boxes: np.ndarray     # (E, T, 4) float32, the box before each move
-    actions: np.ndarray   # (E, T) int64, the moves
-    stop: np.ndarray      # (E,) int64, first step at which TRIGGER is the best action; T where it never is
 
-    def __len__(self): return len(self.stop)
+    boxes: np.ndarray  # (E, T, 4) float32, the box before each move
+    actions: np.ndarray  # (E, T) int64, the moves
+    stop: np.ndarray  # (E,) int64, first step at which TRIGGER is the best action; T where it never is
+
+    def __len__(self):
+        return len(self.stop)
+
 
 @torch.no_grad()
 def walk(
-    policy: RegionPolicy,      # the agent's policy
-    bank: FeatureBank,         # features of the pictures
-    image: np.ndarray,         # (E,) which picture
-    label: np.ndarray,         # (E,) which class
-    moves: Moves = Moves(),    # what actions do
-    max_steps: int = MAX_STEPS,# boxes passed, the first included
+    policy: RegionPolicy,  # the agent's policy
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # boxes passed, the first included
 ) -> Walks:
     "Let the agent move to the step limit, whatever it thinks of TRIGGER"
     net, n = attach(policy, bank).q_net, len(image)
     net.set_training_mode(False)
-    box, history, stop, boxes, actions = np.tile(FULL, (n, 1)), np.full((n, HISTORY), -1), np.full(n, max_steps), [], []
+    box = np.tile(FULL, (n, 1))
+    history = np.full((n, HISTORY), -1)
+    stop = np.full(n, max_steps)
+    boxes = []
+    actions = []
     for t in range(max_steps):
         keys = np.concatenate([image[:, None], label[:, None], box, np.full((n, 1), t), history], 1, dtype=np.float32)
         q = np.concatenate([net.predict_all(k)[0].cpu().numpy() for k in torch.from_numpy(keys).split(4096)])
@@ -81,33 +88,38 @@ ANSWERS = {
     "presence": "the same boxes, ranked by their confidence among all pictures: the measured result",
 }
 
+
 def _true_iou(boxes, targets):
     "IoU of `boxes` (E, ..., 4) with the best object of their question"
-    truth = targets.boxes.reshape(len(targets), *(1,)*(boxes.ndim - 2), *targets.boxes.shape[1:])
+    truth = targets.boxes.reshape(len(targets), *(1,) * (boxes.ndim - 2), *targets.boxes.shape[1:])
     return iou(boxes[..., None, :], truth).max(-1)
 
+
 def planned(
-    targets: Targets,          # questions with objects
-    moves: Moves = Moves(),    # what actions do
-    max_steps: int = MAX_STEPS,# TRIGGER included
-) -> np.ndarray:               # (E, 4)
+    targets: Targets,  # questions with objects
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # TRIGGER included
+) -> np.ndarray:  # (E, 4)
     "For each question the box of the planning oracle that has the highest IoU with its object"
     there = targets.boxes[..., 2] > targets.boxes[..., 0]
     rollout = plan(targets.boxes[there], moves, max_steps=max_steps - 1)
-    reached = np.full(there.shape, -1.)
+    reached = np.full(there.shape, -1.0)
     reached[there] = rollout.final_ious
     boxes = np.zeros_like(targets.boxes)
     boxes[there] = rollout.final_boxes
     return boxes[np.arange(len(targets)), reached.argmax(1)]
 
+
 def demonstrated(
-    targets: Targets,          # questions with objects
-    moves: Moves = Moves(),    # what actions do
-    max_steps: int = MAX_STEPS,# TRIGGER included
-    ties: str = "centre",      # of the demonstrator
-) -> np.ndarray:               # (E, 4)
+    targets: Targets,  # questions with objects
+    moves: Moves = Moves(),  # what actions do
+    max_steps: int = MAX_STEPS,  # TRIGGER included
+    ties: str = "centre",  # of the demonstrator
+) -> np.ndarray:  # (E, 4)
     "For each question the box the greedy oracle ends with"
-    return greedy(targets.boxes, moves, ties, max_steps - 1, mask=targets.boxes[..., 2] > targets.boxes[..., 0]).final_boxes
+    return greedy(
+        targets.boxes, moves, ties, max_steps - 1, mask=targets.boxes[..., 2] > targets.boxes[..., 0]
+    ).final_boxes
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #94c326a0
 def _held(gt, n_images, n_classes):
@@ -116,18 +128,19 @@ def _held(gt, n_images, n_classes):
     held[gt.image, gt.label] = True
     return held
 
+
 def levels(
-    searches: Searches,        # of every picture and class, in the order of `questions`
-    walks: Walks,              # of the questions of `targets`
-    targets: Targets,          # the questions with objects that count
-    gt,                        # ground truth whose labels index the bank's classes
+    searches: Searches,  # of every picture and class, in the order of `questions`
+    walks: Walks,  # of the questions of `targets`
+    targets: Targets,  # the questions with objects that count
+    gt,  # ground truth whose labels index the bank's classes
     n_classes: int,
-    confidence: str,           # source of the ranking
-    planned: np.ndarray,       # (E, 4) boxes of the planning oracle
+    confidence: str,  # source of the ranking
+    planned: np.ndarray,  # (E, 4) boxes of the planning oracle
     demonstrated: np.ndarray,  # (E, 4) boxes of the demonstrator
-) -> dict:                     # name of the step -> `Detections` after it
+) -> dict:  # name of the step -> `Detections` after it
     "The answers after each step of the ladder"
-    row = targets.image*n_classes + targets.label
+    row = targets.image * n_classes + targets.label
     first = targets.boxes[np.arange(len(targets)), (targets.boxes[..., 2] > targets.boxes[..., 0]).argmax(1)]
     passed = walks.boxes[np.arange(len(walks)), _true_iou(walks.boxes, targets).argmax(1)]
     boxes = dict(zip(ANSWERS, (first, planned, demonstrated, passed, searches.box[row])))
@@ -139,15 +152,17 @@ def levels(
 # %% ../../nbs/experiments/08_diagnose.ipynb #8082f8cb
 def auc(
     high: np.ndarray,  # (n,) scores that should be higher
-    low: np.ndarray,   # (m,) scores that should be lower
-) -> float | None:     # in [0, 1]; None where one is empty
+    low: np.ndarray,  # (m,) scores that should be lower
+) -> float | None:  # in [0, 1]; None where one is empty
     "Chance that one of `high` exceeds one of `low`, ties counting half"
-    if not len(high) or not len(low): return None
+    if not len(high) or not len(low):
+        return None
     low = np.sort(low)
-    return float((np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")).mean()/2/len(low))
+    return float((np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")).mean() / 2 / len(low))
+
 
 def evidence(
-    searches: Searches,        # as for `levels`, and so are the others
+    searches: Searches,  # as for `levels`, and so are the others
     walks: Walks,
     targets: Targets,
     gt,
@@ -155,100 +170,161 @@ def evidence(
     confidence: str,
     planned: np.ndarray,
     demonstrated: np.ndarray,
-) -> dict:                     # plain numbers; what is undefined is None
+) -> dict:  # plain numbers; what is undefined is None
     "What the agent does at each component"
-    row = targets.image*n_classes + targets.label
+    row = targets.image * n_classes + targets.label
     at_stop, along = _true_iou(searches.box[row], targets), _true_iou(walks.boxes, targets)
-    best, best_at, hit = along.max(1), along.argmax(1), at_stop >= .5
-    lost, stop, asked = (best >= .5) & ~hit, walks.stop, np.arange(along.shape[1])
-    after = (along*(asked > stop[:, None])).max(1) >= .5       # a good box came after the trigger
+    best = along.max(1)
+    best_at = along.argmax(1)
+    hit = at_stop >= 0.5
+    lost = (best >= 0.5) & ~hit
+    stop = walks.stop
+    asked = np.arange(along.shape[1])
+    after = (along * (asked > stop[:, None])).max(1) >= 0.5  # a good box came after the trigger
     triggered, taken = searches.triggered[row], walks.actions[asked < stop[:, None]]
-    sure, held = confidence_of(searches, confidence), _held(gt, searches.image.max() + 1, n_classes)[searches.image, searches.label]
-    share = lambda x: float(np.mean(x)) if len(x) else None
+    sure = confidence_of(searches, confidence)
+    held = _held(gt, searches.image.max() + 1, n_classes)[searches.image, searches.label]
+
+    def share(x):
+        return float(np.mean(x)) if len(x) else None
+
     return dict(
-        questions=len(targets), objects=int((targets.boxes[..., 2] > targets.boxes[..., 0]).sum()), negatives=int((~held).sum()),
-        planned_hit=share(_true_iou(planned, targets) >= .5), planned_iou=share(_true_iou(planned, targets)),
-        demonstrated_hit=share(_true_iou(demonstrated, targets) >= .5), demonstrated_iou=share(_true_iou(demonstrated, targets)),
-        passed_hit=share(best >= .5), passed_iou=share(best), passed_step=share(best_at),
-        hit=share(hit), mean_iou=share(at_stop), trigger_rate=share(triggered), trigger_iou=share(at_stop[triggered]), steps=share(searches.steps[row]),
-        lost=int(lost.sum()), lost_early=share((after & triggered)[lost]), lost_late=share((~after & triggered)[lost]), lost_never=share(~triggered[lost]),
-        auc_miss=auc(sure[row][hit], sure[row][~hit]), auc_negative=auc(sure[row][hit], sure[~held]),
+        questions=len(targets),
+        objects=int((targets.boxes[..., 2] > targets.boxes[..., 0]).sum()),
+        negatives=int((~held).sum()),
+        planned_hit=share(_true_iou(planned, targets) >= 0.5),
+        planned_iou=share(_true_iou(planned, targets)),
+        demonstrated_hit=share(_true_iou(demonstrated, targets) >= 0.5),
+        demonstrated_iou=share(_true_iou(demonstrated, targets)),
+        passed_hit=share(best >= 0.5),
+        passed_iou=share(best),
+        passed_step=share(best_at),
+        hit=share(hit),
+        mean_iou=share(at_stop),
+        trigger_rate=share(triggered),
+        trigger_iou=share(at_stop[triggered]),
+        steps=share(searches.steps[row]),
+        lost=int(lost.sum()),
+        lost_early=share((after & triggered)[lost]),
+        lost_late=share((~after & triggered)[lost]),
+        lost_never=share(~triggered[lost]),
+        auc_miss=auc(sure[row][hit], sure[row][~hit]),
+        auc_negative=auc(sure[row][hit], sure[~held]),
         trigger_rate_negatives=share(searches.triggered[~held]),
-        trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(), actions=np.bincount(taken, minlength=len(ACTIONS)).tolist())
+        trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(),
+        actions=np.bincount(taken, minlength=len(ACTIONS)).tolist(),
+    )
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #f53df3e4
 def _say(component, e, config):
     "What the evidence `e` says of a component, in a sentence"
-    p = lambda x: "none" if x is None else f"{100*x:.0f} %"
-    n = lambda x: "undefined" if x is None else f"{x:.2f}"
+
+    def p(x):
+        return "none" if x is None else f"{100 * x:.0f} %"
+
+    def n(x):
+        return "undefined" if x is None else f"{x:.2f}"
+
     if component == "multiple instances":
-        return f"there are {e['objects']:,} objects behind {e['questions']:,} questions, and one box for each finds at most {p(e['questions']/e['objects'])} of the objects"
+        return f"there are {e['objects']:,} objects behind {e['questions']:,} questions, and one box for each finds at most {p(e['questions'] / e['objects'])} of the objects"
     if component == "action space":
         return f"the planning oracle reaches IoU 0.5 in {p(e['planned_hit'])} of the questions (mean IoU {n(e['planned_iou'])})"
     if component == "demonstrations":
-        if not config.demo_ratio: return "the run learned from no demonstrations"
+        if not config.demo_ratio:
+            return "the run learned from no demonstrations"
         return f"the demonstrator ends at IoU 0.5 or more in {p(e['demonstrated_hit'])} of the questions, the planning oracle in {p(e['planned_hit'])}"
     if component == "movement":
         return f"in {p(1 - e['passed_hit'])} of the questions none of the boxes it passes reaches IoU 0.5; the best of them has a mean IoU of {n(e['passed_iou'])}, the planning oracle's {n(e['planned_iou'])}"
     if component == "trigger":
-        rho = "" if e.get("rho_probe") is None else f"; the IoU can be read from the trunk with a correlation of {n(e['rho_probe'])}, the head predicts it with {n(e['rho_head'])}"
-        return (f"it passes a box of IoU 0.5 in {p(e['passed_hit'])} of the questions and answers with one in {p(e['hit'])}; where it misses what it passed, it stopped "
-                f"too early in {p(e['lost_early'])}, too late in {p(e['lost_late'])}, and never triggered in {p(e['lost_never'])}{rho}")
+        rho = (
+            ""
+            if e.get("rho_probe") is None
+            else f"; the IoU can be read from the trunk with a correlation of {n(e['rho_probe'])}, the head predicts it with {n(e['rho_head'])}"
+        )
+        return (
+            f"it passes a box of IoU 0.5 in {p(e['passed_hit'])} of the questions and answers with one in {p(e['hit'])}; where it misses what it passed, it stopped "
+            f"too early in {p(e['lost_early'])}, too late in {p(e['lost_late'])}, and never triggered in {p(e['lost_never'])}{rho}"
+        )
     if component == "ranking":
         return f"among pictures that hold the class, a hit outranks a miss with a chance of {n(e['auc_miss'])}"
-    return (f"a hit outranks the answer for a picture without the class with a chance of {n(e['auc_negative'])}, but there are {e['negatives']:,} of these for "
-            f"{e['questions']:,} questions; it triggers on {p(e['trigger_rate_negatives'])} of them")
+    return (
+        f"a hit outranks the answer for a picture without the class with a chance of {n(e['auc_negative'])}, but there are {e['negatives']:,} of these for "
+        f"{e['questions']:,} questions; it triggers on {p(e['trigger_rate_negatives'])} of them"
+    )
+
 
 def _interval(x):
     "A number with its interval, for a sentence"
     return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
-SURE = .95     # share of the resamples from which on the largest fall counts as established
-NOISE = .02    # falls below this are not worth a sentence
+
+SURE = 0.95  # share of the resamples from which on the largest fall counts as established
+NOISE = 0.02  # falls below this are not worth a sentence
+
 
 def verdict(
-    steps,        # of `Step`
-    e: dict,      # what `evidence` gave, means over the seeds
-    config,       # of the runs
+    steps,  # of `Step`
+    e: dict,  # what `evidence` gave, means over the seeds
+    config,  # of the runs
 ) -> list[str]:
     "The binding constraint, its evidence, and what else the numbers say; a sentence or two each"
     order = sorted(steps, key=lambda s: -s.loss["total"]["mean"])
-    first, second, measured = order[0], order[1], steps[-1].level["total"]
+    first = order[0]
+    second = order[1]
+    measured = steps[-1].level["total"]
+
     def how_sure(top, next_, share):
-        if share >= SURE: return f"the largest fall in {100*share:.0f} % of the resamples"
-        return f"but {next_.component} ({_interval(next_.loss['total'])}) is close: {top.component} is the largest fall in only {100*share:.0f} % of the resamples"
-    out = [f"Of {1 - measured['mean']:.3f} lost below 1, {first.component} costs most: {_interval(first.loss['total'])}, {how_sure(first, second, first.largest)}. In numbers: {_say(first.component, e, config)}."]
+        if share >= SURE:
+            return f"the largest fall in {100 * share:.0f} % of the resamples"
+        return f"but {next_.component} ({_interval(next_.loss['total'])}) is close: {top.component} is the largest fall in only {100 * share:.0f} % of the resamples"
+
+    out = [
+        f"Of {1 - measured['mean']:.3f} lost below 1, {first.component} costs most: {_interval(first.loss['total'])}, {how_sure(first, second, first.largest)}. In numbers: {_say(first.component, e, config)}."
+    ]
     rest = [s for s in order[1:] if s.loss["total"]["mean"] > NOISE]
     if first.component == "multiple instances" and rest:
-        out.append(f"That is the protocol's one box for each picture and class. Within it, {rest[0].component} costs most: {_interval(rest[0].loss['total'])}, {how_sure(rest[0], order[2], rest[0].largest_within)}. In numbers: {_say(rest[0].component, e, config)}.")
+        out.append(
+            f"That is the protocol's one box for each picture and class. Within it, {rest[0].component} costs most: {_interval(rest[0].loss['total'])}, {how_sure(rest[0], order[2], rest[0].largest_within)}. In numbers: {_say(rest[0].component, e, config)}."
+        )
         rest = rest[1:]
-    out += [f"Next, {s.component}: {_interval(s.loss['total'])}. In numbers: {_say(s.component, e, config)}." for s in rest[:2]]
-    if small := [s.component for s in order if abs(s.loss["total"]["mean"]) <= NOISE]: out.append(f"Hardly anything is lost to {', '.join(small)}.")
-    out += [f"{s.component.capitalize()} gives something back, {_interval(s.loss['total'])}: {_say(s.component, e, config)}." for s in order if s.loss["total"]["mean"] < -NOISE]
+    out += [
+        f"Next, {s.component}: {_interval(s.loss['total'])}. In numbers: {_say(s.component, e, config)}."
+        for s in rest[:2]
+    ]
+    if small := [s.component for s in order if abs(s.loss["total"]["mean"]) <= NOISE]:
+        out.append(f"Hardly anything is lost to {', '.join(small)}.")
+    out += [
+        f"{s.component.capitalize()} gives something back, {_interval(s.loss['total'])}: {_say(s.component, e, config)}."
+        for s in order
+        if s.loss["total"]["mean"] < -NOISE
+    ]
     return out
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #d6742d81
 @dataclass(frozen=True, eq=False)
 class Step:
-    "One step of the ladder; numbers are dictionaries with mean, low and high, for the \"total\" and by class"
-    component: str   # what the fall is the cost of
-    answers: str     # what is scored after it
-    level: dict      # the score after it
-    loss: dict       # what the score falls by
-    largest: float   # share of the resamples in which no other step of the total falls more
+    'One step of the ladder; numbers are dictionaries with mean, low and high, for the "total" and by class'
+
+    component: str  # what the fall is the cost of
+    answers: str  # what is scored after it
+    level: dict  # the score after it
+    loss: dict  # what the score falls by
+    largest: float  # share of the resamples in which no other step of the total falls more
     largest_within: float  # the same among the steps after the first, which is of the protocol and not of the agent
+
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     "Where the mAP of a run, or of several seeds, is lost"
-    name: str        # of the configuration
-    data: str        # that it was measured on
-    seeds: tuple     # of the runs
-    metric: str      # "map11" or "map_area"
-    steps: tuple     # of `Step`
-    evidence: dict   # mean over the seeds of every number of `evidence`, with rho of probe and head
-    training: list   # rows of metrics.jsonl, a list for each seed
-    verdict: list    # sentences
+
+    name: str  # of the configuration
+    data: str  # that it was measured on
+    seeds: tuple  # of the runs
+    metric: str  # "map11" or "map_area"
+    steps: tuple  # of `Step`
+    evidence: dict  # mean over the seeds of every number of `evidence`, with rho of probe and head
+    training: list  # rows of metrics.jsonl, a list for each seed
+    verdict: list  # sentences
 
     @property
     def measured(self) -> float:
@@ -262,15 +338,50 @@ class Diagnosis:
 
     def table(self, of: str = "total"):  # "total", or a class
         "What each step costs, as a `locrl.figures.Table`"
-        cell = lambda x: (x["mean"], x["low"], x["high"])
-        return table([{"component": s.component, "costs": cell(s.loss[of]), "leaves": cell(s.level[of]), "largest in": f"{100*s.largest:.0f} %" if of == "total" else None,
-                       "answers": s.answers} for s in self.steps], columns=["component", "costs", "leaves", *["largest in"]*(of == "total"), "answers"], emphasise=self.binding)
+
+        def cell(x):
+            return (x["mean"], x["low"], x["high"])
+
+        return table(
+            [
+                {
+                    "component": s.component,
+                    "costs": cell(s.loss[of]),
+                    "leaves": cell(s.level[of]),
+                    "largest in": f"{100 * s.largest:.0f} %" if of == "total" else None,
+                    "answers": s.answers,
+                }
+                for s in self.steps
+            ],
+            columns=["component", "costs", "leaves", *["largest in"] * (of == "total"), "answers"],
+            emphasise=self.binding,
+        )
 
     def to_dict(self) -> dict:
         "Plain numbers, for JSON"
-        steps = [dict(component=s.component, answers=s.answers, level=s.level, loss=s.loss, largest=s.largest, largest_within=s.largest_within) for s in self.steps]
-        return dict(name=self.name, data=self.data, seeds=list(self.seeds), metric=self.metric, measured=self.measured, binding=self.binding,
-                    steps=steps, evidence=self.evidence, training=self.training, verdict=self.verdict)
+        steps = [
+            dict(
+                component=s.component,
+                answers=s.answers,
+                level=s.level,
+                loss=s.loss,
+                largest=s.largest,
+                largest_within=s.largest_within,
+            )
+            for s in self.steps
+        ]
+        return dict(
+            name=self.name,
+            data=self.data,
+            seeds=list(self.seeds),
+            metric=self.metric,
+            measured=self.measured,
+            binding=self.binding,
+            steps=steps,
+            evidence=self.evidence,
+            training=self.training,
+            verdict=self.verdict,
+        )
 
     def figure(self):
         "The ladder in total and for each class"
@@ -284,10 +395,12 @@ class Diagnosis:
         words = "".join(f"<p>{escape(v)}</p>" for v in self.verdict)
         return f"<h4>{escape(self.name)} on {escape(self.data)}</h4>{words}{self.table()._repr_html_()}{_img(self.figure())}"
 
+
 def _img(figure):
     "A figure within HTML"
     import base64
     from io import BytesIO
+
     png = BytesIO()
     figure.savefig(png, format="png", dpi=90)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"/>'
@@ -295,111 +408,196 @@ def _img(figure):
 # %% ../../nbs/experiments/08_diagnose.ipynb #41d31d43
 def _drop(ax, names, levels, losses, title):
     "One waterfall, from 1 at the top down to the last level"
-    y, before = np.arange(len(names)), np.array([1., *(l["mean"] for l in levels)])
+    y, before = np.arange(len(names)), np.array([1.0, *(l["mean"] for l in levels)])
     fall = np.array([l["mean"] for l in losses])
     worst = fall.argmax()
-    colour = [COLOURS["agent"] if i == worst else COLOURS["truth"] if f < 0 else COLOURS["faint"] for i, f in enumerate(fall)]
-    ax.barh(y, -fall, left=before[:-1], color=colour, height=.7)
-    ax.barh(len(names), before[-1], color=COLOURS["second"], height=.7)
+    colour = [
+        COLOURS["agent"] if i == worst else COLOURS["truth"] if f < 0 else COLOURS["faint"] for i, f in enumerate(fall)
+    ]
+    ax.barh(y, -fall, left=before[:-1], color=colour, height=0.7)
+    ax.barh(len(names), before[-1], color=COLOURS["second"], height=0.7)
     for i in y:
-        ax.plot([before[i + 1]]*2, [i - .35, i + 1.35], color=COLOURS["ink"], linewidth=.7)
+        ax.plot([before[i + 1]] * 2, [i - 0.35, i + 1.35], color=COLOURS["ink"], linewidth=0.7)
         edge = max(before[i], before[i + 1])
-        ax.text(edge + .015, i, f"{-fall[i]:+.3f}" if abs(fall[i]) >= 5e-4 else "0", va="center", fontsize=8, fontweight="bold" if i == worst else "normal")
-        if "low" in levels[i]: ax.plot([levels[i]["low"], levels[i]["high"]], [i + .5]*2, color=COLOURS["ink"], linewidth=2, alpha=.5, solid_capstyle="butt")
-    ax.text(before[-1] + .015, len(names), f"{before[-1]:.3f}", va="center", fontsize=8, fontweight="bold")
-    ax.set(xlim=(0, 1.16), xticks=[0, .25, .5, .75, 1], ylim=(len(names) + .6, -.6), yticks=range(len(names) + 1), yticklabels=[*names, "measured"], title=title)
+        ax.text(
+            edge + 0.015,
+            i,
+            f"{-fall[i]:+.3f}" if abs(fall[i]) >= 5e-4 else "0",
+            va="center",
+            fontsize=8,
+            fontweight="bold" if i == worst else "normal",
+        )
+        if "low" in levels[i]:
+            ax.plot(
+                [levels[i]["low"], levels[i]["high"]],
+                [i + 0.5] * 2,
+                color=COLOURS["ink"],
+                linewidth=2,
+                alpha=0.5,
+                solid_capstyle="butt",
+            )
+    ax.text(before[-1] + 0.015, len(names), f"{before[-1]:.3f}", va="center", fontsize=8, fontweight="bold")
+    ax.set(
+        xlim=(0, 1.16),
+        xticks=[0, 0.25, 0.5, 0.75, 1],
+        ylim=(len(names) + 0.6, -0.6),
+        yticks=range(len(names) + 1),
+        yticklabels=[*names, "measured"],
+        title=title,
+    )
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
 
+
 def ladder_figure(
-    steps,                  # of `Step`
+    steps,  # of `Step`
     metric: str = "map11",  # for the axis
-    columns: int = 3,       # panels in a row
-):                          # matplotlib Figure
+    columns: int = 3,  # panels in a row
+):  # matplotlib Figure
     "The ladder in total and for each class; the largest fall is orange, a rise green, the measured score blue"
     import matplotlib.pyplot as plt
+
     names, panels = [s.component for s in steps], list(steps[0].loss)
     columns = min(columns, len(panels))
-    rows = -(-len(panels)//columns)
+    rows = -(-len(panels) // columns)
     with style():
-        figure, axes = plt.subplots(rows, columns, figsize=(3.1*columns + 1.2, 2.5*rows + .3), sharey=True, squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.1 * columns + 1.2, 2.5 * rows + 0.3), sharey=True, squeeze=False
+        )
         plt.close(figure)
-        for ax in axes.ravel()[len(panels):]: ax.axis("off")
+        for ax in axes.ravel()[len(panels) :]:
+            ax.axis("off")
         for panel, ax in zip(panels, axes.ravel()):
-            _drop(ax, names, [s.level[panel] for s in steps], [s.loss[panel] for s in steps], "all classes" if panel == "total" else panel)
-        figure.supxlabel({"map11": "average precision, 11 points", "map_area": "average precision, area"}[metric], fontsize=10)
+            _drop(
+                ax,
+                names,
+                [s.level[panel] for s in steps],
+                [s.loss[panel] for s in steps],
+                "all classes" if panel == "total" else panel,
+            )
+        figure.supxlabel(
+            {"map11": "average precision, 11 points", "map_area": "average precision, area"}[metric], fontsize=10
+        )
     return figure
 
+
 def signs_figure(
-    e: dict,         # what `evidence` gave
+    e: dict,  # what `evidence` gave
     training: list,  # rows of metrics.jsonl, a list for each seed
-    seeds=(),        # their names
-):                   # matplotlib Figure
+    seeds=(),  # their names
+):  # matplotlib Figure
     "IoU of triggered answers, actions taken, and the Q-values and margin violations over training"
     import matplotlib.pyplot as plt
-    curves = [k for k in ("q_mean", "q_trigger", "margin_violations", "trigger_rate_negatives", "rho_head", "rho_probe") if any(k in r for log in training for r in log)]
-    rows = -(-(2 + len(curves))//4)
+
+    curves = [
+        k
+        for k in ("q_mean", "q_trigger", "margin_violations", "trigger_rate_negatives", "rho_head", "rho_probe")
+        if any(k in r for log in training for r in log)
+    ]
+    rows = -(-(2 + len(curves)) // 4)
     with style():
-        figure, axes = plt.subplots(rows, 4, figsize=(10.8, 2.4*rows), squeeze=False)
+        figure, axes = plt.subplots(rows, 4, figsize=(10.8, 2.4 * rows), squeeze=False)
         plt.close(figure)
         axes = axes.ravel()
-        for ax in axes[2 + len(curves):]: ax.axis("off")
+        for ax in axes[2 + len(curves) :]:
+            ax.axis("off")
         ious, actions = np.array(e["trigger_ious"], float), np.array(e["actions"], float)
-        axes[0].bar((np.arange(20) + .5)/20, ious/max(ious.sum(), 1), width=.05, color=COLOURS["agent"], edgecolor="white")
-        axes[0].axvline(.5, color=COLOURS["truth"], linestyle="--", linewidth=1)
+        axes[0].bar(
+            (np.arange(20) + 0.5) / 20, ious / max(ious.sum(), 1), width=0.05, color=COLOURS["agent"], edgecolor="white"
+        )
+        axes[0].axvline(0.5, color=COLOURS["truth"], linestyle="--", linewidth=1)
         axes[0].set(title="IoU at the trigger", xlabel="IoU", ylabel="share")
-        axes[1].barh([a.replace("_", " ") for a in ACTIONS[:len(actions)]], actions/max(actions.sum(), 1), color=COLOURS["second"])
+        axes[1].barh(
+            [a.replace("_", " ") for a in ACTIONS[: len(actions)]],
+            actions / max(actions.sum(), 1),
+            color=COLOURS["second"],
+        )
         axes[1].invert_yaxis()
         axes[1].set(title="moves", xlabel="share")
         for name, ax in zip(curves, axes[2:]):
             for seed, log in zip(seeds or range(len(training)), training):
-                if points := [(r["step"], r[name]) for r in log if r.get(name) is not None]: ax.plot(*zip(*points), label=f"seed {seed}")
+                if points := [(r["step"], r[name]) for r in log if r.get(name) is not None]:
+                    ax.plot(*zip(*points), label=f"seed {seed}")
             ax.set(title=name, xlabel="step")
-            ax.xaxis.set_major_formatter(lambda x, _: f"{x/1000:g}k" if abs(x) >= 1000 else f"{x:g}")
-        if len(training) > 1 and curves: axes[2].legend()
+            ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 1000 else f"{x:g}")
+        if len(training) > 1 and curves:
+            axes[2].legend()
     return figure
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #2d54e379
 def diagnose(
-    runs,                      # a run folder, or several of one configuration
-    split: str = "select",     # "select" or "report"
-    metric: str = "map11",     # average precision by "map11" (11 points) or "map_area"
-    world: World | None = None,# to share between calls
-    resamples: int = 1000,     # of pictures and seeds, for the intervals
-    seed: int = 0,             # of the resampling
-    progress: bool = False,    # show progress bars
-    confidence: str | None = None, # source of the ranking; default the configuration's
+    runs,  # a run folder, or several of one configuration
+    split: str = "select",  # "select" or "report"
+    metric: str = "map11",  # average precision by "map11" (11 points) or "map_area"
+    world: World | None = None,  # to share between calls
+    resamples: int = 1000,  # of pictures and seeds, for the intervals
+    seed: int = 0,  # of the resampling
+    progress: bool = False,  # show progress bars
+    confidence: str | None = None,  # source of the ranking; default the configuration's
 ) -> Diagnosis:
     "Where the mAP of finished runs is lost. Raises `ConfigError` when the runs are not of one configuration."
-    if metric not in ("map11", "map_area"): raise ConfigError(f"metric={metric!r}: use 'map11' or 'map_area'")
+    if metric not in ("map11", "map_area"):
+        raise ConfigError(f"metric={metric!r}: use 'map11' or 'map_area'")
     agents, world, bank, data = opened(runs, split, world)
-    config, moves, limit, classes = agents[0].config, agents[0].config.moves, agents[0].config.observation.max_steps, bank.classes
+    config = agents[0].config
+    moves = agents[0].config.moves
+    limit = agents[0].config.observation.max_steps
+    classes = bank.classes
     confidence = confidence or config.final_confidence
     gt, targets = relabelled(data, classes), Targets.of(data, classes)
     best = planned(targets, moves, limit)
     greedily = config.demo_ratio and config.demo_oracle != "planning"
-    taught = demonstrated(targets, moves, limit, "centre" if config.demo_oracle == "centre" else "none") if greedily else best
-    probe, found, told = Probe(bank, targets, moves, limit), [], []
+    taught = (
+        demonstrated(targets, moves, limit, "centre" if config.demo_oracle == "centre" else "none")
+        if greedily
+        else best
+    )
+    probe = Probe(bank, targets, moves, limit)
+    found = []
+    told = []
     for a in agents:
-        walks = kept(a, bank, "walks", Walks, lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit),
-                     asked=array_digest(targets.image, targets.label), walked_by=source_digest("experiments.diagnose"))
+        walks = kept(
+            a,
+            bank,
+            "walks",
+            Walks,
+            lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit),
+            asked=array_digest(targets.image, targets.label),
+            walked_by=source_digest("experiments.diagnose"),
+        )
         parts = answers_of(a, bank, confidence, progress), walks, targets, gt, len(classes), confidence, best, taught
         found.append(levels(*parts))
         told.append(evidence(*parts) | {f"rho_{k}": v for k, v in probe(a.policy).items()})
     steps = _steps(found, gt, classes, len(data), metric, resamples, np.random.default_rng(seed), progress)
     mean = {k: _mean([t[k] for t in told]) for k in told[0]}
-    return Diagnosis(config.name, data.name, tuple(a.seed for a in agents), metric, steps, mean, [history(a.folder) for a in agents], verdict(steps, mean, config))
+    return Diagnosis(
+        config.name,
+        data.name,
+        tuple(a.seed for a in agents),
+        metric,
+        steps,
+        mean,
+        [history(a.folder) for a in agents],
+        verdict(steps, mean, config),
+    )
+
 
 def _mean(values):
     "Mean over seeds, element by element; None where it is undefined for one of them"
-    if any(v is None for v in values): return None
+    if any(v is None for v in values):
+        return None
     mean = np.mean(values, 0)
     return mean.tolist() if mean.ndim else float(mean) if mean % 1 else int(mean)
 
+
 def _steps(found, gt, classes, n_images, metric, resamples, rng, progress):
     "`Step`s from the `levels` of each seed"
-    draws = np.concatenate([np.ones((1, n_images), np.int64), rng.multinomial(n_images, np.full(n_images, 1/n_images), resamples)])
-    who = np.concatenate([np.arange(len(found))[None], rng.integers(0, len(found), (resamples, len(found)))])   # row 0 is what was measured
+    draws = np.concatenate(
+        [np.ones((1, n_images), np.int64), rng.multinomial(n_images, np.full(n_images, 1 / n_images), resamples)]
+    )
+    who = np.concatenate(
+        [np.arange(len(found))[None], rng.integers(0, len(found), (resamples, len(found)))]
+    )  # row 0 is what was measured
     scores = np.empty((len(ANSWERS), len(classes), len(draws)))
     for i, name in enumerate(tqdm(ANSWERS, desc="resample", disable=not progress)):
         for k in range(len(classes)):
@@ -407,10 +605,34 @@ def _steps(found, gt, classes, n_images, metric, resamples, rng, progress):
             ap = np.stack([r.ap(draws)[metric == "map_area"] for r in ranked], 1)
             scores[i, k] = np.take_along_axis(ap, who, 1).mean(1)
     defined = np.isfinite(scores[0, :, 0])
-    every = dict(total=np.nanmean(scores[:, defined], 1)) | {c: scores[:, k] for k, c in enumerate(classes) if defined[k]}
+    every = dict(total=np.nanmean(scores[:, defined], 1)) | {
+        c: scores[:, k] for k, c in enumerate(classes) if defined[k]
+    }
     falls = {name: -np.diff(s, axis=0, prepend=1) for name, s in every.items()}
-    def share_largest(fall): return np.bincount(fall.argmax(0), minlength=len(fall))/max(resamples, 1)
-    largest, within = share_largest(falls["total"][:, 1:]), np.append(0., share_largest(falls["total"][1:, 1:]))
-    def spread(x): return dict(mean=round(float(x[0]), 12) + 0., **(dict(zip(("low", "high"), (round(float(p), 12) + 0. for p in np.nanpercentile(x[1:], [2.5, 97.5])))) if resamples else {}))
-    return tuple(Step(name, ANSWERS[name], {c: spread(s[i]) for c, s in every.items()}, {c: spread(f[i]) for c, f in falls.items()}, float(largest[i]), float(within[i]))
-                 for i, name in enumerate(ANSWERS))
+
+    def share_largest(fall):
+        return np.bincount(fall.argmax(0), minlength=len(fall)) / max(resamples, 1)
+
+    largest, within = share_largest(falls["total"][:, 1:]), np.append(0.0, share_largest(falls["total"][1:, 1:]))
+
+    def spread(x):
+        return dict(
+            mean=round(float(x[0]), 12) + 0.0,
+            **(
+                dict(zip(("low", "high"), (round(float(p), 12) + 0.0 for p in np.nanpercentile(x[1:], [2.5, 97.5]))))
+                if resamples
+                else {}
+            ),
+        )
+
+    return tuple(
+        Step(
+            name,
+            ANSWERS[name],
+            {c: spread(s[i]) for c, s in every.items()},
+            {c: spread(f[i]) for c, f in falls.items()},
+            float(largest[i]),
+            float(within[i]),
+        )
+        for i, name in enumerate(ANSWERS)
+    )

@@ -33,64 +33,130 @@ from ..figures import Episode, filmstrip
 # %% ../../nbs/experiments/02_diagnostics.ipynb #5635b30c
 class Curve(NamedTuple):
     "One logged quantity"
-    meaning: str                  # what it is
-    healthy: str                  # how it looks when all is well, and what a departure means
-    needs: tuple[str, ...] = ()   # fields of `Config`; it is logged where one of them is on, or none is named
+
+    meaning: str  # what it is
+    healthy: str  # how it looks when all is well, and what a departure means
+    needs: tuple[str, ...] = ()  # fields of `Config`; it is logged where one of them is on, or none is named
+
 
 _MARGIN, _PRIORITY = ("margin_weight",), ("alpha",)
 NAMES = {
     "train/loss": Curve("all losses of an update together", "falls, then flat"),
-    "train/td_loss": Curve("Huber loss of the temporal-difference error", "falls, then flat and small; it may rise a little as episodes get longer or rewards rarer"),
-    "train/td_error": Curve("mean absolute TD error of a batch", "a small part of the largest reward; a rise together with q_max is divergence"),
-    "train/q_mean": Curve("mean Q-value of a batch, over all actions", "levels off within what rewards can pay; a steady climb is over-estimation"),
+    "train/td_loss": Curve(
+        "Huber loss of the temporal-difference error",
+        "falls, then flat and small; it may rise a little as episodes get longer or rewards rarer",
+    ),
+    "train/td_error": Curve(
+        "mean absolute TD error of a batch",
+        "a small part of the largest reward; a rise together with q_max is divergence",
+    ),
+    "train/q_mean": Curve(
+        "mean Q-value of a batch, over all actions",
+        "levels off within what rewards can pay; a steady climb is over-estimation",
+    ),
     "train/q_max": Curve("largest Q-value of a batch", "at most the best return an episode can pay"),
-    "train/q_move_max": Curve("Q of the best move (any action but TRIGGER), mean over a batch", "levels off with q_trigger; above it and climbing, the agent never stops"),
-    "train/q_trigger": Curve("Q of TRIGGER, mean over a batch", "below q_move_max, as most boxes are not there yet, and rising with the share of good boxes"),
-    "train/trigger_greedy": Curve("share of the states of a batch in which TRIGGER is the best action", "between 0.05 and 0.5; 0 is an agent that never stops"),
+    "train/q_move_max": Curve(
+        "Q of the best move (any action but TRIGGER), mean over a batch",
+        "levels off with q_trigger; above it and climbing, the agent never stops",
+    ),
+    "train/q_trigger": Curve(
+        "Q of TRIGGER, mean over a batch",
+        "below q_move_max, as most boxes are not there yet, and rising with the share of good boxes",
+    ),
+    "train/trigger_greedy": Curve(
+        "share of the states of a batch in which TRIGGER is the best action",
+        "between 0.05 and 0.5; 0 is an agent that never stops",
+    ),
     "train/iou_loss": Curve("regression loss of the IoU head", "falls throughout", ("iou_weight", "rank_weight")),
-    "train/rank_loss": Curve("pairwise ranking loss of the IoU head in the critical band", "falls slowly", ("rank_weight",)),
-    "train/margin_loss": Curve("large-margin loss on demonstrations", "falls and stays low; a rise is forgetting", _MARGIN),
-    "train/margin_violations": Curve("share of demonstrations whose action is not ahead by the margin", "falls, then flat; a rise means that the TD loss pulls away from the demonstrations", _MARGIN),
-    "train/demo_accuracy": Curve("share of demonstrations whose greedy action is one of the expert's", "rises above 0.8; the better agent may leave a poor expert again", _MARGIN),
+    "train/rank_loss": Curve(
+        "pairwise ranking loss of the IoU head in the critical band", "falls slowly", ("rank_weight",)
+    ),
+    "train/margin_loss": Curve(
+        "large-margin loss on demonstrations", "falls and stays low; a rise is forgetting", _MARGIN
+    ),
+    "train/margin_violations": Curve(
+        "share of demonstrations whose action is not ahead by the margin",
+        "falls, then flat; a rise means that the TD loss pulls away from the demonstrations",
+        _MARGIN,
+    ),
+    "train/demo_accuracy": Curve(
+        "share of demonstrations whose greedy action is one of the expert's",
+        "rises above 0.8; the better agent may leave a poor expert again",
+        _MARGIN,
+    ),
     "train/learning_rate": Curve("step size of Adam", "the schedule"),
     "pretrain/loss": Curve("cross-entropy of the warm-up", "one point, at the first validation", ("warmup",)),
-    "pretrain/accuracy": Curve("share of all demonstrations the warm-up ended with the expert's action for", "one point above 0.6", ("warmup",)),
+    "pretrain/accuracy": Curve(
+        "share of all demonstrations the warm-up ended with the expert's action for", "one point above 0.6", ("warmup",)
+    ),
     "rollout/exploration_rate": Curve("epsilon", "the schedule"),
     "rollout/ep_rew_mean": Curve("return of training episodes", "rises as epsilon falls"),
-    "rollout/ep_len_mean": Curve("length of training episodes, in actions", "falls to about 15; at the limit, nobody triggers"),
+    "rollout/ep_len_mean": Curve(
+        "length of training episodes, in actions", "falls to about 15; at the limit, nobody triggers"
+    ),
     "rollout/ep_iou": Curve("IoU at the end of training episodes", "rises above 0.6 as epsilon falls"),
     "rollout/trigger_rate": Curve("share of training episodes that end with TRIGGER", "near 1"),
     "rollout/trigger_iou": Curve("mean IoU of training episodes that end with TRIGGER", "rises above 0.6"),
-    "rollout/trigger_ious": Curve("histogram of it", "moves to the right of 0.5; a wall just right of the reward's threshold is an agent that stops as soon as it pays"),
-    "rollout/actions": Curve("histogram of the actions taken in training", "all are used; one bar that grows is a loop"),
+    "rollout/trigger_ious": Curve(
+        "histogram of it",
+        "moves to the right of 0.5; a wall just right of the reward's threshold is an agent that stops as soon as it pays",
+    ),
+    "rollout/actions": Curve(
+        "histogram of the actions taken in training", "all are used; one bar that grows is a loop"
+    ),
     "replay/beta": Curve("strength of the importance weights", "rises to 1", _PRIORITY),
     "replay/priority_mean": Curve("mean priority in the buffer", "falls with the TD error", _PRIORITY),
     "replay/priority_max": Curve("largest priority in the buffer", "a few times the mean", _PRIORITY),
-    "replay/priority_spread": Curve("effective share of the buffer that is drawn from", "above 0.2; near 0 the same few are drawn again and again", _PRIORITY),
-    "rho/head": Curve("Pearson correlation of predicted and true IoU on fixed validation states in [0.5, 0.85]", "rises; it bounds how well TRIGGER can be timed", ("iou_weight", "rank_weight")),
-    "rho/probe": Curve("the same for a ridge regression from the trunk, fitted on other pictures", "rises with rho/head; higher than it, the head is the weak part, lower, the trunk is narrow"),
+    "replay/priority_spread": Curve(
+        "effective share of the buffer that is drawn from",
+        "above 0.2; near 0 the same few are drawn again and again",
+        _PRIORITY,
+    ),
+    "rho/head": Curve(
+        "Pearson correlation of predicted and true IoU on fixed validation states in [0.5, 0.85]",
+        "rises; it bounds how well TRIGGER can be timed",
+        ("iou_weight", "rank_weight"),
+    ),
+    "rho/probe": Curve(
+        "the same for a ridge regression from the trunk, fitted on other pictures",
+        "rises with rho/head; higher than it, the head is the weak part, lower, the trunk is narrow",
+    ),
     "val/map11": Curve("mean AP on validation, 11 points", "rises and flattens; a fall is over-fitting"),
     "val/map_area": Curve("mean AP on validation, area; selects the best policy", "as val/map11, less jumpy"),
     "val/hit_rate": Curve("share of questions answered with an IoU of at least 0.5 (CorLoc)", "rises and flattens"),
     "val/mean_iou": Curve("mean IoU of the answers", "rises and flattens"),
-    "val/mean_trigger_iou": Curve("mean IoU of the answers that were triggered", "0.6 or more; 0.55 is a trigger that goes off at the threshold"),
-    "val/trigger_rate": Curve("share of questions, class present, that end with TRIGGER", "rises towards 1; 0 is an agent that never stops"),
+    "val/mean_trigger_iou": Curve(
+        "mean IoU of the answers that were triggered", "0.6 or more; 0.55 is a trigger that goes off at the threshold"
+    ),
+    "val/trigger_rate": Curve(
+        "share of questions, class present, that end with TRIGGER", "rises towards 1; 0 is an agent that never stops"
+    ),
     "val/trigger_rate_negatives": Curve("the same where the class is absent", "well below val/trigger_rate"),
     "val/steps": Curve("mean number of actions", "about 10 to 20"),
     "val/trigger_ious": Curve("histogram of the IoU of triggered answers", "most of it right of 0.5"),
-    "val/actions": Curve("histogram of the greedy actions on some validation questions", "all are used; one bar that grows is a loop"),
-    "val/episode": Curve("film of one validation search, the same question throughout", "ends on the object, in fewer frames as time goes by"),
+    "val/actions": Curve(
+        "histogram of the greedy actions on some validation questions", "all are used; one bar that grows is a loop"
+    ),
+    "val/episode": Curve(
+        "film of one validation search, the same question throughout",
+        "ends on the object, in fewer frames as time goes by",
+    ),
     "time/minutes": Curve("training time so far, of all calls together", "a straight line"),
-    "time/transitions_per_second": Curve("transitions since the last validation over the time they took, validation included", "flat; a fall is a machine that is shared"),
+    "time/transitions_per_second": Curve(
+        "transitions since the last validation over the time they took, validation included",
+        "flat; a fall is a machine that is shared",
+    ),
 }
 
+
 def applies(
-    name: str,       # a key of `NAMES`
+    name: str,  # a key of `NAMES`
     config: Config,
 ) -> bool:
     "Whether a run of `config` logs it"
     needs = NAMES[name].needs
     return not needs or any(getattr(config, field) for field in needs)
+
 
 def row_key(
     name: str,  # a key of `NAMES`
@@ -102,44 +168,51 @@ def row_key(
 # %% ../../nbs/experiments/02_diagnostics.ipynb #c8bda0f9
 class ActionValues:
     "Loss term of `DoubleDQN` that adds nothing: what the agent thinks of moving and of TRIGGER, for the log"
+
     def __call__(self, model, batch, q, trunk):
         "No loss, and what the log says"
         trigger, moves = q[:, TRIGGER].detach(), q.detach().clone()
         moves[:, TRIGGER] = -torch.inf
         moves = moves.amax(1)
-        return 0., dict(q_move_max=moves.mean(), q_trigger=trigger.mean(), trigger_greedy=(trigger > moves).float().mean())
+        return 0.0, dict(
+            q_move_max=moves.mean(), q_trigger=trigger.mean(), trigger_greedy=(trigger > moves).float().mean()
+        )
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #226be5d8
 def pearson(a, b) -> float | None:
     "Pearson correlation, or None where it is undefined"
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 2 and np.std(a) > 0 and np.std(b) > 0 else None
 
+
 def ridge(
-    x: np.ndarray,         # (M, d) features
-    y: np.ndarray,         # (M,) what they shall predict
-    strength: float = 10., # of the penalty, as a multiple of the variance of a standardised feature
-):                         # function of features (N, d) that gives (N,)
+    x: np.ndarray,  # (M, d) features
+    y: np.ndarray,  # (M,) what they shall predict
+    strength: float = 10.0,  # of the penalty, as a multiple of the variance of a standardised feature
+):  # function of features (N, d) that gives (N,)
     "Ridge regression on standardised features"
     mean, scale = x.mean(0), x.std(0) + 1e-6
-    z = ((x - mean)/scale).astype(np.float64)
-    w = np.linalg.solve(z.T @ z + strength*len(z)*np.eye(z.shape[1]), z.T @ (y - y.mean()))
-    return lambda other: (other - mean)/scale @ w + y.mean()
+    z = ((x - mean) / scale).astype(np.float64)
+    w = np.linalg.solve(z.T @ z + strength * len(z) * np.eye(z.shape[1]), z.T @ (y - y.mean()))
+    return lambda other: (other - mean) / scale @ w + y.mean()
+
 
 class Probe:
     "How well the IoU can be read from the network, on fixed states in the critical band"
-    def __init__(self,
-        bank: FeatureBank,             # features of the pictures asked about
-        targets: Targets,              # questions; the pictures hold the class
-        moves: Moves = Moves(),        # what actions do
-        max_steps: int = MAX_STEPS,    # actions in a search, at most
-        band=(0.5, 0.85),              # IoU range
-        n: int = 2048,                 # states, at most
-        noise: float = 0.4,            # what is added to the IoU of every move, uniformly, before the best is taken
-        seed: int = 0,                 # of questions and noise
+
+    def __init__(
+        self,
+        bank: FeatureBank,  # features of the pictures asked about
+        targets: Targets,  # questions; the pictures hold the class
+        moves: Moves = Moves(),  # what actions do
+        max_steps: int = MAX_STEPS,  # actions in a search, at most
+        band=(0.5, 0.85),  # IoU range
+        n: int = 2048,  # states, at most
+        noise: float = 0.4,  # what is added to the IoU of every move, uniformly, before the best is taken
+        seed: int = 0,  # of questions and noise
     ):
         rng = np.random.default_rng(seed)
-        search = Search(targets, min(len(targets), n//4), moves, max_steps=max_steps)
-        search.start(episode=np.sort(rng.permutation(len(targets))[:search.n]))
+        search = Search(targets, min(len(targets), n // 4), moves, max_steps=max_steps)
+        search.start(episode=np.sort(rng.permutation(len(targets))[: search.n]))
         keys, truth = [], []
         for _ in range(max_steps - 1):
             after = search.try_all()[0] + rng.uniform(0, noise, (search.n, moves.n_actions))
@@ -150,114 +223,170 @@ class Probe:
         keys, truth = np.concatenate(keys), np.concatenate(truth)
         keep = rng.permutation(np.flatnonzero((truth >= band[0]) & (truth <= band[1])))
         part = np.digitize(truth[keep], np.linspace(band[0], band[1], 8)[1:-1])
-        keep = np.sort(np.concatenate([keep[part == k][:n//7] for k in range(7)]))     # from each seventh of the band alike
-        self.bank, self.keys, self.truth = bank, torch.from_numpy(keys[keep]), truth[keep]
-        self.other = np.unique(keys[keep, 0], return_inverse=True)[1] % 2 == 1    # every second picture is measured, the others are fitted
+        keep = np.sort(
+            np.concatenate([keep[part == k][: n // 7] for k in range(7)])
+        )  # from each seventh of the band alike
+        self.bank = bank
+        self.keys = torch.from_numpy(keys[keep])
+        self.truth = truth[keep]
+        self.other = (
+            np.unique(keys[keep, 0], return_inverse=True)[1] % 2 == 1
+        )  # every second picture is measured, the others are fitted
 
     @torch.no_grad()
-    def __call__(self,
+    def __call__(
+        self,
         policy: RegionPolicy,  # left looking at the probe's pictures
-    ) -> dict:                 # head, probe: correlations; None where there are too few states, or no trained head
+    ) -> dict:  # head, probe: correlations; None where there are too few states, or no trained head
         "Pearson correlation of the true IoU with the head's prediction, and with what is read from the trunk"
         net = attach(policy, self.bank).q_net
         net.set_training_mode(False)
-        if not len(self.keys): return dict(head=None, probe=None)
+        if not len(self.keys):
+            return dict(head=None, probe=None)
         trunk = net.trunk(net.look(self.keys))
         head = pearson(net.iou_head(trunk)[:, 0].sigmoid().cpu().numpy(), self.truth) if net.judges else None
-        x, fit, other = trunk.cpu().numpy(), ~self.other, self.other
-        if min(fit.sum(), other.sum()) < 20: return dict(head=head, probe=None)
+        x = trunk.cpu().numpy()
+        fit = ~self.other
+        other = self.other
+        if min(fit.sum(), other.sum()) < 20:
+            return dict(head=head, probe=None)
         return dict(head=head, probe=pearson(ridge(x[fit], self.truth[fit])(x[other]), self.truth[other]))
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #0fc3a431
 def watch(
-    policy: RegionPolicy,      # left looking at `bank`
-    bank: FeatureBank,         # features of `data`
-    data,                      # a data set
-    image: int,                # which picture
-    label: int,                # index into the bank's classes
-    moves: Moves = Moves(),    # what actions do
+    policy: RegionPolicy,  # left looking at `bank`
+    bank: FeatureBank,  # features of `data`
+    data,  # a data set
+    image: int,  # which picture
+    label: int,  # index into the bank's classes
+    moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,
 ) -> Episode:
     "One greedy search, ready to be drawn"
     from PIL import Image
+
     t = trace(policy, bank, image, label, moves, max_steps)
     a = data.annotation(image)
     truth = a.boxes[(a.labels == data.classes.index(bank.classes[label])) & ~a.difficult]
-    try: picture = data.image(image)
-    except (OSError, ValueError): picture = Image.new("RGB", (320, 320), "#DDDDDD")
-    return Episode(picture, bank.classes[label], t["boxes"], t["actions"], iou(t["boxes"][:, None], truth).max(1) if len(truth) else None, t["q_values"],
-                   bank.saliency[image, label].cpu().numpy(), truth, bool(t["triggered"]), float(bank.presence[image, label]*t["believed"][-1]))
+    try:
+        picture = data.image(image)
+    except (OSError, ValueError):
+        picture = Image.new("RGB", (320, 320), "#DDDDDD")
+    return Episode(
+        picture,
+        bank.classes[label],
+        t["boxes"],
+        t["actions"],
+        iou(t["boxes"][:, None], truth).max(1) if len(truth) else None,
+        t["q_values"],
+        bank.saliency[image, label].cpu().numpy(),
+        truth,
+        bool(t["triggered"]),
+        float(bank.presence[image, label] * t["believed"][-1]),
+    )
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #f311bb4e
 class Histogram(NamedTuple):
     "Values for `Events`, counted in given bins"
+
     values: np.ndarray  # (N,)
-    bins: np.ndarray    # (B+1,) their edges
+    bins: np.ndarray  # (B+1,) their edges
+
 
 class Events(TensorBoardOutputFormat):
     "SB3's TensorBoard writer, which takes `Histogram`s and never stops a run"
-    def __init__(self,
-        folder,         # of the run
+
+    def __init__(
+        self,
+        folder,  # of the run
         step: int = 0,  # where the run is resumed
     ):
-        self.folder, self.first, self.writer, self._is_closed = str(folder), step + 1 if step else None, None, False
+        self.folder = str(folder)
+        self.first = step + 1 if step else None
+        self.writer = None
+        self._is_closed = False
 
     def write(self, key_values, key_excluded, step=0):
         "Write one point of every curve; where that cannot be done, warn"
         try:
-            if self.writer is None: self.writer = SummaryWriter(self.folder, purge_step=self.first)
+            if self.writer is None:
+                self.writer = SummaryWriter(self.folder, purge_step=self.first)
             for name, value in key_values.items():
-                if isinstance(value, Histogram): self.writer.add_histogram(name, value.values, step, bins=value.bins)
+                if isinstance(value, Histogram):
+                    self.writer.add_histogram(name, value.values, step, bins=value.bins)
             plain = {k: v for k, v in key_values.items() if not isinstance(v, Histogram)}
             super().write(plain, {k: key_excluded[k] for k in plain}, step)
         except OSError as e:
             self.writer = None
-            warnings.warn(f"TensorBoard's file in {self.folder} could not be written ({e}): step {step} is missing from the curves, metrics.jsonl has its numbers")
+            warnings.warn(
+                f"TensorBoard's file in {self.folder} could not be written ({e}): step {step} is missing from the curves, metrics.jsonl has its numbers",
+                stacklevel=2,
+            )
 
     def close(self):
         "Close the file"
-        try: super().close()
-        except OSError: self._is_closed = True
+        try:
+            super().close()
+        except OSError:
+            self._is_closed = True
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #9ac3e64c
 _IOU_BINS = np.linspace(0, 1, 21)
 
+
 class Diagnostics:
     "Measures a run at each validation. Raises `ConfigError` when training has diverged."
-    def __init__(self,
-        world: World,   # of the run
+
+    def __init__(
+        self,
+        world: World,  # of the run
     ):
-        config, self.world, self.bank = world.config, world, world.bank("select")
+        config = world.config
+        self.world = world
+        self.bank = world.bank("select")
         self.data, self.config = world.data["select"], config
         targets = Targets.of(self.data, self.bank.classes)
         self.targets = Targets.of(self.data, self.bank.classes, negatives=True)
         self.probe = Probe(self.bank, targets, config.moves, config.observation.max_steps)
         some = np.random.default_rng(0).permutation(len(targets))[:128]
         self.search = Search(targets[np.sort(some)], len(some), config.moves, max_steps=config.observation.max_steps)
-        self.shown = targets[int((iou(FULL, targets.boxes).max(1) < .4).argmax())]   # the first question about a small object
+        self.shown = targets[
+            int((iou(FULL, targets.boxes).max(1) < 0.4).argmax())
+        ]  # the first question about a small object
 
-    def __call__(self,
-        model,          # `DoubleDQN` of the run; its policy looks at the training pictures before and after
-        **clock: float, # times by name, noted as they are
-    ) -> dict:          # the row for metrics.jsonl
+    def __call__(
+        self,
+        model,  # `DoubleDQN` of the run; its policy looks at the training pictures before and after
+        **clock: float,  # times by name, noted as they are
+    ) -> dict:  # the row for metrics.jsonl
         "Validate, measure, log all under `NAMES`"
-        numbers = self._learning(model) | self._validation(model) | {f"rho/{k}": v for k, v in self.probe(model.policy).items()}
+        numbers = (
+            self._learning(model)
+            | self._validation(model)
+            | {f"rho/{k}": v for k, v in self.probe(model.policy).items()}
+        )
         numbers |= {f"time/{k}": v for k, v in clock.items()}
         pictures = self._pictures(model)
         attach(model.policy, self.world.banks["train"])
         for name, value in (numbers | pictures).items():
-            if value is not None: model.logger.record(name, value)
+            if value is not None:
+                model.logger.record(name, value)
         model.logger.dump(model.num_timesteps)
         return dict(step=model.num_timesteps) | {row_key(k): v for k, v in numbers.items()}
 
     def _learning(self, model):
         "Averages since the last validation"
         numbers = {k: float(v) for k, v in model.logger.name_to_value.items() if k != "train/n_updates"}
-        if bad := [f"{row_key(k)}={v}" for k, v in numbers.items() if not abs(v) < 1e6]:   # NaN included
-            raise ConfigError(f"training diverged before step {model.num_timesteps} ({', '.join(bad)}): lower learning_rate={self.config.learning_rate}; the checkpoint before it is kept")
+        if bad := [f"{row_key(k)}={v}" for k, v in numbers.items() if not abs(v) < 1e6]:  # NaN included
+            raise ConfigError(
+                f"training diverged before step {model.num_timesteps} ({', '.join(bad)}): lower learning_rate={self.config.learning_rate}; the checkpoint before it is kept"
+            )
         if model.env.finished:
             ious, triggered, lengths, returns = map(np.array, zip(*model.env.finished))
-            numbers |= {f"rollout/{k}": float(v.mean()) for k, v in dict(ep_iou=ious, trigger_rate=triggered, ep_len_mean=lengths, ep_rew_mean=returns).items()}
+            numbers |= {
+                f"rollout/{k}": float(v.mean())
+                for k, v in dict(ep_iou=ious, trigger_rate=triggered, ep_len_mean=lengths, ep_rew_mean=returns).items()
+            }
             numbers["rollout/trigger_iou"] = float(ious[triggered].mean()) if triggered.any() else None
         return numbers | {f"replay/{k}": float(v) for k, v in model.replay_buffer.statistics().items()}
 
@@ -266,20 +395,38 @@ class Diagnostics:
         c = self.config
         self.result = evaluate(model.policy, self.bank, self.data, c.moves, c.confidence, c.observation.max_steps)
         numbers = self.result.to_dict()
-        return {f"val/{k}": numbers["one_shot"][k] for k in ("map11", "map_area")} | \
-               {f"val/{k}": numbers[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")}
+        return {f"val/{k}": numbers["one_shot"][k] for k in ("map11", "map_area")} | {
+            f"val/{k}": numbers[k]
+            for k in ("hit_rate", "mean_iou", "mean_trigger_iou", "trigger_rate", "trigger_rate_negatives", "steps")
+        }
 
     def _pictures(self, model):
         "Histograms, and the film of one search"
         c, n, finished, model.env.finished = self.config, self.config.moves.n_actions, model.env.finished, []
         s, buffer = self.result.searches, model.replay_buffer
         answered = s.triggered & self.targets.positive
-        ious = dict(rollout=[f[0] for f in finished if f[1]], val=iou(s.box[answered, None], self.targets.boxes[answered]).max(1))
-        last = np.arange(min(c.eval_every//c.n_envs, buffer.size()))
-        actions = dict(rollout=buffer.actions[(buffer.pos - 1 - last) % buffer.buffer_size].ravel(), val=self._greedy(model.policy))
-        shown = watch(model.policy, self.bank, self.data, int(self.shown.image), int(self.shown.label), c.moves, c.observation.max_steps)
-        return {f"{k}/trigger_ious": Histogram(np.asarray(v), _IOU_BINS) for k, v in ious.items() if len(v)} | \
-               {f"{k}/actions": Histogram(v, np.arange(n + 1) - .5) for k, v in actions.items()} | {"val/episode": Figure(filmstrip(shown, n=6), close=True)}
+        ious = dict(
+            rollout=[f[0] for f in finished if f[1]],
+            val=iou(s.box[answered, None], self.targets.boxes[answered]).max(1),
+        )
+        last = np.arange(min(c.eval_every // c.n_envs, buffer.size()))
+        actions = dict(
+            rollout=buffer.actions[(buffer.pos - 1 - last) % buffer.buffer_size].ravel(), val=self._greedy(model.policy)
+        )
+        shown = watch(
+            model.policy,
+            self.bank,
+            self.data,
+            int(self.shown.image),
+            int(self.shown.label),
+            c.moves,
+            c.observation.max_steps,
+        )
+        return (
+            {f"{k}/trigger_ious": Histogram(np.asarray(v), _IOU_BINS) for k, v in ious.items() if len(v)}
+            | {f"{k}/actions": Histogram(v, np.arange(n + 1) - 0.5) for k, v in actions.items()}
+            | {"val/episode": Figure(filmstrip(shown, n=6), close=True)}
+        )
 
     @torch.no_grad()
     def _greedy(self, policy):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .config import AFTER_TRAINING, Config, ConfigError, difference
 from ..files import write_atomic
-from .iterations import ITERATIONS, Verdict
+from .iterations import ITERATIONS
 from .results import report, save_results
 from .sweep import Trial, run_sweep, trials
 from .train import load_checkpoint, save_checkpoint
@@ -26,67 +26,94 @@ from .train import load_checkpoint, save_checkpoint
 class SweepError(ValueError):
     "Trials that failed; the message has them all, each with its error"
 
+
 def results_file(
     iteration: str,
-    config: Config,    # it ran with
-    split: str,        # "report" or "select"
-    out: Path,         # folder
+    config: Config,  # it ran with
+    split: str,  # "report" or "select"
+    out: Path,  # folder
 ) -> Path:
     "Where the results of an iteration are written"
-    return out/f"{iteration}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.encoder)}{'-select'*(split == 'select')}.json"
+    return out / f"{iteration}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.encoder)}{'-select' * (split == 'select')}.json"
+
 
 def _there(file, config, seeds, confidence, multi):
     "The results in `file` if they are of `config` and have all that is asked for, else None. Raises `ConfigError` for another configuration."
-    if not file.exists(): return
+    if not file.exists():
+        return
     result = json.loads(file.read_text())
     changed = difference(Config.from_dict(result["config"]).to_dict() | dict(name=config.name), config.to_dict())
-    if changed: raise ConfigError(f"{file} is of another configuration ({'; '.join(changed)}): move it away, or give another folder as --out")
+    if changed:
+        raise ConfigError(
+            f"{file} is of another configuration ({'; '.join(changed)}): move it away, or give another folder as --out"
+        )
     measured = result["metrics"]["seeds"]
-    if set(range(seeds)) <= set(result["seeds"]) and all(confidence in (None, m["one_shot"]["confidence"]) and (not multi or "tr" in m) for m in measured): return result
+    if set(range(seeds)) <= set(result["seeds"]) and all(
+        confidence in (None, m["one_shot"]["confidence"]) and (not multi or "tr" in m) for m in measured
+    ):
+        return result
+
 
 def take_over(
-    trial: Trial,     # that is to have the run
-    source: Trial,    # that has it
-) -> bool:            # whether it could be
+    trial: Trial,  # that is to have the run
+    source: Trial,  # that has it
+) -> bool:  # whether it could be
     "Give `trial` the finished run of `source`, where both train alike: they differ in nothing that training sees"
-    alike = all(line.split(":")[0] in AFTER_TRAINING for line in difference(source.config.to_dict(), trial.config.to_dict()))
-    if trial.folder.exists() or not (alike and source.seed == trial.seed and source.finished): return False
-    about = json.loads((source.folder/"config.json").read_text()) | dict(config=trial.config.to_dict(), taken_over=source.config.name)
-    write_atomic(trial.folder/"config.json", json.dumps(about, indent=1))
+    alike = all(
+        line.split(":")[0] in AFTER_TRAINING for line in difference(source.config.to_dict(), trial.config.to_dict())
+    )
+    if trial.folder.exists() or not (alike and source.seed == trial.seed and source.finished):
+        return False
+    about = json.loads((source.folder / "config.json").read_text()) | dict(
+        config=trial.config.to_dict(), taken_over=source.config.name
+    )
+    write_atomic(trial.folder / "config.json", json.dumps(about, indent=1))
     for name in ("projection.npz", "prototypes.pt"):
-        if (source.folder/name).exists(): write_atomic(trial.folder/name, (source.folder/name).read_bytes())
+        if (source.folder / name).exists():
+            write_atomic(trial.folder / name, (source.folder / name).read_bytes())
     for name in ("best.pt", "last.pt"):
-        state: dict = load_checkpoint(source.folder/name)   # there, as the run is finished
-        save_checkpoint(trial.folder/name, state | dict(about=about) if "about" in state else state)
-    write_atomic(trial.folder/"metrics.jsonl", (source.folder/"metrics.jsonl").read_bytes())   # last: without it the run is not finished
+        state: dict = load_checkpoint(source.folder / name)  # there, as the run is finished
+        save_checkpoint(trial.folder / name, state | dict(about=about) if "about" in state else state)
+    write_atomic(
+        trial.folder / "metrics.jsonl", (source.folder / "metrics.jsonl").read_bytes()
+    )  # last: without it the run is not finished
     return True
 
+
 def iterate(
-    iteration: str,        # such as "v11"
-    on: str = "animals-5", # configuration that gives data, encoder and budget
-    seeds: int = 3,        # 0, 1, ... so many
-    split: str = "report", # "report" or "select"
-    out=None,              # folder of the results; default results/ and `on`
+    iteration: str,  # such as "v11"
+    on: str = "animals-5",  # configuration that gives data, encoder and budget
+    seeds: int = 3,  # 0, 1, ... so many
+    split: str = "report",  # "report" or "select"
+    out=None,  # folder of the results; default results/ and `on`
     processes: int | None = None,  # at once on this machine
-    root=None,             # of the run folders
-    device: str = "cpu",   # torch device
-    confidence: str | None = None, # source of the ranking; default the configuration's
-    multi: bool = True,    # also search for several objects
-    progress: bool = True, # show bars
-) -> tuple:                # results, `Verdict`, results file
+    root=None,  # of the run folders
+    device: str = "cpu",  # torch device
+    confidence: str | None = None,  # source of the ranking; default the configuration's
+    multi: bool = True,  # also search for several objects
+    progress: bool = True,  # show bars
+) -> tuple:  # results, `Verdict`, results file
     "Train what is missing, evaluate, judge. Raises `SweepError` when a seed failed."
-    if split not in ("report", "select"): raise ConfigError(f"split={split!r}: use 'report' or 'select'")
+    if split not in ("report", "select"):
+        raise ConfigError(f"split={split!r}: use 'report' or 'select'")
     runs = trials(on, [iteration], seeds, root=root)
-    config, out, before = runs[0].config, Path(out or Path("results")/on), ITERATIONS[iteration].after
+    config, out, before = runs[0].config, Path(out or Path("results") / on), ITERATIONS[iteration].after
     file = results_file(iteration, config, split, out)
     result = _there(file, config, seeds, confidence, multi)
     if result is None:
         if before:
-            for t, former in zip(runs, trials(on, [before], seeds, root=root)): take_over(t, former)
-        if errors := run_sweep(runs, processes, device=device, progress=progress): raise SweepError("; ".join(f"{t}: {e}" for t, e in errors.items()))
+            for t, former in zip(runs, trials(on, [before], seeds, root=root)):
+                take_over(t, former)
+        if errors := run_sweep(runs, processes, device=device, progress=progress):
+            raise SweepError("; ".join(f"{t}: {e}" for t, e in errors.items()))
         command = f"locrl iterate {iteration} --on {on} --seeds {seeds} --split {split}{f' --confidence {confidence}' if confidence else ''}{'' if multi else ' --no-multi'}"
         result = report([t.folder for t in runs], split, command, progress=progress, confidence=confidence, multi=multi)
         save_results(result, file)
-        for t in runs: write_atomic(out/f"{iteration}-seed-{t.seed}.jsonl", (t.folder/"metrics.jsonl").read_bytes())
+        for t in runs:
+            write_atomic(out / f"{iteration}-seed-{t.seed}.jsonl", (t.folder / "metrics.jsonl").read_bytes())
     former = before and results_file(before, config, split, out)
-    return result, ITERATIONS[iteration].criterion(result, json.loads(former.read_text()) if former and former.exists() else None), file
+    return (
+        result,
+        ITERATIONS[iteration].criterion(result, json.loads(former.read_text()) if former and former.exists() else None),
+        file,
+    )

@@ -13,7 +13,7 @@ __all__ = ['ITERATIONS', 'MAP', 'Verdict', 'seed_values', 'rises', 'gains', 'wit
 
 # %% ../../nbs/experiments/01_iterations.ipynb #88b60496
 from dataclasses import dataclass, replace
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
@@ -26,87 +26,116 @@ from ..envs.observation import ObservationConfig
 @dataclass(frozen=True)
 class Verdict:
     "Outcome of a criterion"
-    passed: bool | None  # None: a metric was not measured
-    text: str            # the numbers, in a sentence
 
-    def __str__(self): return f"{ {True: 'passed', False: 'failed', None: 'undecided'}[self.passed]}: {self.text}"
+    passed: bool | None  # None: a metric was not measured
+    text: str  # the numbers, in a sentence
+
+    def __str__(self):
+        return f"{ {True: 'passed', False: 'failed', None: 'undecided'}[self.passed] }: {self.text}"
+
 
 def seed_values(
     result: dict | None,  # a results file
-    metric: str,          # path within a seed's metrics, such as "one_shot.map11"
-) -> list:                # one value for each seed that has it
+    metric: str,  # path within a seed's metrics, such as "one_shot.map11"
+) -> list:  # one value for each seed that has it
     "A metric of every seed"
     values = [] if result is None else list(result["metrics"]["seeds"])
-    for part in metric.split("."): values = [v[part] for v in values if isinstance(v, dict) and v.get(part) is not None]
+    for part in metric.split("."):
+        values = [v[part] for v in values if isinstance(v, dict) and v.get(part) is not None]
     return values
 
 # %% ../../nbs/experiments/01_iterations.ipynb #44623ddf
 def rises(
-    metric: str,      # path within a seed's metrics
-    by: float = 0.,   # the least rise that counts
-) -> Callable:        # `(result, before) -> Verdict`
+    metric: str,  # path within a seed's metrics
+    by: float = 0.0,  # the least rise that counts
+) -> Callable:  # `(result, before) -> Verdict`
     "Criterion: the metric is higher than before, beyond what the seeds leave open"
+
     def judge(result, before):
         new, old = seed_values(result, metric), seed_values(before, metric)
-        if min(len(new), len(old)) < 2: return Verdict(None, f"{metric} is not there for two seeds of both")
+        if min(len(new), len(old)) < 2:
+            return Verdict(None, f"{metric} is not there for two seeds of both")
         gap = np.mean(new) - np.mean(old)
         bounds = ttest_ind(new, old, equal_var=False).confidence_interval() if np.ptp(new) + np.ptp(old) else (gap, gap)
         return _risen(metric, old, new, "a difference", gap, bounds, by)
+
     return judge
 
+
 def gains(
-    metric: str,      # path within a seed's metrics
-    by: float = 0.,   # the least rise that counts
-) -> Callable:        # `(result, before) -> Verdict`
+    metric: str,  # path within a seed's metrics
+    by: float = 0.0,  # the least rise that counts
+) -> Callable:  # `(result, before) -> Verdict`
     "Criterion where the agents are those of the iteration before, used otherwise: each seed is compared with itself"
+
     def judge(result, before):
         new, old = (dict(zip(seed_values(r, "seed"), seed_values(r, metric))) for r in (result, before))
-        if len(both := sorted(set(new) & set(old))) < 2: return Verdict(None, f"{metric} is not there for two seeds of both")
+        if len(both := sorted(set(new) & set(old))) < 2:
+            return Verdict(None, f"{metric} is not there for two seeds of both")
         new, old = ([values[s] for s in both] for values in (new, old))
         gaps = np.subtract(new, old)
         bounds = ttest_1samp(gaps, 0).confidence_interval() if np.ptp(gaps) else (gaps[0], gaps[0])
         return _risen(metric, old, new, "seed by seed a difference", gaps.mean(), bounds, by)
+
     return judge
+
 
 def _risen(metric, old, new, how, gap, bounds, by):
     "The verdict on a difference and its interval"
     low, high = bounds
-    return Verdict(bool(low > by), f"{metric} {np.mean(old):.3f} -> {np.mean(new):.3f}, {how} of {gap:+.3f} [{low:+.3f}, {high:+.3f}], needs more than {by:g}")
+    return Verdict(
+        bool(low > by),
+        f"{metric} {np.mean(old):.3f} -> {np.mean(new):.3f}, {how} of {gap:+.3f} [{low:+.3f}, {high:+.3f}], needs more than {by:g}",
+    )
+
 
 def within(
-    metric: str,            # path within a seed's metrics; its value is a number, or a [smallest, largest] over the run
-    low: float = -np.inf,   # smallest value allowed
-    high: float = np.inf,   # largest
-) -> Callable:              # `(result, before) -> Verdict`
+    metric: str,  # path within a seed's metrics; its value is a number, or a [smallest, largest] over the run
+    low: float = -np.inf,  # smallest value allowed
+    high: float = np.inf,  # largest
+) -> Callable:  # `(result, before) -> Verdict`
     "Criterion: the metric lies in a range, for every seed"
+
     def judge(result, before):
         values = seed_values(result, metric)
-        if not values: return Verdict(None, f"{metric} is not there")
+        if not values:
+            return Verdict(None, f"{metric} is not there")
         least, most = np.min(values), np.max(values)
-        return Verdict(bool(low <= least and most <= high), f"{metric} from {least:.3f} to {most:.3f}, allowed {low:g} to {high:g}")
+        return Verdict(
+            bool(low <= least and most <= high), f"{metric} from {least:.3f} to {most:.3f}, allowed {low:g} to {high:g}"
+        )
+
     return judge
+
 
 def both(*criteria: Callable) -> Callable:
     "Criterion: all of them pass"
+
     def judge(result, before):
         verdicts = [c(result, before) for c in criteria]
         known = [v.passed for v in verdicts]
-        return Verdict(False if False in known else None if None in known else True, "; ".join(v.text for v in verdicts))
+        return Verdict(
+            False if False in known else None if None in known else True, "; ".join(v.text for v in verdicts)
+        )
+
     return judge
 
 # %% ../../nbs/experiments/01_iterations.ipynb #17f2b612
 @dataclass(frozen=True, eq=False)
 class Iteration:
     "One experiment"
+
     name: str
-    after: str | None    # the iteration it changes
-    changes: dict        # fields of `Config` it replaces
-    hypothesis: str      # what should happen, and why
-    success: str         # what would count, in words
+    after: str | None  # the iteration it changes
+    changes: dict  # fields of `Config` it replaces
+    hypothesis: str  # what should happen, and why
+    success: str  # what would count, in words
     criterion: Callable  # `(result, result of the one before) -> Verdict`
-    cited: str = ""      # what the project's first author published for it; on other features and data, never comparable
+    cited: str = ""  # what the project's first author published for it; on other features and data, never comparable
+
 
 ITERATIONS: dict[str, Iteration] = {}
+
 
 def add_iteration(
     name: str,
@@ -115,129 +144,226 @@ def add_iteration(
     success: str,
     criterion: Callable,
     cited: str = "",
-    **changes,            # fields of `Config`
+    **changes,  # fields of `Config`
 ) -> Iteration:
     "Declare an iteration. Raises `ConfigError` for a taken name, an unknown predecessor, or a field that `Config` does not have or that comes from the data."
-    if name in ITERATIONS: raise ConfigError(f"there is an iteration called {name!r} already")
-    if after is not None and after not in ITERATIONS: raise ConfigError(f"no iteration called {after!r} to come after: known are {', '.join(ITERATIONS)}")
+    if name in ITERATIONS:
+        raise ConfigError(f"there is an iteration called {name!r} already")
+    if after is not None and after not in ITERATIONS:
+        raise ConfigError(f"no iteration called {after!r} to come after: known are {', '.join(ITERATIONS)}")
     for field in changes:
-        if field not in Config.__dataclass_fields__: raise ConfigError(f"iteration {name!r}: Config has no field {field!r}")
-        if field in _GIVEN: raise ConfigError(f"iteration {name!r}: {field} is a matter of the configuration it is run on, not of an iteration")
+        if field not in Config.__dataclass_fields__:
+            raise ConfigError(f"iteration {name!r}: Config has no field {field!r}")
+        if field in _GIVEN:
+            raise ConfigError(
+                f"iteration {name!r}: {field} is a matter of the configuration it is run on, not of an iteration"
+            )
     ITERATIONS[name] = Iteration(name, after, changes, hypothesis, success, criterion, cited)
     return ITERATIONS[name]
 
-_GIVEN = (*LOOKS, "name", "steps", "eval_every")   # what an iteration takes from the configuration it is run on
+
+_GIVEN = (*LOOKS, "name", "steps", "eval_every")  # what an iteration takes from the configuration it is run on
 
 # %% ../../nbs/experiments/01_iterations.ipynb #8b342cdc
-MAP = "confidence.presence*iou.map11"   # one-shot mAP by the ranking that every iteration has, so that what is compared is the boxes
+MAP = "confidence.presence*iou.map11"  # one-shot mAP by the ranking that every iteration has, so that what is compared is the boxes
 _NAIVE = ("whole image", "centre box", "random policy")
+
 
 def _beats_naive(result, before):
     "The agent finds more than any guess does"
-    hits, guesses = seed_values(result, "hit_rate"), [result["baselines"][b]["hit_rate"] for b in _NAIVE if b in result.get("baselines", {})]
-    if not hits or not guesses: return Verdict(None, "hit rate or baselines are not there")
-    return Verdict(bool(min(hits) > max(guesses)), f"hit rate {min(hits):.3f} to {max(hits):.3f}, best guess {max(guesses):.3f}")
+    hits = seed_values(result, "hit_rate")
+    guesses = [result["baselines"][b]["hit_rate"] for b in _NAIVE if b in result.get("baselines", {})]
+    if not hits or not guesses:
+        return Verdict(None, "hit rate or baselines are not there")
+    return Verdict(
+        bool(min(hits) > max(guesses)), f"hit rate {min(hits):.3f} to {max(hits):.3f}, best guess {max(guesses):.3f}"
+    )
 
-add_iteration("paper", None,
+
+add_iteration(
+    "paper",
+    None,
     "The agent of 2015, on the features of this run: it learns to find objects at all.",
-    "every seed has a higher hit rate than the whole image, the centre box and the random policy", _beats_naive,
+    "every seed has a higher hit rate than the whole image, the centre box and the random policy",
+    _beats_naive,
     "The paper, on fc6 features with 20 networks, multi-object search and an SVM on top: mAP 43.9 (TR) and 46.1 (AAR) on VOC2007 test.",
-    moves=Moves(n_actions=9), observation=ObservationConfig(saliency=False, context=224/192, n_classes=1, n_actions=9), reward="paper", double=False,
-    net_arch=(1024, 1024), region_width=0, dropout=.2, iou_weight=0., rank_weight=0., exploration_fraction=1/3)
+    moves=Moves(n_actions=9),
+    observation=ObservationConfig(saliency=False, context=224 / 192, n_classes=1, n_actions=9),
+    reward="paper",
+    double=False,
+    net_arch=(1024, 1024),
+    region_width=0,
+    dropout=0.2,
+    iou_weight=0.0,
+    rank_weight=0.0,
+    exploration_fraction=1 / 3,
+)
 
 # %% ../../nbs/experiments/01_iterations.ipynb #02870fbf
-add_iteration("v5", "paper",
+add_iteration(
+    "v5",
+    "paper",
     "Ten actions, the saliency map of the class, the continuous trigger reward, prioritised replay and a warm-up on the greedy oracle's demonstrations. "
     "Plain DQN overestimates the best move, so the greedy policy hardly ever picks TRIGGER.",
-    "the failure reproduces: TRIGGER in fewer than half of the searches on pictures that hold the class", within("trigger_rate", high=.5),
+    "the failure reproduces: TRIGGER in fewer than half of the searches on pictures that hold the class",
+    within("trigger_rate", high=0.5),
     "The greedy policy almost never picked TRIGGER: Q(best move) unboundedly positive.",
-    moves=Moves(), observation=ObservationConfig(), reward="continuous", net_arch=(512, 512), dropout=0., alpha=.6, demo_ratio=.1, demo_oracle="greedy", warmup=1_000, exploration_fraction=.6)
+    moves=Moves(),
+    observation=ObservationConfig(),
+    reward="continuous",
+    net_arch=(512, 512),
+    dropout=0.0,
+    alpha=0.6,
+    demo_ratio=0.1,
+    demo_oracle="greedy",
+    warmup=1_000,
+    exploration_fraction=0.6,
+)
 
-add_iteration("v6", "v5",
+add_iteration(
+    "v6",
+    "v5",
     "Double DQN cures the overestimation.",
-    "the mean Q-value of every batch average stays within [-2, 2] for the whole run", within("training.q_mean", -2, 2),
+    "the mean Q-value of every batch average stays within [-2, 2] for the whole run",
+    within("training.q_mean", -2, 2),
     "mAP 0.257; Q-mean stayed within [-2, +2] for the whole run.",
-    double=True)
+    double=True,
+)
 
-add_iteration("v7", "v6",
+add_iteration(
+    "v7",
+    "v6",
     "Three-step returns carry the trigger's reward back three times as fast, and a margin loss that never ends keeps the policy of the demonstrations from decaying.",
-    "one-shot mAP rises", rises(MAP),
+    "one-shot mAP rises",
+    rises(MAP),
     "mAP 0.287, the best of the first author's.",
-    n_steps=3, margin_weight=1.)
+    n_steps=3,
+    margin_weight=1.0,
+)
 
-add_iteration("v9.2", "v7",
+add_iteration(
+    "v9.2",
+    "v7",
     "An IoU head whose gradient shapes the trunk sharpens the representation between IoU 0.5 and 0.85, on a trigger reward that is flat above 0.5.",
-    "the correlation of a linear probe of the trunk with the true IoU in [0.5, 0.85] rises", rises("rho.probe"),
+    "the correlation of a linear probe of the trunk with the true IoU in [0.5, 0.85] rises",
+    rises("rho.probe"),
     "Pearson rho 0.18 -> 0.48, mAP did not move.",
-    iou_weight=1., rank_weight=.1, reward="flat")
+    iou_weight=1.0,
+    rank_weight=0.1,
+    reward="flat",
+)
 
-add_iteration("v10", "v9.2",
+add_iteration(
+    "v10",
+    "v9.2",
     "The representation of v9.2 on the reward of v7: closing the gap between policy and representation recovers mAP.",
-    "mean trigger IoU of at least 0.6 for every seed, and one-shot mAP rises", both(within("mean_trigger_iou", .6), rises(MAP)),
+    "mean trigger IoU of at least 0.6 for every seed, and one-shot mAP rises",
+    both(within("mean_trigger_iou", 0.6), rises(MAP)),
     "In training when this package was begun: floor 0.287, stretch above 0.30, mean trigger IoU from about 0.55 to 0.6 or more.",
-    reward="continuous");
+    reward="continuous",
+);
 
 # %% ../../nbs/experiments/01_iterations.ipynb #ae3da358
-add_iteration("v11", "v10",
+add_iteration(
+    "v11",
+    "v10",
     "A glimpse in the box's own frame (saliency and a 3x3 grid of region embeddings reaching 1.5 times the box, the box itself, the steps left) makes the same "
     "situation look the same wherever it is, so what is learnt in one place holds in all.",
-    "hit rate and one-shot mAP rise", both(rises("hit_rate"), rises(MAP)),
-    observation=ObservationConfig(saliency=False, local_saliency=12, grid=3, box=True, steps=True), region_width=64)
+    "hit rate and one-shot mAP rise",
+    both(rises("hit_rate"), rises(MAP)),
+    observation=ObservationConfig(saliency=False, local_saliency=12, grid=3, box=True, steps=True),
+    region_width=64,
+)
 
-add_iteration("v12", "v11",
+add_iteration(
+    "v12",
+    "v11",
     "A reward that is the progress of a potential (IoU and centre distance), and demonstrations that break ties by the centre, guide the box while it still holds the "
     "whole object, where the sign of the IoU's change is silent.",
-    "hit rate rises", rises("hit_rate"),
-    reward="potential", demo_oracle="centre")
+    "hit rate rises",
+    rises("hit_rate"),
+    reward="potential",
+    demo_oracle="centre",
+)
 
-add_iteration("v13", "v12",
+add_iteration(
+    "v13",
+    "v12",
     "With that reward the learner no longer needs demonstrations, margin, priorities or three-step returns: what they brought was a way round the old reward.",
-    "one-shot mAP falls by less than 0.02", rises(MAP, by=-.02),
-    n_steps=1, alpha=0., demo_ratio=0., warmup=0, margin_weight=0.)
+    "one-shot mAP falls by less than 0.02",
+    rises(MAP, by=-0.02),
+    n_steps=1,
+    alpha=0.0,
+    demo_ratio=0.0,
+    warmup=0,
+    margin_weight=0.0,
+)
 
-add_iteration("v14", "v13",
+add_iteration(
+    "v14",
+    "v13",
     "Most of what is lost lies in pictures with several objects. An agent that has learnt to begin in any window, and is begun in fourteen of them with the paper's "
     "200 actions shared out evenly, finds objects that restarts from four corners with marks do not.",
-    "the mAP of all attended regions rises", rises("aar.map11"),
-    random_starts=.5, restarts="windows")
+    "the mAP of all attended regions rises",
+    rises("aar.map11"),
+    random_starts=0.5,
+    restarts="windows",
+)
 
-add_iteration("v15", "v14",
+add_iteration(
+    "v15",
+    "v14",
     "The agent stops at the first box that is good enough by its own lights, and on the way it passed others. The confidence that ranks the answers of all pictures "
     "knows better which of them holds the class, so let it choose. Nothing is learned anew.",
-    "one-shot mAP rises, each seed against itself", gains("one_shot.map11"),
-    answer="surest", report_confidence="region*iou")
+    "one-shot mAP rises, each seed against itself",
+    gains("one_shot.map11"),
+    answer="surest",
+    report_confidence="region*iou",
+)
 
-add_iteration("v16", "v15",
+add_iteration(
+    "v16",
+    "v15",
     "What ranks and chooses is a small network fitted on few objects. Five of them, each with another fifth of the pictures held out, err in different places.",
-    "one-shot mAP rises, each seed against itself", gains("one_shot.map11"),
-    classifiers=5);
+    "one-shot mAP rises, each seed against itself",
+    gains("one_shot.map11"),
+    classifiers=5,
+);
 
 # %% ../../nbs/experiments/01_iterations.ipynb #e30e67f0
 def find_config(
-    name: str,        # "animals-5", or an iteration on it: "animals-5/v7"
-) -> Config:          # its `name` is the folder of its runs
+    name: str,  # "animals-5", or an iteration on it: "animals-5/v7"
+) -> Config:  # its `name` is the folder of its runs
     "A named configuration, or an iteration on the data, encoder and budget of one. Raises `ConfigError` with the known names."
-    if "/" not in name: return named_config(name)
+    if "/" not in name:
+        return named_config(name)
     on, _, iteration = name.rpartition("/")
-    base, changes, at = named_config(on), {}, iteration
+    base = named_config(on)
+    changes = {}
+    at = iteration
     while at is not None:
-        if at not in ITERATIONS: raise ConfigError(f"no iteration called {at!r}: known are {', '.join(ITERATIONS)}")
+        if at not in ITERATIONS:
+            raise ConfigError(f"no iteration called {at!r}: known are {', '.join(ITERATIONS)}")
         changes, at = ITERATIONS[at].changes | changes, ITERATIONS[at].after
     seen = changes.get("observation", Config.observation)
-    if seen.n_classes: changes["observation"] = replace(seen, n_classes=len(base.classes))   # the code is as long as the run needs
+    if seen.n_classes:
+        changes["observation"] = replace(seen, n_classes=len(base.classes))  # the code is as long as the run needs
     return replace(Config(), **{f: getattr(base, f) for f in _GIVEN} | changes | dict(name=name))
 
+
 def changes_of(
-    name: str,             # an iteration
-    on: str = "animals-5", # a named configuration
+    name: str,  # an iteration
+    on: str = "animals-5",  # a named configuration
 ) -> list[str]:
     "What an iteration changes, a line each; for the first, how it differs from the configuration it is run on"
     before = ITERATIONS[name].after
     a, b = (find_config(n).to_dict() for n in (on if before is None else f"{on}/{before}", f"{on}/{name}"))
     return [line for line in difference(_flat(a), _flat(b)) if not line.startswith("name:")]
 
+
 def _flat(values, prefix=""):
     "Nested dictionaries as one, with dotted names"
     out = {}
-    for k, v in values.items(): out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
+    for k, v in values.items():
+        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
     return out

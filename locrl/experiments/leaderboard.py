@@ -34,63 +34,96 @@ from ..evaluation.statistics import interval
 from .train import Agent, run_folder
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #efa7e290
-METRICS = {"one-shot mAP": "one_shot.map11", "TR mAP": "tr.map11", "AAR mAP": "aar.map11", "mAP, presence*iou": MAP, "hit rate": "hit_rate",
-           "mean trigger IoU": "mean_trigger_iou", "trigger rate": "trigger_rate", "rho": "rho.probe", "steps": "steps"}   # column of a table -> path within the metrics of a seed
+METRICS = {
+    "one-shot mAP": "one_shot.map11",
+    "TR mAP": "tr.map11",
+    "AAR mAP": "aar.map11",
+    "mAP, presence*iou": MAP,
+    "hit rate": "hit_rate",
+    "mean trigger IoU": "mean_trigger_iou",
+    "trigger rate": "trigger_rate",
+    "rho": "rho.probe",
+    "steps": "steps",
+}  # column of a table -> path within the metrics of a seed
+
 
 @dataclass(frozen=True)
 class Cited:
     "A published row"
-    name: str          # who, and what
+
+    name: str  # who, and what
     encoder: str
-    data: str          # learned from -> measured on
-    numbers: dict      # metric of `METRICS` -> value
+    data: str  # learned from -> measured on
+    numbers: dict  # metric of `METRICS` -> value
     source: str
-    iteration: str     # ours to set it beside
+    iteration: str  # ours to set it beside
+
 
 _PAPER, _AUTHOR = "Caicedo & Lazebnik 2015", "the first author"
 _ARXIV, _NOTES = "arXiv 1511.06015, table 1", "notes of the project's first author; protocol not published"
 _VOC20, _CLIP = "VOC2007+2012 trainval -> VOC2007 test, 20 classes", "CLIP ViT-L/14"
 
 CITED = (
-    Cited(f"{_PAPER}, our 5 classes", "CNN, fc6", "VOC2007+2012 trainval -> VOC2007 test", {"tr.map11": .489, "aar.map11": .509}, _ARXIV, "paper"),
-    Cited(_PAPER, "CNN, fc6", _VOC20, {"tr.map11": .439, "aar.map11": .461}, _ARXIV, "paper"),
-    Cited(f"{_AUTHOR}, v6", _CLIP, "VOC2007", {"one_shot.map11": .257}, _NOTES, "v6"),
-    Cited(f"{_AUTHOR}, v7", _CLIP, "VOC2007", {"one_shot.map11": .287}, _NOTES, "v7"),
-    Cited(f"{_AUTHOR}, before v9.2", _CLIP, "VOC2007", {"rho.probe": .18}, _NOTES, "v9.2"),
-    Cited(f"{_AUTHOR}, v9.2", _CLIP, "VOC2007", {"rho.probe": .48}, _NOTES, "v9.2"),
+    Cited(
+        f"{_PAPER}, our 5 classes",
+        "CNN, fc6",
+        "VOC2007+2012 trainval -> VOC2007 test",
+        {"tr.map11": 0.489, "aar.map11": 0.509},
+        _ARXIV,
+        "paper",
+    ),
+    Cited(_PAPER, "CNN, fc6", _VOC20, {"tr.map11": 0.439, "aar.map11": 0.461}, _ARXIV, "paper"),
+    Cited(f"{_AUTHOR}, v6", _CLIP, "VOC2007", {"one_shot.map11": 0.257}, _NOTES, "v6"),
+    Cited(f"{_AUTHOR}, v7", _CLIP, "VOC2007", {"one_shot.map11": 0.287}, _NOTES, "v7"),
+    Cited(f"{_AUTHOR}, before v9.2", _CLIP, "VOC2007", {"rho.probe": 0.18}, _NOTES, "v9.2"),
+    Cited(f"{_AUTHOR}, v9.2", _CLIP, "VOC2007", {"rho.probe": 0.48}, _NOTES, "v9.2"),
 )
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #9cb9d976
 def moved(
-    result: dict,   # a results file
-    before: dict,   # that of another iteration
-    metric: str,    # path within a seed's metrics, such as "one_shot.map11"
-):                  # (mean, low, high) of the difference, 95 %; the mean alone where an interval cannot be had; None where the metric was not measured in both
+    result: dict,  # a results file
+    before: dict,  # that of another iteration
+    metric: str,  # path within a seed's metrics, such as "one_shot.map11"
+):  # (mean, low, high) of the difference, 95 %; the mean alone where an interval cannot be had; None where the metric was not measured in both
     "Difference of two means over seeds, with Welch's interval; where both are of the same agents, used otherwise, each seed against itself"
     new, old = seed_values(result, metric), seed_values(before, metric)
-    if not new or not old: return None
+    if not new or not old:
+        return None
     if _same_agents(result, before) and len(new) == len(old) > 1:
         gaps = np.subtract(new, old)
-        return (float(gaps.mean()), *map(float, ttest_1samp(gaps, 0).confidence_interval())) if np.ptp(gaps) else float(gaps.mean())
+        return (
+            (float(gaps.mean()), *map(float, ttest_1samp(gaps, 0).confidence_interval()))
+            if np.ptp(gaps)
+            else float(gaps.mean())
+        )
     gap = float(np.mean(new) - np.mean(old))
-    if min(len(new), len(old)) < 2 or np.ptp(new) + np.ptp(old) == 0: return gap
+    if min(len(new), len(old)) < 2 or np.ptp(new) + np.ptp(old) == 0:
+        return gap
     return gap, *map(float, ttest_ind(new, old, equal_var=False).confidence_interval())
+
 
 def _same_agents(a, b):
     "Whether two results differ in nothing that training sees"
-    a_config, b_config = (Config().to_dict() | x["config"] for x in (a, b))   # a field younger than a file had its default
-    return a["seeds"] == b["seeds"] and all(line.split(":")[0] in AFTER_TRAINING for line in difference(a_config, b_config))
+    a_config, b_config = (
+        Config().to_dict() | x["config"] for x in (a, b)
+    )  # a field younger than a file had its default
+    return a["seeds"] == b["seeds"] and all(
+        line.split(":")[0] in AFTER_TRAINING for line in difference(a_config, b_config)
+    )
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #2feb7210
 def told(
-    result: dict,   # a results file
-    before: dict,   # that of another iteration
-    title: str,     # key of `METRICS`, or a path within a seed's metrics
+    result: dict,  # a results file
+    before: dict,  # that of another iteration
+    title: str,  # key of `METRICS`, or a path within a seed's metrics
 ) -> str:
     "Whether a metric rose, fell or stayed within what the seeds leave open, as a sentence"
-    gap, (old, new) = moved(result, before, METRICS.get(title, title)), (seed_values(r, METRICS.get(title, title)) for r in (before, result))
-    if gap is None: return f"{title} was not measured in both."
-    if not isinstance(gap, tuple): return f"{title} went from {np.mean(old):.3f} to {np.mean(new):.3f}; with so few seeds that says little."
+    gap = moved(result, before, METRICS.get(title, title))
+    (old, new) = (seed_values(r, METRICS.get(title, title)) for r in (before, result))
+    if gap is None:
+        return f"{title} was not measured in both."
+    if not isinstance(gap, tuple):
+        return f"{title} went from {np.mean(old):.3f} to {np.mean(new):.3f}; with so few seeds that says little."
     verb = "rose" if gap[1] > 0 else "fell" if gap[2] < 0 else "did not move beyond what the seeds leave open"
     return f"{title} {verb}: {np.mean(old):.3f} -> {np.mean(new):.3f}, {gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]."
 
@@ -98,94 +131,164 @@ def told(
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "An iteration and the one before it; displays as two tables and a verdict"
+
     name: str
     before: str | None
-    changes: Table     # the fields that differ
-    verdict: Verdict   # of the criterion
-    moves: Table       # metric by metric
+    changes: Table  # the fields that differ
+    verdict: Verdict  # of the criterion
+    moves: Table  # metric by metric
 
-    def __repr__(self): return f"{self.changes}\n\n{self.moves}\n\n{self.verdict}"
-    def _repr_html_(self): return f"{self.changes._repr_html_()}{self.moves._repr_html_()}<p><b>{escape(str(self.verdict))}</b></p>"
+    def __repr__(self):
+        return f"{self.changes}\n\n{self.moves}\n\n{self.verdict}"
 
-_RANKED = ("one-shot mAP", "TR mAP", "AAR mAP")   # by what `report` was asked to rank by
+    def _repr_html_(self):
+        return f"{self.changes._repr_html_()}{self.moves._repr_html_()}<p><b>{escape(str(self.verdict))}</b></p>"
 
-def _ranking(result): return result["metrics"]["seeds"][0]["one_shot"]["confidence"]
+
+_RANKED = ("one-shot mAP", "TR mAP", "AAR mAP")  # by what `report` was asked to rank by
+
+
+def _ranking(result):
+    return result["metrics"]["seeds"][0]["one_shot"]["confidence"]
+
 
 def _mean(values, digits=3):
     "Mean with the half width of its interval, as a cell of a table"
-    if not values: return None
+    if not values:
+        return None
     x = interval(values)
     return f"{x['mean']:.{digits}f}" + (f" ± {x['high'] - x['mean']:.{digits}f}" if "high" in x else "")
 
+
 def change_table(
-    name: str,             # an iteration
-    on: str = "animals-5", # a named configuration
+    name: str,  # an iteration
+    on: str = "animals-5",  # a named configuration
 ) -> Table:
     "The fields an iteration changes; for the first, where it differs from the configuration it is run on"
     rows = [line.partition(": ") for line in changes_of(name, on)]
-    return table([dict(zip(("field", "before", "now"), (field, *values.split(" -> ", 1)))) for field, _, values in rows])
+    return table(
+        [dict(zip(("field", "before", "now"), (field, *values.split(" -> ", 1)))) for field, _, values in rows]
+    )
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #fb29168b
 class Leaderboard:
     "The results in a folder, in the order of `ITERATIONS`. Raises `ConfigError` where there are none."
-    def __init__(self,
-        folder,                  # such as results/animals-5
-        split: str = "report",   # "report" or "select"
+
+    def __init__(
+        self,
+        folder,  # such as results/animals-5
+        split: str = "report",  # "report" or "select"
         encoder: str = "efficientnet_lite0",  # whose results
     ):
-        self.folder, self.split, self.encoder = Path(folder), split, encoder
-        files = {name: self.folder/f"{name}-{encoder}{'-select'*(split == 'select')}.json" for name in ITERATIONS}
+        self.folder = Path(folder)
+        self.split = split
+        self.encoder = encoder
+        files = {name: self.folder / f"{name}-{encoder}{'-select' * (split == 'select')}.json" for name in ITERATIONS}
         self.results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-        if not self.results: raise ConfigError(f"{folder} holds no results of {encoder} on {split}: `locrl iterate v7` makes such a file")
+        if not self.results:
+            raise ConfigError(
+                f"{folder} holds no results of {encoder} on {split}: `locrl iterate v7` makes such a file"
+            )
 
     def __getitem__(self, name):
         "The results of an iteration. Raises `ConfigError` for one that is not there."
-        if name not in self.results: raise ConfigError(f"{self.folder} has no results of {name!r}: there are {', '.join(self.results)}")
+        if name not in self.results:
+            raise ConfigError(f"{self.folder} has no results of {name!r}: there are {', '.join(self.results)}")
         return self.results[name]
 
-    def logs(self,
-        name: str,          # an iteration
-    ) -> dict[int, list]:   # seed -> a row for each validation
+    def logs(
+        self,
+        name: str,  # an iteration
+    ) -> dict[int, list]:  # seed -> a row for each validation
         "What was logged while it learned"
-        files = {seed: self.folder/f"{name}-seed-{seed}.jsonl" for seed in self[name]["seeds"]}
-        return {seed: [json.loads(line) for line in file.read_text().splitlines()] for seed, file in files.items() if file.exists()}
+        files = {seed: self.folder / f"{name}-seed-{seed}.jsonl" for seed in self[name]["seeds"]}
+        return {
+            seed: [json.loads(line) for line in file.read_text().splitlines()]
+            for seed, file in files.items()
+            if file.exists()
+        }
 
-    def rows(self,
-        names=None,         # iterations; None shows all
-    ) -> list[dict]:        # numbers as lists of the seeds' values; what was not measured is absent
+    def rows(
+        self,
+        names=None,  # iterations; None shows all
+    ) -> list[dict]:  # numbers as lists of the seeds' values; what was not measured is absent
         "What the table shows, as data"
         out = []
         for name in self.results if names is None else names:
             result = self[name]
             numbers = {title: seed_values(result, metric) for title, metric in METRICS.items()}
-            out.append({"iteration": name, "encoder": result["config"]["encoder"], "data": f"{result['data']['train']} -> {result['data']['report']}", "seeds": len(result["seeds"]),
-                        "ranked by": _ranking(result), **{title: values for title, values in numbers.items() if values}, "minutes": list(result["budget"]["minutes"])})
+            out.append(
+                {
+                    "iteration": name,
+                    "encoder": result["config"]["encoder"],
+                    "data": f"{result['data']['train']} -> {result['data']['report']}",
+                    "seeds": len(result["seeds"]),
+                    "ranked by": _ranking(result),
+                    **{title: values for title, values in numbers.items() if values},
+                    "minutes": list(result["budget"]["minutes"]),
+                }
+            )
         return out
 
-    def table(self,
-        names=None,         # iterations; None shows all
-        cited: bool = True, # add what was published for these iterations
+    def table(
+        self,
+        names=None,  # iterations; None shows all
+        cited: bool = True,  # add what was published for these iterations
     ) -> Table:
         "A row for each iteration: mean and half width of the 95 % interval over seeds. Below, what others published."
         shown = {r["iteration"]: r for r in self.rows(names)}
-        lines = [{k: f"{np.mean(v):.0f}" if k == "minutes" else _mean(v, 1 if k == "steps" else 3) if isinstance(v, list) else v for k, v in r.items()} for r in shown.values()]
+        lines = [
+            {
+                k: f"{np.mean(v):.0f}"
+                if k == "minutes"
+                else _mean(v, 1 if k == "steps" else 3)
+                if isinstance(v, list)
+                else v
+                for k, v in r.items()
+            }
+            for r in shown.values()
+        ]
         theirs = [c for c in CITED if cited and c.iteration in shown]
-        lines += [{"iteration": f"cited: {c.name}", "encoder": c.encoder, "data": c.data} | {title: c.numbers.get(metric) for title, metric in METRICS.items()} for c in theirs]
+        lines += [
+            {"iteration": f"cited: {c.name}", "encoder": c.encoder, "data": c.data}
+            | {title: c.numbers.get(metric) for title, metric in METRICS.items()}
+            for c in theirs
+        ]
         measured = [title for title in METRICS if any(line.get(title) for line in lines)]
-        return table(lines, ("iteration", "encoder", "data", "seeds", "ranked by", *measured, "minutes"), emphasise=tuple(shown))
+        return table(
+            lines, ("iteration", "encoder", "data", "seeds", "ranked by", *measured, "minutes"), emphasise=tuple(shown)
+        )
 
-    def compare(self,
-        name: str,          # an iteration
+    def compare(
+        self,
+        name: str,  # an iteration
     ) -> Comparison:
         "Beside the one before: configuration, criterion, metrics. No difference is taken of mAPs that are ranked by different sources."
         result, before = self[name], self.results.get(ITERATIONS[name].after or "")
         known = before or dict(metrics=dict(seeds=[]))
         alike = before is None or _ranking(before) == _ranking(result)
-        values = {title: (seed_values(known, metric), seed_values(result, metric), moved(result, known, metric) if alike or title not in _RANKED else None)
-                  for title, metric in METRICS.items()}
-        rows = [{"metric": title, ITERATIONS[name].after or "before": _mean(old), name: _mean(new), "difference": gap} for title, (old, new, gap) in values.items() if new or old]
-        if before is None: rows = [{k: row[k] for k in ("metric", name)} for row in rows]
-        return Comparison(name, before and ITERATIONS[name].after, change_table(name), ITERATIONS[name].criterion(result, before), table(rows))
+        values = {
+            title: (
+                seed_values(known, metric),
+                seed_values(result, metric),
+                moved(result, known, metric) if alike or title not in _RANKED else None,
+            )
+            for title, metric in METRICS.items()
+        }
+        rows = [
+            {"metric": title, ITERATIONS[name].after or "before": _mean(old), name: _mean(new), "difference": gap}
+            for title, (old, new, gap) in values.items()
+            if new or old
+        ]
+        if before is None:
+            rows = [{k: row[k] for k in ("metric", name)} for row in rows]
+        return Comparison(
+            name,
+            before and ITERATIONS[name].after,
+            change_table(name),
+            ITERATIONS[name].criterion(result, before),
+            table(rows),
+        )
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #09c9d3d3
 def _cited_lines(ax, metric, names):
@@ -193,116 +296,183 @@ def _cited_lines(ax, metric, names):
     found = sorted((c for c in CITED if metric in c.numbers and c.iteration in names), key=lambda c: -c.numbers[metric])
     for k, c in enumerate(found):
         ax.axhline(c.numbers[metric], color=COLOURS["faint"], linestyle="--", linewidth=1, zorder=0)
-        ax.annotate(f"cited: {c.name} ({c.encoder})", (1, c.numbers[metric]), xycoords=("axes fraction", "data"), xytext=(-2, -2 if k else 2), textcoords="offset points",
-                    ha="right", va="top" if k else "bottom", fontsize=7.5, color="#777777", zorder=1, bbox=dict(facecolor="white", edgecolor="none", alpha=.7, pad=.5))
+        ax.annotate(
+            f"cited: {c.name} ({c.encoder})",
+            (1, c.numbers[metric]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -2 if k else 2),
+            textcoords="offset points",
+            ha="right",
+            va="top" if k else "bottom",
+            fontsize=7.5,
+            color="#777777",
+            zorder=1,
+            bbox=dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5),
+        )
+
 
 def _shade(ax, limits):
     "A range of y, such as one that a criterion allows; an infinite end is the axis's own"
-    ax.axhspan(*np.where(np.isinf(limits), ax.get_ylim(), limits), color=COLOURS["truth"], alpha=.1, linewidth=0, zorder=0)
+    ax.axhspan(
+        *np.where(np.isinf(limits), ax.get_ylim(), limits), color=COLOURS["truth"], alpha=0.1, linewidth=0, zorder=0
+    )
+
 
 def iterations_figure(
     board: Leaderboard,
     metrics=("one-shot mAP",),  # keys of `METRICS`, a panel each
-    names=None,                 # iterations; None shows all
-    limits=None,                # title -> (low, high): a shaded range, such as one that a criterion allows
-):                              # matplotlib Figure
+    names=None,  # iterations; None shows all
+    limits=None,  # title -> (low, high): a shaded range, such as one that a criterion allows
+):  # matplotlib Figure
     "Metrics over the iterations, with seeds, intervals and what others published"
     names = list(board.results) if names is None else list(names)
     with style():
-        figure = new_figure(max(5.2, .62*len(names) + 1.6)*(1 if len(metrics) == 1 else .8*len(metrics)), 3)
+        figure = new_figure(max(5.2, 0.62 * len(names) + 1.6) * (1 if len(metrics) == 1 else 0.8 * len(metrics)), 3)
         for ax, title in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
             for x, name in enumerate(names):
-                if not (values := seed_values(board[name], METRICS[title])): continue
+                if not (values := seed_values(board[name], METRICS[title])):
+                    continue
                 mean = interval(values)
-                ax.errorbar(x, mean["mean"], [[mean["mean"] - mean.get("low", mean["mean"])], [mean.get("high", mean["mean"]) - mean["mean"]]], fmt="_", markersize=14, color=COLOURS["second"], capsize=3)
-                ax.plot(x + np.linspace(-.16, .16, len(values)), values, ".", color=COLOURS["agent"], markersize=5, zorder=3)
+                ax.errorbar(
+                    x,
+                    mean["mean"],
+                    [[mean["mean"] - mean.get("low", mean["mean"])], [mean.get("high", mean["mean"]) - mean["mean"]]],
+                    fmt="_",
+                    markersize=14,
+                    color=COLOURS["second"],
+                    capsize=3,
+                )
+                ax.plot(
+                    x + np.linspace(-0.16, 0.16, len(values)),
+                    values,
+                    ".",
+                    color=COLOURS["agent"],
+                    markersize=5,
+                    zorder=3,
+                )
             _cited_lines(ax, METRICS[title], names)
-            if title in (limits or {}): _shade(ax, limits[title])
+            if title in (limits or {}):
+                _shade(ax, limits[title])
             ax.set_xticks(range(len(names)), names)
-            ax.set(title=title, xlim=(-.5, len(names) - .5))
+            ax.set(title=title, xlim=(-0.5, len(names) - 0.5))
     return figure
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #418fcb6c
 def learning_figure(
     board: Leaderboard,
-    names,             # iterations, at most 9
+    names,  # iterations, at most 9
     keys=("hit_rate", "trigger_rate", "q_mean", "mean_trigger_iou"),  # of the rows in metrics.jsonl, a panel each
-    columns=4,         # panels in a row
-    limits=None,       # key -> (low, high): a shaded range, such as one that a criterion allows
-):                     # matplotlib Figure
+    columns=4,  # panels in a row
+    limits=None,  # key -> (low, high): a shaded range, such as one that a criterion allows
+):  # matplotlib Figure
     "What was logged while the iterations learned"
     import matplotlib.pyplot as plt
+
     lines = {(name, seed): rows for name in names for seed, rows in board.logs(name).items()}
     figure = training_curves({"{}, seed {}".format(*k): rows for k, rows in lines.items()}, keys, columns)
     own = [COLOURS[c] for c in ("second", "agent", "truth", "third", "ink")]
-    colours = dict(zip(names, own if len(names) <= len(own) else plt.get_cmap("viridis")(np.linspace(0, .92, len(names)))))
+    colours = dict(
+        zip(names, own if len(names) <= len(own) else plt.get_cmap("viridis")(np.linspace(0, 0.92, len(names))))
+    )
     for key, ax in zip(keys, figure.axes):
-        for line in ax.lines: line.set(color=colours[line.get_label().partition(", seed")[0]], linewidth=1.1, marker="" if len(line.get_xdata()) > 1 else ".")
-        if key in (limits or {}): _shade(ax, limits[key])
-    figure.axes[0].legend([plt.Line2D([], [], color=colours[n], linewidth=2) for n in names], names, ncols=-(-len(names)//5), frameon=False, fontsize=8, handlelength=1.2)
+        for line in ax.lines:
+            line.set(
+                color=colours[line.get_label().partition(", seed")[0]],
+                linewidth=1.1,
+                marker="" if len(line.get_xdata()) > 1 else ".",
+            )
+        if key in (limits or {}):
+            _shade(ax, limits[key])
+    figure.axes[0].legend(
+        [plt.Line2D([], [], color=colours[n], linewidth=2) for n in names],
+        names,
+        ncols=-(-len(names) // 5),
+        frameon=False,
+        fontsize=8,
+        handlelength=1.2,
+    )
     return figure
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #6dfc6271
 @torch.no_grad()
 def expectations(
     agent: Agent,
-    bank,         # features of `data`
-    data,         # a data set; asked about where it holds the class
-) -> dict:        # expected (Q of the first action) and paid (discounted return), means over the questions
+    bank,  # features of `data`
+    data,  # a data set; asked about where it holds the class
+) -> dict:  # expected (Q of the first action) and paid (discounted return), means over the questions
     "What the greedy policy expects of a search, and what its reward pays"
     c, targets = agent.config, Targets.of(data, bank.classes)
-    search, net = Search(targets, len(targets), c.moves, named_reward(c.reward), c.observation.max_steps), attach(agent.policy, bank).q_net
+    search = Search(targets, len(targets), c.moves, named_reward(c.reward), c.observation.max_steps)
+    net = attach(agent.policy, bank).q_net
     search.start(episode=np.arange(search.n))
     net.set_training_mode(False)
-    expected, paid, going, weight = None, np.zeros(search.n), np.ones(search.n, bool), 1.
+    expected = None
+    paid = np.zeros(search.n)
+    going = np.ones(search.n, bool)
+    weight = 1.0
     while going.any():
         best, action = (x.cpu().numpy() for x in net(torch.from_numpy(search.keys)).max(1))
         expected = best if expected is None else expected
         _, reward, terminated, truncated = search.step(action)
-        paid += np.where(going, weight*reward, 0)
+        paid += np.where(going, weight * reward, 0)
         going &= ~(terminated | truncated)
         weight *= c.gamma
     return dict(expected=float(expected.mean()), paid=float(paid.mean()))
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #6dad8fe0
 def save_expectations(
-    path,                    # JSON file to write
-    seeds: dict,             # iteration -> seeds of its runs
-    on: str = "animals-5",   # the configuration they ran on
-    split: str = "select",   # "report" or "select"
-    root=None,               # of the run folders; default `cache_root()/"runs"`
+    path,  # JSON file to write
+    seeds: dict,  # iteration -> seeds of its runs
+    on: str = "animals-5",  # the configuration they ran on
+    split: str = "select",  # "report" or "select"
+    root=None,  # of the run folders; default `cache_root()/"runs"`
 ) -> Path:
     "`expectations` of the runs of some iterations"
     out, world = {}, None
     for name, its in seeds.items():
-        agents, world, bank, data = opened([run_folder(find_config(f"{on}/{name}"), seed, root) for seed in its], split, world)
+        agents, world, bank, data = opened(
+            [run_folder(find_config(f"{on}/{name}"), seed, root) for seed in its], split, world
+        )
         out[name] = [dict(seed=a.seed) | expectations(a, bank, data) for a in agents]
     return write_atomic(path, json.dumps(dict(data=data.name, iterations=out), indent=1) + "\n")
 
+
 def expectations_table(
-    path,        # what `save_expectations` wrote
+    path,  # what `save_expectations` wrote
     names=None,  # iterations; None shows all
 ) -> Table:
     "What the greedy policies expect of a search and what they are paid, mean and half width of the 95 % interval over seeds"
     saved = json.loads(Path(path).read_text())["iterations"]
     rows = {name: {k: [s[k] for s in saved[name]] for k in ("expected", "paid")} for name in names or saved}
-    return table([{"iteration": name, "expected": _mean(r["expected"], 2), "paid": _mean(r["paid"], 2), "too much": _mean(list(np.subtract(r["expected"], r["paid"])), 2)} for name, r in rows.items()])
+    return table(
+        [
+            {
+                "iteration": name,
+                "expected": _mean(r["expected"], 2),
+                "paid": _mean(r["paid"], 2),
+                "too much": _mean(list(np.subtract(r["expected"], r["paid"])), 2),
+            }
+            for name, r in rows.items()
+        ]
+    )
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #f46c49ef
 def same_search(
-    names,                   # iterations
-    on: str = "animals-5",   # the configuration they ran on
-    rank: int = 0,           # which of the shuffled questions
-    seed: int = 0,           # of runs and shuffle
-    split: str = "select",   # "report" or "select"
-    root=None,               # of the run folders; default `cache_root()/"runs"`
-) -> dict:                   # iteration -> `locrl.figures.Episode`
+    names,  # iterations
+    on: str = "animals-5",  # the configuration they ran on
+    rank: int = 0,  # which of the shuffled questions
+    seed: int = 0,  # of runs and shuffle
+    split: str = "select",  # "report" or "select"
+    root=None,  # of the run folders; default `cache_root()/"runs"`
+) -> dict:  # iteration -> `locrl.figures.Episode`
     "The same question to several iterations: about an object that fills less than 40 % of its picture"
-    folders, episodes, world = {name: run_folder(find_config(f"{on}/{name}"), seed, root) for name in names}, {}, None
+    folders = {name: run_folder(find_config(f"{on}/{name}"), seed, root) for name in names}
+    episodes = {}
+    world = None
     for name, folder in folders.items():
         (agent,), world, bank, data = opened(folder, split, world)
         targets = Targets.of(data, bank.classes)
-        small = np.flatnonzero(iou(FULL, targets.boxes).max(1) < .4)
+        small = np.flatnonzero(iou(FULL, targets.boxes).max(1) < 0.4)
         k = np.random.default_rng(seed).permutation(small)[rank]
         episodes[name] = episode_of(agent, bank, data, int(targets.image[k]), bank.classes[targets.label[k]])
     return episodes

@@ -26,7 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from ..data.boxes import FULL, iou
-from ..evaluation.confidence import ConfidenceError, RegionClassifier, answer_all, fit_region_classifier, with_region
+from locrl.evaluation.confidence import (
+    ConfidenceError,
+    RegionClassifier,
+    answer_all,
+    fit_region_classifier,
+    with_region,
+)
 from .config import ConfigError, World, difference
 from ..files import array_digest, write_atomic
 from .diagnostics import Probe, watch
@@ -42,58 +48,94 @@ from .train import Agent, versions
 # %% ../../nbs/experiments/04_results.ipynb #e13e80e3
 def source_digest(
     *modules: str,  # names of modules of this package, such as "data.boxes"
-) -> str:           # 64 hex digits
+) -> str:  # 64 hex digits
     "SHA-256 over the source of modules"
-    return hashlib.sha256(b"".join((files("locrl")/(m.replace(".", "/") + ".py")).read_bytes() for m in modules)).hexdigest()
+    return hashlib.sha256(
+        b"".join((files("locrl") / (m.replace(".", "/") + ".py")).read_bytes() for m in modules)
+    ).hexdigest()
+
 
 def bank_digest(
     bank: FeatureBank,
-) -> str:              # 64 hex digits
+) -> str:  # 64 hex digits
     "SHA-256 over the classes, their evidence, and the sums of the features down every column of cells of every picture"
     h = hashlib.sha256(json.dumps([list(bank.classes), list(bank.integral.shape)]).encode())
-    for x in (bank.integral[:, -1], bank.saliency, bank.presence): h.update(np.ascontiguousarray(x.cpu().numpy()).data)
+    for x in (bank.integral[:, -1], bank.saliency, bank.presence):
+        h.update(np.ascontiguousarray(x.cpu().numpy()).data)
     return h.hexdigest()
 
+
 def kept(
-    agent: Agent,      # who answers
-    bank: FeatureBank, # what it looks at
-    kind: str,         # of search; the first part of the file's name
-    made: type,        # dataclass of arrays that holds the answers
-    compute,           # function without arguments that finds them
-    **depends,         # whatever else the answers depend on, for JSON
-):                     # a `made`
+    agent: Agent,  # who answers
+    bank: FeatureBank,  # what it looks at
+    kind: str,  # of search; the first part of the file's name
+    made: type,  # dataclass of arrays that holds the answers
+    compute,  # function without arguments that finds them
+    **depends,  # whatever else the answers depend on, for JSON
+):  # a `made`
     "The answers from the run's folder, or found and put there. A file that is damaged, or of something else, is named in a warning and made anew."
     c = agent.config
-    about = dict(kind=kind, policy=weights_digest("q_net", agent.policy.q_net.state_dict()), bank=bank_digest(bank), code=source_digest("agents.double_dqn", "data.boxes", "evaluation.protocols", "vision.features", "envs.observation", "agents.policy"),
-                 moves=asdict(c.moves), observation=asdict(c.observation), **depends)
+    about = dict(
+        kind=kind,
+        policy=weights_digest("q_net", agent.policy.q_net.state_dict()),
+        bank=bank_digest(bank),
+        code=source_digest(
+            "agents.double_dqn",
+            "data.boxes",
+            "evaluation.protocols",
+            "vision.features",
+            "envs.observation",
+            "agents.policy",
+        ),
+        moves=asdict(c.moves),
+        observation=asdict(c.observation),
+        **depends,
+    )
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    file = agent.folder/"searches"/f"{kind}-{key[:12]}.npz"
+    file = agent.folder / "searches" / f"{kind}-{key[:12]}.npz"
     answers = _read(file, key, made)
-    if answers is not None: return answers
+    if answers is not None:
+        return answers
     answers = compute()
     arrays = {f.name: getattr(answers, f.name) for f in fields(made) if getattr(answers, f.name) is not None}
-    try: write_atomic(file, lambda f: np.savez_compressed(f, key=key, **arrays))
-    except OSError as e: warnings.warn(f"{file} cannot be written ({e}): the searches are not kept")
+    try:
+        write_atomic(file, lambda f: np.savez_compressed(f, key=key, **arrays))
+    except OSError as e:
+        warnings.warn(f"{file} cannot be written ({e}): the searches are not kept", stacklevel=2)
     return answers
+
 
 def _read(file, key, made):
     "What `file` holds, or None where it is missing, damaged or of another key"
-    if not file.exists(): return None
+    if not file.exists():
+        return None
     try:
         with np.load(file) as z:
-            if str(z["key"]) != key: raise ValueError("it is of other searches")
+            if str(z["key"]) != key:
+                raise ValueError("it is of other searches")
             return made(**{name: z[name] for name in z.files if name != "key"})
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        warnings.warn(f"{file} is damaged or foreign ({e}): it is made anew")
+        warnings.warn(f"{file} is damaged or foreign ({e}): it is made anew", stacklevel=2)
+
 
 def searches_of(
-    agent: Agent,          # who searches
-    bank: FeatureBank,     # features of the pictures
-    progress: bool = False,# show a progress bar
+    agent: Agent,  # who searches
+    bank: FeatureBank,  # features of the pictures
+    progress: bool = False,  # show a progress bar
 ) -> Searches:
     "One search for every picture and class of `bank`; made once, then read from the run's folder"
     c = agent.config
-    find = lambda: search_all(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, progress=progress)
+
+    def find():
+        return search_all(
+            agent.policy,
+            bank,
+            *questions(len(bank), len(bank.classes)),
+            c.moves,
+            c.observation.max_steps,
+            progress=progress,
+        )
+
     return kept(agent, bank, "one-shot", Searches, find)
 
 # %% ../../nbs/experiments/04_results.ipynb #34c7b04c
@@ -102,36 +144,75 @@ def classifier_file(
 ) -> Path:
     "Where the run keeps the region classifier of this policy, on its features, for its classes, with so many members"
     c = agent.config
-    about = [weights_digest("q_net", agent.policy.q_net.state_dict()), agent.projection.digest, c.classes, c.classifiers]
-    return agent.folder/f"region_classifier-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.npz"
+    about = [
+        weights_digest("q_net", agent.policy.q_net.state_dict()),
+        agent.projection.digest,
+        c.classes,
+        c.classifiers,
+    ]
+    return agent.folder / f"region_classifier-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.npz"
+
 
 def classifier_of(
-    agent: Agent,          # of the run
-    progress: bool = False,# show progress bars
+    agent: Agent,  # of the run
+    progress: bool = False,  # show progress bars
 ) -> RegionClassifier:
     "The region classifier of a run's policy, from its folder, or fitted and put there. One that is damaged is named in a warning and made anew."
     file, world = classifier_file(agent), agent.world()
     if file.exists():
-        try: return RegionClassifier.load(file)
-        except ConfidenceError as e: warnings.warn(f"{e}: it is made anew")
+        try:
+            return RegionClassifier.load(file)
+        except ConfidenceError as e:
+            warnings.warn(f"{e}: it is made anew", stacklevel=2)
     bank = world.bank("train")
-    classifier = fit_region_classifier(bank, world.data["train"], [searches_of(agent, bank, progress)], agent.seed, members=agent.config.classifiers, progress=progress)
+    classifier = fit_region_classifier(
+        bank,
+        world.data["train"],
+        [searches_of(agent, bank, progress)],
+        agent.seed,
+        members=agent.config.classifiers,
+        progress=progress,
+    )
     classifier.save(file)
     return classifier
 
+
 def answers_of(
-    agent: Agent,          # who answers
-    bank: FeatureBank,     # features of the pictures
-    confidence: str,       # source of the ranking; one that asks the region classifier has it asked
-    progress: bool = False,# show progress bars
-) -> Searches:             # with `region` filled in where `confidence` needs it
+    agent: Agent,  # who answers
+    bank: FeatureBank,  # features of the pictures
+    confidence: str,  # source of the ranking; one that asks the region classifier has it asked
+    progress: bool = False,  # show progress bars
+) -> Searches:  # with `region` filled in where `confidence` needs it
     "The answer to every picture and class of `bank`, chosen as the configuration says; made once, then read from the run's folder"
     c, classifier = agent.config, classifier_of(agent, progress) if asks_regions(confidence) else None
     if c.answer == "stop":
         found = searches_of(agent, bank, progress)
         return with_region(found, classifier, bank) if classifier else found
-    find = lambda: answer_all(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, c.answer, confidence, classifier, progress)
-    return kept(agent, bank, c.answer, Searches, find, confidence=confidence, classifier=classifier and classifier.digest, chosen_by=source_digest("evaluation.confidence", "evaluation.multi"))
+
+    def find():
+        return answer_all(
+            agent.policy,
+            bank,
+            *questions(len(bank), len(bank.classes)),
+            c.moves,
+            c.observation.max_steps,
+            c.answer,
+            confidence,
+            classifier,
+            progress,
+        )
+
+    return kept(
+        agent,
+        bank,
+        c.answer,
+        Searches,
+        find,
+        confidence=confidence,
+        classifier=classifier and classifier.digest,
+        chosen_by=source_digest("evaluation.confidence", "evaluation.multi"),
+    )
+
 
 def asks_regions(confidence: str) -> bool:
     "Whether this source needs a region classifier"
@@ -142,160 +223,255 @@ def spread(x):
     "What `interval` gave, as a cell of a table"
     return (x["mean"], x["low"], x["high"]) if "low" in x else x["mean"]
 
+
 def aggregate(
-    metrics: list,        # dictionaries of the same shape, one per seed; numbers may be nested
+    metrics: list,  # dictionaries of the same shape, one per seed; numbers may be nested
 ) -> dict:
     "`interval` of every number, at its place"
     out = {}
     for k, v in metrics[0].items():
         values = [m.get(k) for m in metrics]
-        if isinstance(v, dict): out[k] = aggregate(values)
-        elif isinstance(v, (int, float)) and all(x is not None for x in values): out[k] = interval(values)
+        if isinstance(v, dict):
+            out[k] = aggregate(values)
+        elif isinstance(v, (int, float)) and all(x is not None for x in values):
+            out[k] = interval(values)
     return out
 
 # %% ../../nbs/experiments/04_results.ipynb #558126ea
 def agents_of(
-    folders,           # of one run, or of several that differ in their seed alone
+    folders,  # of one run, or of several that differ in their seed alone
 ) -> list[Agent]:
     "The agents of finished runs. Raises `ConfigError` when they are not of one configuration."
     agents = [Agent.load(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)]
-    if not agents: raise ConfigError("no run given: name at least one run folder")
+    if not agents:
+        raise ConfigError("no run given: name at least one run folder")
     for a in agents[1:]:
-        if changed := difference(agents[0].config.to_dict(), a.config.to_dict()): raise ConfigError(f"{a.folder} is of another configuration ({'; '.join(changed)}): report it by itself")
+        if changed := difference(agents[0].config.to_dict(), a.config.to_dict()):
+            raise ConfigError(f"{a.folder} is of another configuration ({'; '.join(changed)}): report it by itself")
     seeds = [a.seed for a in agents]
     if twice := [str(a.folder) for a in agents if seeds.count(a.seed) > 1]:
-        raise ConfigError(f"the same seed twice: {', '.join(twice)}. Several runs make an interval only where their seeds differ")
+        raise ConfigError(
+            f"the same seed twice: {', '.join(twice)}. Several runs make an interval only where their seeds differ"
+        )
     return agents
 
+
 def opened(
-    folders,                     # of one run, or of several that differ in their seed alone
-    split: str = "report",       # "report" or "select"
+    folders,  # of one run, or of several that differ in their seed alone
+    split: str = "report",  # "report" or "select"
     world: World | None = None,  # to share between calls
-):                               # agents, world, bank, data
+):  # agents, world, bank, data
     "Finished runs and what they are to be scored on. Raises `ConfigError` when the runs are not of one configuration."
     agents = agents_of(folders)
-    if split not in ("report", "select"): raise ConfigError(f"split={split!r}: use 'report' or 'select'")
+    if split not in ("report", "select"):
+        raise ConfigError(f"split={split!r}: use 'report' or 'select'")
     world = world or agents[0].world()
     return agents, world, world.bank(split), world.data[split]
 
 # %% ../../nbs/experiments/04_results.ipynb #c00d8673
 def report(
-    folders,                 # run folders of one configuration, one per seed
-    split: str = "report",   # "report" or "select"
-    command: str = "",       # what to type to get the same again; kept beside the numbers
+    folders,  # run folders of one configuration, one per seed
+    split: str = "report",  # "report" or "select"
+    command: str = "",  # what to type to get the same again; kept beside the numbers
     world: World | None = None,  # to share between calls
-    with_baselines: bool = True, # score the baselines too
+    with_baselines: bool = True,  # score the baselines too
     progress: bool = False,  # show progress bars
-    confidence: str | None = None, # source of the ranking; default the configuration's
-    multi: bool = False,     # also search for several objects: terminal (TR) and all attended regions (AAR)
+    confidence: str | None = None,  # source of the ranking; default the configuration's
+    multi: bool = False,  # also search for several objects: terminal (TR) and all attended regions (AAR)
 ) -> dict:
     "Score finished runs on `split`, and the baselines beside them. Raises `ConfigError` when the runs are not of one configuration."
     agents, world, bank, data = opened(folders, split, world)
     config = agents[0].config
     confidence = confidence or config.final_confidence
-    if confidence not in CONFIDENCE: raise ConfigError(f"no confidence called {confidence!r}: known are {', '.join(CONFIDENCE)}")
+    if confidence not in CONFIDENCE:
+        raise ConfigError(f"no confidence called {confidence!r}: known are {', '.join(CONFIDENCE)}")
     probe, metrics = Probe(bank, Targets.of(data, bank.classes), config.moves, config.observation.max_steps), []
     for a in agents:
         e = score(answers_of(a, bank, confidence, progress), data, bank.classes, confidence)
         sources = {name: score(e.searches, data, bank.classes, name).detection for name in sources_of(e.searches)}
-        metrics.append(dict(seed=a.seed, step=a.step) | e.to_dict() | (_several(a, bank, data, confidence, progress) if multi else {}) |
-                       dict(rho={k: v for k, v in probe(a.policy).items() if v is not None}, training=_training(a.folder),
-                            confidence={n: dict(map11=d.map11, map_area=d.map_area) for n, d in sources.items()}))
-    out = dict(iteration=config.name, encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
-               data=dict(train=config.train, select=config.select, report=getattr(config, split), classes=list(config.classes), images=len(data)),
-               command=command, versions=versions(), seeds=[a.seed for a in agents], config=config.to_dict(),
-               budget=dict(steps=config.steps, minutes=[_minutes(a.folder) for a in agents]),
-               metrics=dict(seeds=metrics, aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics])))
-    if with_baselines: out["baselines"] = {name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()}
+        metrics.append(
+            dict(seed=a.seed, step=a.step)
+            | e.to_dict()
+            | (_several(a, bank, data, confidence, progress) if multi else {})
+            | dict(
+                rho={k: v for k, v in probe(a.policy).items() if v is not None},
+                training=_training(a.folder),
+                confidence={n: dict(map11=d.map11, map_area=d.map_area) for n, d in sources.items()},
+            )
+        )
+    out = dict(
+        iteration=config.name,
+        encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
+        data=dict(
+            train=config.train,
+            select=config.select,
+            report=getattr(config, split),
+            classes=list(config.classes),
+            images=len(data),
+        ),
+        command=command,
+        versions=versions(),
+        seeds=[a.seed for a in agents],
+        config=config.to_dict(),
+        budget=dict(steps=config.steps, minutes=[_minutes(a.folder) for a in agents]),
+        metrics=dict(
+            seeds=metrics,
+            aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics]),
+        ),
+    )
+    if with_baselines:
+        out["baselines"] = {
+            name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()
+        }
     return out
+
 
 @dataclass(frozen=True, eq=False)
 class _Text:
     "Plain values as text, for `kept`"
-    json: np.ndarray   # () str
+
+    json: np.ndarray  # () str
+
 
 def _several(agent, bank, data, confidence, progress):
     "Both detectors of the search for several objects; the millions of regions are not kept, their score is"
     c, gt = agent.config, data.ground_truth()
     classifier = classifier_of(agent, progress) if asks_regions(confidence) else None
+
     def find():
-        regions = search_several(agent.policy, bank, *questions(len(bank), len(bank.classes)), c.moves, c.observation.max_steps, restarts=c.restarts, progress=progress)
-        if classifier: regions = with_region(regions, classifier, bank, progress)
+        regions = search_several(
+            agent.policy,
+            bank,
+            *questions(len(bank), len(bank.classes)),
+            c.moves,
+            c.observation.max_steps,
+            restarts=c.restarts,
+            progress=progress,
+        )
+        if classifier:
+            regions = with_region(regions, classifier, bank, progress)
         return _Text(np.array(json.dumps(score_multi(regions, data, bank.classes, confidence).to_dict())))
+
     truth = array_digest(gt.image, gt.label, gt.boxes, gt.difficult)
-    score = kept(agent, bank, "several", _Text, find, confidence=confidence, restarts=c.restarts, truth=truth, classifier=classifier and classifier.digest, scored_by=source_digest("evaluation.confidence", "evaluation.average_precision", "evaluation.multi", "vision.saliency"))
+    score = kept(
+        agent,
+        bank,
+        "several",
+        _Text,
+        find,
+        confidence=confidence,
+        restarts=c.restarts,
+        truth=truth,
+        classifier=classifier and classifier.digest,
+        scored_by=source_digest(
+            "evaluation.confidence", "evaluation.average_precision", "evaluation.multi", "vision.saliency"
+        ),
+    )
     return json.loads(str(score.json))
 
-def history(
-    folder,        # of a run
-) -> list[dict]:   # a row for each validation
-    "The metrics of a run while it learned"
-    return [json.loads(line) for line in (Path(folder)/"metrics.jsonl").read_text().splitlines()]
 
-def _minutes(folder): return history(folder)[-1]["minutes"]
+def history(
+    folder,  # of a run
+) -> list[dict]:  # a row for each validation
+    "The metrics of a run while it learned"
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def _minutes(folder):
+    return history(folder)[-1]["minutes"]
+
 
 def _training(folder):
     "Ranges of Q over the run, and where its other signs of health ended"
     rows = history(folder)
-    def column(name): return [r[name] for r in rows if r.get(name) is not None]
+
+    def column(name):
+        return [r[name] for r in rows if r.get(name) is not None]
+
     ranges = {k: [min(column(k)), max(column(k))] for k in ("q_mean", "q_max", "q_trigger") if column(k)}
-    return ranges | {k: column(k)[-1] for k in ("margin_violations", "demo_accuracy", "rollout_trigger_rate") if column(k)}
+    return ranges | {
+        k: column(k)[-1] for k in ("margin_violations", "demo_accuracy", "rollout_trigger_rate") if column(k)
+    }
 
 # %% ../../nbs/experiments/04_results.ipynb #f1a6e3dd
 def save_results(
     result: dict,  # what `report` gave
-    path,          # JSON file to write
+    path,  # JSON file to write
 ) -> Path:
     "Write atomically"
     return write_atomic(path, json.dumps(result, indent=1) + "\n")
 
+
 def results_table(
     result: dict,  # what `report` gave, or its file read back
-):                 # `locrl.figures.Table`
+):  # `locrl.figures.Table`
     "The agent and its baselines, a row each; of the agent, mean and interval over seeds, and a row for each search for several objects"
     shown = {"mAP (11 pt)": "map11", "mAP (area)": "map_area", "recall ceiling": "recall_ceiling"}
+
     def row(name, m, cell, mode="one_shot"):
-        found = {"hit rate": cell(m["hit_rate"]), "mean IoU": cell(m["mean_iou"]), "steps": cell(m["steps"])} if mode == "one_shot" else {}
+        found = (
+            {"hit rate": cell(m["hit_rate"]), "mean IoU": cell(m["mean_iou"]), "steps": cell(m["steps"])}
+            if mode == "one_shot"
+            else {}
+        )
         return {"method": name, **{title: cell(m[mode][k]) for title, k in shown.items()}, **found}
-    agent, mean = f"agent ({len(result['seeds'])} seed{'s'*(len(result['seeds']) > 1)})", result["metrics"]["aggregate"]
+
+    agent = f"agent ({len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)})"
+    mean = result["metrics"]["aggregate"]
     rows = [row(name, m, lambda x: x) for name, m in result.get("baselines", {}).items()] + [row(agent, mean, spread)]
     several = {"tr": "the same, terminal regions (TR)", "aar": "the same, all attended regions (AAR)"}
-    return table(rows + [row(name, mean, spread, mode) for mode, name in several.items() if mode in mean], emphasise=agent)
+    return table(
+        rows + [row(name, mean, spread, mode) for mode, name in several.items() if mode in mean], emphasise=agent
+    )
 
 # %% ../../nbs/experiments/04_results.ipynb #28550345
 def confidence_table(
     result: dict,  # what `report` gave
-):                 # `locrl.figures.Table`
+):  # `locrl.figures.Table`
     "Detection by each confidence source, on the boxes of the same searches"
-    rows = [{"confidence": name, "mAP (11 pt)": spread(m["map11"]), "mAP (area)": spread(m["map_area"])} for name, m in result["metrics"]["aggregate"]["confidence"].items()]
+    rows = [
+        {"confidence": name, "mAP (11 pt)": spread(m["map11"]), "mAP (area)": spread(m["map_area"])}
+        for name, m in result["metrics"]["aggregate"]["confidence"].items()
+    ]
     return table(rows, emphasise=result["metrics"]["seeds"][0]["one_shot"]["confidence"])
 
 # %% ../../nbs/experiments/04_results.ipynb #2b78f88b
 def episode_of(
     agent: Agent,
-    bank,              # features of `data`
-    data,              # a data set
-    image: int,        # which picture
-    class_name: str,   # what to look for
+    bank,  # features of `data`
+    data,  # a data set
+    image: int,  # which picture
+    class_name: str,  # what to look for
 ) -> Episode:
     "One search of `agent`, ready to be drawn. Raises `ConfigError` for a class it was not trained for."
-    if class_name not in bank.classes: raise ConfigError(f"class {class_name!r} is not among those of this run: {', '.join(bank.classes)}")
-    return watch(agent.policy, bank, data, image, bank.classes.index(class_name), agent.config.moves, agent.config.observation.max_steps)
+    if class_name not in bank.classes:
+        raise ConfigError(f"class {class_name!r} is not among those of this run: {', '.join(bank.classes)}")
+    return watch(
+        agent.policy,
+        bank,
+        data,
+        image,
+        bank.classes.index(class_name),
+        agent.config.moves,
+        agent.config.observation.max_steps,
+    )
+
 
 def good_example(
     agent: Agent,
-    bank,              # features of `data`
-    data,              # a data set
-    rank: int = 0,     # 0 is the first of the shuffled questions that qualifies
-    seed: int = 0,     # of the shuffle
+    bank,  # features of `data`
+    data,  # a data set
+    rank: int = 0,  # 0 is the first of the shuffled questions that qualifies
+    seed: int = 0,  # of the shuffle
 ) -> Episode:
     "A search that ends in a trigger on an object that fills less than 40 % of the picture: the first such among shuffled questions"
     targets = Targets.of(data, bank.classes)
-    small = iou(FULL, targets.boxes).max(1) < .4
+    small = iou(FULL, targets.boxes).max(1) < 0.4
     order = np.random.default_rng(seed).permutation(np.flatnonzero(small))
     for k in order:
         e = episode_of(agent, bank, data, int(targets.image[k]), bank.classes[targets.label[k]])
-        if e.triggered and e.ious[-1] >= .5:
-            if rank == 0: return e
+        if e.triggered and e.ious[-1] >= 0.5:
+            if rank == 0:
+                return e
             rank -= 1
     return episode_of(agent, bank, data, int(targets.image[order[0]]), bank.classes[targets.label[order[0]]])

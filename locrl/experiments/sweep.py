@@ -50,11 +50,13 @@ from .train import _config_of, _demand_config, _rows, run_folder, train
 @dataclass(frozen=True, repr=False)
 class Trial:
     "One run of a sweep"
+
     config: Config
     seed: int
-    root: Path      # of the run folders
+    root: Path  # of the run folders
 
-    def __repr__(self): return f"{self.config.name} seed {self.seed}"
+    def __repr__(self):
+        return f"{self.config.name} seed {self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -63,7 +65,7 @@ class Trial:
 
     def rows(self) -> list[dict]:
         "Its validations so far"
-        return _rows(self.folder/"metrics.jsonl", math.inf)
+        return _rows(self.folder / "metrics.jsonl", math.inf)
 
     @property
     def key(self) -> str:
@@ -79,8 +81,9 @@ class Trial:
     def finished(self) -> bool:
         "Whether nothing is left to train. Raises `ConfigError` when the folder holds a run of another configuration."
         demand_mounted(self.folder)
-        if there := _config_of(self.folder): _demand_config(self.folder, there, self.config, self.seed)
-        return self.step >= self.config.steps and (self.folder/"best.pt").exists()
+        if there := _config_of(self.folder):
+            _demand_config(self.folder, there, self.config, self.seed)
+        return self.step >= self.config.steps and (self.folder / "best.pt").exists()
 
 # %% ../../nbs/experiments/05_sweep.ipynb #501681d8
 def _field_type(field):
@@ -88,95 +91,139 @@ def _field_type(field):
     kind = Config
     for part in field.split("."):
         known = get_type_hints(kind) if is_dataclass(kind) else {}
-        if part not in known or field == "name": raise ConfigError(f"no field {field!r} to set: the fields of Config can be, but for its name, and those within it, such as observation.grid")
+        if part not in known or field == "name":
+            raise ConfigError(
+                f"no field {field!r} to set: the fields of Config can be, but for its name, and those within it, such as observation.grid"
+            )
         kind = known[part]
-    if is_dataclass(kind): raise ConfigError(f"{field} is a group of fields: set one of them, such as {field}.{next(iter(get_type_hints(kind)))}")
+    if is_dataclass(kind):
+        raise ConfigError(
+            f"{field} is a group of fields: set one of them, such as {field}.{next(iter(get_type_hints(kind)))}"
+        )
     return kind
+
 
 def _fitting(value, kind, field):
     "`value` as JSON holds one of `kind`. Raises `ConfigError`."
     for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if option is float and type(value) in (int, float): return float(value)
-        if option is int and (type(value) is int or type(value) is float and value.is_integer()): return int(value)
-        if option in (bool, str, NoneType) and type(value) is option: return value
-        if get_origin(option) is tuple and isinstance(value, (list, tuple)): return [_fitting(v, get_args(option)[0], field) for v in value]
-    raise ConfigError(f"{field}={value!r}: must be {getattr(kind, '__name__', kind) if get_origin(kind) is None else kind}")
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if option is int and (type(value) is int or type(value) is float and value.is_integer()):
+            return int(value)
+        if option in (bool, str, NoneType) and type(value) is option:
+            return value
+        if get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            return [_fitting(v, get_args(option)[0], field) for v in value]
+    raise ConfigError(
+        f"{field}={value!r}: must be {getattr(kind, '__name__', kind) if get_origin(kind) is None else kind}"
+    )
+
 
 def _word(value):
     "`value` within the name of a folder"
-    if isinstance(value, list): return "x".join(map(_word, value))
+    if isinstance(value, list):
+        return "x".join(map(_word, value))
     return re.sub(r"[^\w.+-]+", "-", str(value).lower() if value is None or isinstance(value, bool) else str(value))
+
 
 def with_values(
     config: Config,
-    values: dict,      # field, dotted for one within another -> value
-) -> Config:           # its name says what differs
+    values: dict,  # field, dotted for one within another -> value
+) -> Config:  # its name says what differs
     "`config` with fields replaced. Raises `ConfigError` for a field that is not there or a value that cannot be."
     there, changed = config.to_dict(), []
     for field in sorted(values):
         *path, last = field.split(".")
         value, place = _fitting(values[field], _field_type(field), field), there
-        for part in path: place = place[part]
-        if value == place[last]: continue
+        for part in path:
+            place = place[part]
+        if value == place[last]:
+            continue
         place[last] = value
         changed.append(f"{field}={_word(value)}")
     return Config.from_dict(there | {"name": f"{config.name}/{','.join(changed)}"}) if changed else config
 
 # %% ../../nbs/experiments/05_sweep.ipynb #98f6763c
 def parse_values(
-    text: str,          # "learning_rate=1e-4,8e-4", "net_arch=[256,256],[512,512]", "reward=potential,flat"
+    text: str,  # "learning_rate=1e-4,8e-4", "net_arch=[256,256],[512,512]", "reward=potential,flat"
 ) -> tuple[str, list]:  # field and values
     "A field and its values, from what a user types. Raises `ConfigError`."
     field, _, values = text.partition("=")
-    if not values: raise ConfigError(f"{text!r}: write FIELD=VALUE, or FIELD=VALUE,VALUE")
+    if not values:
+        raise ConfigError(f"{text!r}: write FIELD=VALUE, or FIELD=VALUE,VALUE")
+
     def value(word):
-        try: return json.loads({"None": "null", "none": "null", "True": "true", "False": "false"}.get(word, word))
-        except ValueError: return word
+        try:
+            return json.loads({"None": "null", "none": "null", "True": "true", "False": "false"}.get(word, word))
+        except ValueError:
+            return word
+
     return field.strip(), [value(word.strip()) for word in re.split(r",(?![^\[]*\])", values)]
 
 # %% ../../nbs/experiments/05_sweep.ipynb #2dbde07c
 def trials(
-    on: str,           # configuration that gives data, encoder and budget
-    iterations=(),     # iterations on it; none: the configuration itself
-    seeds: int = 3,    # 0, 1, ... so many
-    values=None,       # field -> values, for `with_values`
-    root=None,         # of the run folders; default `cache_root()/"runs"`
-) -> list[Trial]:      # the first seed of all comes first
+    on: str,  # configuration that gives data, encoder and budget
+    iterations=(),  # iterations on it; none: the configuration itself
+    seeds: int = 3,  # 0, 1, ... so many
+    values=None,  # field -> values, for `with_values`
+    root=None,  # of the run folders; default `cache_root()/"runs"`
+) -> list[Trial]:  # the first seed of all comes first
     "Every iteration with every seed and every combination of values. Raises `ConfigError`."
-    if seeds < 1: raise ConfigError(f"seeds={seeds}: must be at least 1")
-    values, root, made = values or {}, Path(root or cache_root()/"runs").absolute(), {}
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds}: must be at least 1")
+    values, root, made = values or {}, Path(root or cache_root() / "runs").absolute(), {}
     bases = [find_config(f"{on}/{name}") for name in iterations] or [find_config(on)]
     configs = [with_values(base, dict(zip(values, chosen))) for base in bases for chosen in product(*values.values())]
     for seed, config in product(range(seeds), configs):
         trial = Trial(config, seed, root)
-        if made.setdefault(trial.folder, trial) != trial: raise ConfigError(f"two trials would share the folder {trial.folder}: {'; '.join(difference(made[trial.folder].config.to_dict(), config.to_dict()))}")
+        if made.setdefault(trial.folder, trial) != trial:
+            raise ConfigError(
+                f"two trials would share the folder {trial.folder}: {'; '.join(difference(made[trial.folder].config.to_dict(), config.to_dict()))}"
+            )
     return list(made.values())
 
 # %% ../../nbs/experiments/05_sweep.ipynb #38de6360
 class Progress:
     "One bar for a sweep"
-    def __init__(self,
+
+    def __init__(
+        self,
         trials: list[Trial],
         show: bool = True,
     ):
         self.steps, self.text = {t: t.step for t in trials}, ""
-        self.bar = tqdm(total=sum(t.config.steps for t in trials), initial=self._done(), desc=f"{len(trials)} trials", unit="step", unit_scale=True, disable=not show)
+        self.bar = tqdm(
+            total=sum(t.config.steps for t in trials),
+            initial=self._done(),
+            desc=f"{len(trials)} trials",
+            unit="step",
+            unit_scale=True,
+            disable=not show,
+        )
 
     def _done(self):
         "Transitions of all trials so far"
         return sum(min(step, t.config.steps) for t, step in self.steps.items())
 
-    def __call__(self,
-        running,           # trial -> transitions behind its last validation
-        failed: int = 0,   # trials given up so far
-        again: int = 0,    # times a lost trial was picked up again
+    def __call__(
+        self,
+        running,  # trial -> transitions behind its last validation
+        failed: int = 0,  # trials given up so far
+        again: int = 0,  # times a lost trial was picked up again
     ):
         "Show how far the running trials are"
         self.steps |= running
         finished = sum(step >= t.config.steps for t, step in self.steps.items())
-        text = "; ".join([f"{finished} finished", *[f"{failed} failed"]*bool(failed), *[f"{again} picked up again"]*bool(again),
-                          *[f"{t} at {step:,}" for t, step in running.items() if step < t.config.steps]])
-        if text == self.text and not sys.stderr.isatty(): return     # a log file need not hear it again
+        text = "; ".join(
+            [
+                f"{finished} finished",
+                *[f"{failed} failed"] * bool(failed),
+                *[f"{again} picked up again"] * bool(again),
+                *[f"{t} at {step:,}" for t, step in running.items() if step < t.config.steps],
+            ]
+        )
+        if text == self.text and not sys.stderr.isatty():
+            return  # a log file need not hear it again
         self.text = text
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(self._done() - self.bar.n)
@@ -189,31 +236,39 @@ def _threads(n):
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(n)))
-    try: yield
+    try:
+        yield
     finally:
         for name, value in before.items():
-            if value is None: del os.environ[name]
-            else: os.environ[name] = value
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
 
 def _leave_with(parent):
     "End this process when `parent` has ended"
     parent.join()
     os._exit(1)
 
+
 def _in_process(trial, threads, device, answer):
     "A trial in a process of its own; an error is told through `answer`"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)     # the parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=_leave_with, args=[multiprocessing.parent_process()], daemon=True).start()
     try:
         torch.set_num_threads(threads)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        sys.stdout = sys.stderr = open(trial.folder/"log.txt", "a", buffering=1)
+        sys.stdout = sys.stderr = open(trial.folder / "log.txt", "a", buffering=1)
         train(trial.config, trial.seed, trial.root, device=device, progress=False)
-        if not trial.finished: raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
+        if not trial.finished:
+            raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
     except Exception as e:
         answer.send(_said(e))
-        if sys.stderr is not sys.__stderr__: traceback.print_exc()
+        if sys.stderr is not sys.__stderr__:
+            traceback.print_exc()
         sys.exit(1)
+
 
 def _said(error):
     "An error in one line"
@@ -224,27 +279,38 @@ def cores() -> int:
     "Cores this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
 def run_here(
     todo: list[Trial],
     processes: int | None = None,  # at once; default one for each core
-    device: str = "cpu",           # torch device, for all of them
+    device: str = "cpu",  # torch device, for all of them
     tell=lambda running, failed: None,  # called every second, as `Progress` is
-) -> dict:                         # trial that failed -> its error
+) -> dict:  # trial that failed -> its error
     "Train side by side, each trial in a process of its own"
     processes = min(processes or cores(), len(todo))
-    threads, context = max(1, cores()//max(1, processes)), multiprocessing.get_context("spawn")
-    waiting, running, errors = list(todo), {}, {}
+    threads, context = max(1, cores() // max(1, processes)), multiprocessing.get_context("spawn")
+    waiting = list(todo)
+    running = {}
+    errors = {}
+
     def begin(trial):
         answer, theirs = context.Pipe(duplex=False)
         process = context.Process(name=str(trial), target=_in_process, args=(trial, threads, device, theirs))
         process.start()
         theirs.close()
         return process, answer
+
     def ended(trial, process, answer):
         process.join()
-        if process.exitcode == 0: return
-        try: errors[trial] = answer.recv()
-        except EOFError: errors[trial] = f"its process ended by itself (exit code {process.exitcode}; -9 is a kill, often for want of memory)"
+        if process.exitcode == 0:
+            return
+        try:
+            errors[trial] = answer.recv()
+        except EOFError:
+            errors[trial] = (
+                f"its process ended by itself (exit code {process.exitcode}; -9 is a kill, often for want of memory)"
+            )
+
     try:
         with _threads(threads):
             while waiting or running:
@@ -254,43 +320,58 @@ def run_here(
                 wait([process.sentinel for process, _ in running.values()], timeout=1)
                 over = [t for t, (process, _) in running.items() if not process.is_alive()]
                 steps = {t: t.step for t in running}
-                for trial in over: ended(trial, *running.pop(trial))
+                for trial in over:
+                    ended(trial, *running.pop(trial))
                 tell(steps, len(errors))
     finally:
-        for process, _ in running.values(): process.terminate()
-        for process, _ in running.values(): process.join()
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
     return errors
 
 # %% ../../nbs/experiments/05_sweep.ipynb #b7f64289
 def _fetch(source, folder):
     "Put the run folder `source` at `folder`; the log, which says how far the run is, comes last"
     for file in sorted(Path(source).rglob("*"), key=lambda f: f.name == "metrics.jsonl"):
-        if file.is_file(): write_atomic(folder/file.relative_to(source), file.read_bytes())
+        if file.is_file():
+            write_atomic(folder / file.relative_to(source), file.read_bytes())
+
 
 def _on_worker(params, keyed, device, threads, travels):
     "A trial on a node of Ray. `travels`: its checkpoints go through Tune"
     from ray import tune
+
     torch.set_num_threads(threads)
     trial = keyed[params["trial"]]
     with tempfile.TemporaryDirectory() as own:
         if travels:
             trial = replace(trial, root=Path(own))
             if before := tune.get_checkpoint():
-                with before.as_directory() as folder: _fetch(folder, trial.folder)
+                with before.as_directory() as folder:
+                    _fetch(folder, trial.folder)
         elif not _books(trial.root).is_dir():
-            raise ConfigError(f"node {platform.node()} does not see {trial.root}: give a --root on a disk that all nodes share, or --ray-storage")
+            raise ConfigError(
+                f"node {platform.node()} does not see {trial.root}: give a --root on a disk that all nodes share, or --ray-storage"
+            )
         world = None if trial.finished else prepare(trial.config, device)
         while not trial.finished:
             step = trial.step
             train(trial.config, trial.seed, trial.root, world, device, stop_after=1, progress=False)
-            if trial.step == step: raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
-            tune.report(dict(step=trial.step), checkpoint=tune.Checkpoint.from_directory(trial.folder) if travels else None)
+            if trial.step == step:
+                raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
+            tune.report(
+                dict(step=trial.step), checkpoint=tune.Checkpoint.from_directory(trial.folder) if travels else None
+            )
+
 
 def _books(root):
     "Where Tune keeps its books when the run folders are on a shared disk"
-    return root/".ray"
+    return root / ".ray"
 
-_watch = None   # what follows the sweep of this process
+
+_watch = None  # what follows the sweep of this process
+
 
 def _watching():
     "What follows the sweep of this process, for books that are read back"
@@ -299,105 +380,170 @@ def _watching():
 # %% ../../nbs/experiments/05_sweep.ipynb #867918e2
 def run_on_ray(
     todo: list[Trial],
-    name: str = "sweep",         # of Tune's books
-    address: str = "auto",       # of the cluster; "auto" finds it, "local" starts one on this machine
-    storage: str | None = None,  # where checkpoints travel, as Tune's `storage_path`; None: the run folders are on a disk that all nodes see
-    device: str = "cpu",         # torch device; "cuda" takes a GPU a trial
-    threads: int = 1,            # cores a trial takes
-    retries: int = 3,            # times that a lost trial is picked up again
+    name: str = "sweep",  # of Tune's books
+    address: str = "auto",  # of the cluster; "auto" finds it, "local" starts one on this machine
+    storage: str
+    | None = None,  # where checkpoints travel, as Tune's `storage_path`; None: the run folders are on a disk that all nodes see
+    device: str = "cpu",  # torch device; "cuda" takes a GPU a trial
+    threads: int = 1,  # cores a trial takes
+    retries: int = 3,  # times that a lost trial is picked up again
     tell=lambda running, failed, again: None,  # called with every validation, as `Progress` is
-) -> dict:                       # trial that failed -> its error
+) -> dict:  # trial that failed -> its error
     "Train on a Ray cluster. Raises `ImportError` where Ray is not installed."
-    os.environ |= dict(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")    # the run folder has the log, `tell` the progress
+    os.environ |= dict(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0"
+    )  # the run folder has the log, `tell` the progress
     try:
         import ray
         from ray import tune
-    except ImportError as e: raise ImportError('Ray is not installed: pip install "locrl[ray]"') from e
+    except ImportError as e:
+        raise ImportError('Ray is not installed: pip install "locrl[ray]"') from e
 
     keyed, place = {t.key: t for t in todo}, storage or str(_books(todo[0].root))
+
     class Watch(tune.Callback):
         "Tells how far the trials are"
-        steps, failed, again = {}, 0, 0
+
+        steps = {}
+        failed = 0
+        again = 0
+
         def on_trial_result(self, iteration, trials, trial, result, **info):
             self.steps[keyed[trial.config["trial"]]] = result["step"]
             tell(self.steps, self.failed, self.again)
-        def on_trial_error(self, iteration, trials, trial, **info): self.failed += 1
-        def on_trial_recover(self, iteration, trials, trial, **info): self.again += 1
-        def __reduce__(self): return _watching, ()      # Tune's books hold it; read back by the same command later, it is that command's
+
+        def on_trial_error(self, iteration, trials, trial, **info):
+            self.failed += 1
+
+        def on_trial_recover(self, iteration, trials, trial, **info):
+            self.again += 1
+
+        def __reduce__(self):
+            return _watching, ()  # Tune's books hold it; read back by the same command later, it is that command's
 
     global _watch
     _watch = Watch()
 
     ours = not ray.is_initialized()
-    if ours: ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, runtime_env=dict(env_vars={k: os.environ[k] for k in ("LOCRL_DATA", "LOCRL_CACHE") if k in os.environ}))
+    if ours:
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            runtime_env=dict(env_vars={k: os.environ[k] for k in ("LOCRL_DATA", "LOCRL_CACHE") if k in os.environ}),
+        )
     try:
-        work = tune.with_resources(tune.with_parameters(_on_worker, keyed=keyed, device=device, threads=threads, travels=storage is not None),
-                                   {"cpu": threads, "gpu": int(device.startswith("cuda"))})
-        if storage and tune.Tuner.can_restore(f"{place}/{name}"): tuner = tune.Tuner.restore(f"{place}/{name}", work, resume_errored=True)
-        else: tuner = tune.Tuner(work, param_space={"trial": tune.grid_search(list(keyed))},
-            run_config=tune.RunConfig(name=name, storage_path=place, verbose=0, callbacks=[_watch],
-                                      failure_config=tune.FailureConfig(max_failures=retries), checkpoint_config=tune.CheckpointConfig(num_to_keep=1)))
+        work = tune.with_resources(
+            tune.with_parameters(_on_worker, keyed=keyed, device=device, threads=threads, travels=storage is not None),
+            {"cpu": threads, "gpu": int(device.startswith("cuda"))},
+        )
+        if storage and tune.Tuner.can_restore(f"{place}/{name}"):
+            tuner = tune.Tuner.restore(f"{place}/{name}", work, resume_errored=True)
+        else:
+            tuner = tune.Tuner(
+                work,
+                param_space={"trial": tune.grid_search(list(keyed))},
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=place,
+                    verbose=0,
+                    callbacks=[_watch],
+                    failure_config=tune.FailureConfig(max_failures=retries),
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                ),
+            )
         results = {keyed[r.config["trial"]]: r for r in tuner.fit() if r.config["trial"] in keyed}
         for t, r in results.items():
             if storage and not r.error and r.checkpoint:
-                with r.checkpoint.as_directory() as folder: _fetch(folder, t.folder)
+                with r.checkpoint.as_directory() as folder:
+                    _fetch(folder, t.folder)
         tell({t: t.step for t in todo}, _watch.failed, _watch.again)
         stopped = "stopped before its end (Ctrl-C?); the same command goes on with it"
-        return {t: str(r.error).strip().splitlines()[-1] if r.error else stopped for t, r in results.items() if r.error or not t.finished}
+        return {
+            t: str(r.error).strip().splitlines()[-1] if r.error else stopped
+            for t, r in results.items()
+            if r.error or not t.finished
+        }
     finally:
-        if ours: ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 # %% ../../nbs/experiments/05_sweep.ipynb #a255b18f
 def _missing(trials):
     "Trials that are to be trained, and those whose folder is taken: trial -> error"
     todo, errors = [], {}
     for t in trials:
-        try: todo += [t]*(not t.finished)
-        except (ValueError, OSError) as e: errors[t] = _said(e)
+        try:
+            todo += [t] * (not t.finished)
+        except (ValueError, OSError) as e:
+            errors[t] = _said(e)
     return todo, errors
+
 
 def _encode(todo, device):
     "Build the feature stores; trial -> error where that fails"
     errors, looks = {}, {}
-    for t in todo: looks.setdefault(tuple(getattr(t.config, f) for f in LOOKS), []).append(t)
+    for t in todo:
+        looks.setdefault(tuple(getattr(t.config, f) for f in LOOKS), []).append(t)
     for alike in looks.values():
-        try: prepare(alike[0].config, device).bank("select")
-        except (ValueError, OSError, ImportError) as e: errors |= dict.fromkeys(alike, _said(e))
+        try:
+            prepare(alike[0].config, device).bank("select")
+        except (ValueError, OSError, ImportError) as e:
+            errors |= dict.fromkeys(alike, _said(e))
     return errors
+
 
 def run_sweep(
     trials: list[Trial],
     processes: int | None = None,  # at once on this machine; default one for each core
-    ray: str | None = None,        # address of a Ray cluster, for `run_on_ray`; None trains on this machine
-    storage: str | None = None,    # for `run_on_ray`
-    device: str = "cpu",           # torch device
-    progress: bool = True,         # show a bar
-) -> dict:                         # trial that failed -> its error
+    ray: str | None = None,  # address of a Ray cluster, for `run_on_ray`; None trains on this machine
+    storage: str | None = None,  # for `run_on_ray`
+    device: str = "cpu",  # torch device
+    progress: bool = True,  # show a bar
+) -> dict:  # trial that failed -> its error
     "Train the trials that are not finished. One that fails does not stop the others."
     todo, errors = _missing(trials)
-    if storage is None: errors |= _encode(todo, device)
+    if storage is None:
+        errors |= _encode(todo, device)
     todo = [t for t in todo if t not in errors]
-    if not todo: return errors
+    if not todo:
+        return errors
     bar = Progress(trials, progress)
-    def tell(running, failed, again=0): bar(running, failed + len(errors), again)
+
+    def tell(running, failed, again=0):
+        bar(running, failed + len(errors), again)
+
     tell({}, 0)
     name = hashlib.sha256("".join(t.key for t in trials).encode()).hexdigest()[:16]
-    try: return errors | (run_here(todo, processes, device, tell) if ray is None else run_on_ray(todo, name, ray, storage, device, tell=tell))
-    finally: bar.bar.close()
+    try:
+        return errors | (
+            run_here(todo, processes, device, tell)
+            if ray is None
+            else run_on_ray(todo, name, ray, storage, device, tell=tell)
+        )
+    finally:
+        bar.bar.close()
 
 # %% ../../nbs/experiments/05_sweep.ipynb #ac6182c4
 def sweep_table(
     trials: list[Trial],
-    errors=(),         # trial that failed -> its error
-):                     # `locrl.figures.Table`
+    errors=(),  # trial that failed -> its error
+):  # `locrl.figures.Table`
     "A row for each configuration: validation of its best weights, mean and interval over the seeds that are finished"
     shown = {"mAP (11 pt)": "map11", "hit rate": "hit_rate", "mean trigger IoU": "mean_trigger_iou"}
     out = []
     for config in dict.fromkeys(t.config for t in trials):
         seeds = [t for t in trials if t.config == config]
         done = [t for t in seeds if t not in errors and t.finished]
-        best = [max(t.rows(), key=lambda row: (row["map_area"] or 0., row["step"])) for t in done]
+        best = [max(t.rows(), key=lambda row: (row["map_area"] or 0.0, row["step"])) for t in done]
         values = {title: [row[k] for row in best if row.get(k) is not None] for title, k in shown.items()}
-        out.append({"run": config.name, "finished": f"{len(done)} of {len(seeds)}", **{title: spread(interval(v)) if v else None for title, v in values.items()}})
-        if any(t in errors for t in seeds): out[-1]["failed"] = sum(t in errors for t in seeds)
+        out.append(
+            {
+                "run": config.name,
+                "finished": f"{len(done)} of {len(seeds)}",
+                **{title: spread(interval(v)) if v else None for title, v in values.items()},
+            }
+        )
+        if any(t in errors for t in seeds):
+            out[-1]["failed"] = sum(t in errors for t in seeds)
     return table(out)

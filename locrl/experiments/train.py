@@ -47,36 +47,48 @@ from ..agents.replay import DemoReplayBuffer, LargeMarginLoss, pretrain
 from ..envs.rewards import named_reward
 
 # %% ../../nbs/experiments/03_train.ipynb #1153097b
-CLOCK = ("minutes", "transitions_per_second")   # what the log says of time: two equal runs may differ in it
-TRIES, WAIT = 5, 1.   # attempts; seconds before the second, twice as long before each that follows
+CLOCK = ("minutes", "transitions_per_second")  # what the log says of time: two equal runs may differ in it
+TRIES, WAIT = 5, 1.0  # attempts; seconds before the second, twice as long before each that follows
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
+
 def persistent(
-    do,          # function without arguments
-    what: str,   # what it does and to which file, for the error
-):               # what `do` returns
+    do,  # function without arguments
+    what: str,  # what it does and to which file, for the error
+):  # what `do` returns
     "Do it, several times if need be. Raises `OSError` that begins with `what`."
     for attempt in range(1, TRIES + 1):
-        try: return do()
+        try:
+            return do()
         except OSError as e:
-            if attempt < TRIES and e.errno not in _LASTING: time.sleep(WAIT*2**(attempt - 1))
-            else: raise OSError(f"cannot {what}: {e}. What was saved before is untouched; mend the disk (free space, mounted, writable) and run the same command again") from e
+            if attempt < TRIES and e.errno not in _LASTING:
+                time.sleep(WAIT * 2 ** (attempt - 1))
+            else:
+                raise OSError(
+                    f"cannot {what}: {e}. What was saved before is untouched; mend the disk (free space, mounted, writable) and run the same command again"
+                ) from e
 
 # %% ../../nbs/experiments/03_train.ipynb #a354bd24
 def _beside(path, suffix):
     "The file next to `path` with more at the end of its name"
     return path.with_name(path.name + suffix)
 
+
 def _whole(path):
     "The checkpoints at `path`, newest first: (file, its content if that matches a checksum, else None)"
     files = [f for f in (path, _beside(path, ".previous")) if f.exists()]
-    sums = {s.read_text(errors="replace").strip() for s in (_beside(path, ".sha256"), _beside(path, ".previous.sha256")) if s.exists()}
+    sums = {
+        s.read_text(errors="replace").strip()
+        for s in (_beside(path, ".sha256"), _beside(path, ".previous.sha256"))
+        if s.exists()
+    }
     for file in files:
         blob = file.read_bytes()
         yield file, blob if hashlib.sha256(blob).hexdigest() in sums else None
 
+
 def save_checkpoint(
-    path,           # file to write
+    path,  # file to write
     content: dict,  # for `torch.save`
 ):
     "Write atomically, with a checksum; the checkpoint before stays as `*.previous`. Raises `OSError` naming the file."
@@ -84,39 +96,60 @@ def save_checkpoint(
     demand_mounted(path)
     torch.save(content, buffer)
     blob, new = buffer.getvalue(), _beside(path, ".new")
+
     def write():
         write_atomic(new, blob)
         file, good = next(_whole(path), (None, None))
-        for suffix in (".sha256", "")*(file == path and good is not None):   # in this order a kill at any moment leaves a whole file beside its checksum
-            if _beside(path, suffix).exists(): os.replace(_beside(path, suffix), _beside(path, ".previous" + suffix))
+        for suffix in (".sha256", "") * (
+            file == path and good is not None
+        ):  # in this order a kill at any moment leaves a whole file beside its checksum
+            if _beside(path, suffix).exists():
+                os.replace(_beside(path, suffix), _beside(path, ".previous" + suffix))
         write_atomic(_beside(path, ".sha256"), hashlib.sha256(blob).hexdigest())
         os.replace(new, path)
-    try: persistent(write, f"write the checkpoint {path}")
+
+    try:
+        persistent(write, f"write the checkpoint {path}")
     except OSError:
         new.unlink(missing_ok=True)
         raise
 
+
 def load_checkpoint(
-    path,        # as given to `save_checkpoint`
+    path,  # as given to `save_checkpoint`
 ) -> dict | None:
     "The newest checkpoint that is whole, or None where there is none. A damaged one is named in a warning and passed over."
     path = Path(path)
+
     def read():
         damaged = []
         for file, blob in _whole(path):
-            if blob is not None: return damaged, blob
+            if blob is not None:
+                return damaged, blob
             damaged.append(file)
         return damaged, None
+
     damaged, blob = persistent(read, f"read the checkpoint {path}")
-    for file in damaged: warnings.warn(f"{file} is damaged (its checksum does not match) and is not used")
-    if blob is not None: return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=False)
-    if damaged: raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
+    for file in damaged:
+        warnings.warn(f"{file} is damaged (its checksum does not match) and is not used", stacklevel=2)
+    if blob is not None:
+        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=False)
+    if damaged:
+        raise ConfigError(f"no whole checkpoint at {path}: delete the run's folder to start anew")
     return None
 
 # %% ../../nbs/experiments/03_train.ipynb #90161dfc
 def _network(config, dim):
     "What defines the networks of a run, for whoever builds them: training, and `Agent.load`"
-    return policy_kwargs(dim, config.observation, config.net_arch, config.region_width, config.dropout, bool(config.iou_weight or config.rank_weight))
+    return policy_kwargs(
+        dim,
+        config.observation,
+        config.net_arch,
+        config.region_width,
+        config.dropout,
+        bool(config.iou_weight or config.rank_weight),
+    )
+
 
 def make_model(
     world: World,
@@ -124,120 +157,214 @@ def make_model(
 ) -> DoubleDQN:
     "The untrained agent in its environment"
     c = world.config
-    env = LocalizationVecEnv(Search(world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed, c.random_starts), c.trigger_share)
+    env = LocalizationVecEnv(
+        Search(
+            world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed, c.random_starts
+        ),
+        c.trigger_share,
+    )
     terms: list = [ActionValues()]
-    if c.iou_weight or c.rank_weight: terms.append(IoULoss(world.targets, c.iou_weight, c.rank_weight, gradient=c.iou_gradient, device=world.device))
-    if c.margin_weight: terms.append(LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels, LinearSchedule(1., c.margin_end, 1.)))
-    model = DoubleDQN(RegionPolicy, env, double=c.double, guide="exploration_weights" if c.guided else None, terms=tuple(terms),
-                      learning_rate=c.learning_rate, buffer_size=c.buffer_size, learning_starts=c.learning_starts, batch_size=c.batch_size,
-                      gamma=c.gamma, train_freq=1, gradient_steps=c.gradient_steps, target_update_interval=c.target_update_interval,
-                      exploration_fraction=c.exploration_fraction, exploration_initial_eps=c.exploration_initial_eps,
-                      exploration_final_eps=c.exploration_final_eps, seed=seed, device=world.device, replay_buffer_class=DemoReplayBuffer,
-                      replay_buffer_kwargs=dict(gamma=c.gamma, n_steps=c.n_steps, alpha=c.alpha, beta=c.beta, demo_ratio=c.demo_ratio),
-                      policy_kwargs=_network(c, world.projection.dim))
+    if c.iou_weight or c.rank_weight:
+        terms.append(IoULoss(world.targets, c.iou_weight, c.rank_weight, gradient=c.iou_gradient, device=world.device))
+    if c.margin_weight:
+        terms.append(
+            LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels, LinearSchedule(1.0, c.margin_end, 1.0))
+        )
+    model = DoubleDQN(
+        RegionPolicy,
+        env,
+        double=c.double,
+        guide="exploration_weights" if c.guided else None,
+        terms=tuple(terms),
+        learning_rate=c.learning_rate,
+        buffer_size=c.buffer_size,
+        learning_starts=c.learning_starts,
+        batch_size=c.batch_size,
+        gamma=c.gamma,
+        train_freq=1,
+        gradient_steps=c.gradient_steps,
+        target_update_interval=c.target_update_interval,
+        exploration_fraction=c.exploration_fraction,
+        exploration_initial_eps=c.exploration_initial_eps,
+        exploration_final_eps=c.exploration_final_eps,
+        seed=seed,
+        device=world.device,
+        replay_buffer_class=DemoReplayBuffer,
+        replay_buffer_kwargs=dict(
+            gamma=c.gamma, n_steps=c.n_steps, alpha=c.alpha, beta=c.beta, demo_ratio=c.demo_ratio
+        ),
+        policy_kwargs=_network(c, world.projection.dim),
+    )
     attach(model.policy, world.banks["train"])
     return model
 
 # %% ../../nbs/experiments/03_train.ipynb #2932a9c9
 def demonstrations(
-    search: Search,        # the game, one episode each
+    search: Search,  # the game, one episode each
     oracle: str = "centre",  # "greedy" in the IoU, the same with ties broken by the "centre", or "planning" the whole way
-) -> dict:                 # flat arrays, episode after episode
+) -> dict:  # flat arrays, episode after episode
     "Episodes of an oracle, for `DemoReplayBuffer.add_demonstrations`"
     search.start()
-    truth, going, steps = search.truth, np.ones(search.n, bool), []
+    truth = search.truth
+    going = np.ones(search.n, bool)
+    steps = []
     mask = truth[..., 2] > truth[..., 0]
-    if oracle == "planning":   # towards the object the whole picture overlaps most, as the reward sees it
-        way = plan(truth[np.arange(search.n), iou(FULL, truth).argmax(1)], search.moves, max_steps=search.max_steps - 1).actions
+    if oracle == "planning":  # towards the object the whole picture overlaps most, as the reward sees it
+        way = plan(
+            truth[np.arange(search.n), iou(FULL, truth).argmax(1)], search.moves, max_steps=search.max_steps - 1
+        ).actions
         way = np.pad(np.where(way < 0, TRIGGER, way), ((0, 0), (0, 1)), constant_values=TRIGGER)
-        def right_ones(t): return np.arange(search.moves.n_actions) == way[:, t, None]
+
+        def right_ones(t):
+            return np.arange(search.moves.n_actions) == way[:, t, None]
     else:
         ties = {"greedy": "none", "centre": "centre"}[oracle]
-        def right_ones(t): return best_actions(search.box, truth, search.moves, ties, mask=mask)
+
+        def right_ones(t):
+            return best_actions(search.box, truth, search.moves, ties, mask=mask)
+
     for t in range(search.max_steps):
-        if not going.any(): break
+        if not going.any():
+            break
         keys, right = search.keys, right_ones(t)
-        actions = (right*search.rng.uniform(.5, 1, right.shape)).argmax(1)
+        actions = (right * search.rng.uniform(0.5, 1, right.shape)).argmax(1)
         _, reward, terminated, truncated = search.step(actions)
         steps.append((going.copy(), keys, actions, reward, search.keys, terminated | truncated, truncated, right))
         going &= ~(terminated | truncated)
-    taken, *arrays = (np.stack(x, 1) for x in zip(*steps))      # (n, T, ...): rows are episodes
-    return dict(zip(("observations", "actions", "rewards", "next_observations", "dones", "timeouts", "expert"), (x[taken] for x in arrays)))
+    taken, *arrays = (np.stack(x, 1) for x in zip(*steps))  # (n, T, ...): rows are episodes
+    return dict(
+        zip(
+            ("observations", "actions", "rewards", "next_observations", "dones", "timeouts", "expert"),
+            (x[taken] for x in arrays),
+        )
+    )
 
 # %% ../../nbs/experiments/03_train.ipynb #e00ef206
-_COUNTERS = ("num_timesteps", "_n_calls", "_n_updates", "_episode_num", "exploration_rate", "_current_progress_remaining", "_last_obs", "_last_episode_starts")
+_COUNTERS = (
+    "num_timesteps",
+    "_n_calls",
+    "_n_updates",
+    "_episode_num",
+    "exploration_rate",
+    "_current_progress_remaining",
+    "_last_obs",
+    "_last_episode_starts",
+)
+
 
 def model_state(model: DoubleDQN) -> dict:
     "Everything needed to go on exactly here: networks, optimiser, replay, environment, counters, random states"
-    return dict(policy=model.policy.state_dict(), optimizer=model.policy.optimizer.state_dict(),
-                counters={k: getattr(model, k) for k in _COUNTERS}, env=model.env.state(),
-                replay=model.replay_buffer.state(),
-                random=dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(),
-                            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []))
+    return dict(
+        policy=model.policy.state_dict(),
+        optimizer=model.policy.optimizer.state_dict(),
+        counters={k: getattr(model, k) for k in _COUNTERS},
+        env=model.env.state(),
+        replay=model.replay_buffer.state(),
+        random=dict(
+            python=random.getstate(),
+            numpy=np.random.get_state(),
+            torch=torch.get_rng_state(),
+            cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        ),
+    )
+
 
 def load_model_state(model: DoubleDQN, state: dict):
     "Go on where `model_state` was taken"
     model.policy.load_state_dict(state["policy"])
     model.policy.optimizer.load_state_dict(state["optimizer"])
-    for k, v in state["counters"].items(): setattr(model, k, v)
+    for k, v in state["counters"].items():
+        setattr(model, k, v)
     model.env.load_state(state["env"])
     model.replay_buffer.load_state(state["replay"])
     random.setstate(state["random"]["python"])
     np.random.set_state(state["random"]["numpy"])
     torch.set_rng_state(state["random"]["torch"])
-    if state["random"]["cuda"]: torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    if state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
 
 # %% ../../nbs/experiments/03_train.ipynb #42828c27
 def versions() -> dict[str, str]:
     "Versions of what a result depends on"
     import platform
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in ("locrl", "torch", "numpy", "gymnasium", "stable-baselines3")}}
+
+    return {
+        "python": platform.python_version(),
+        **{p: importlib.metadata.version(p) for p in ("locrl", "torch", "numpy", "gymnasium", "stable-baselines3")},
+    }
+
 
 def run_folder(
     config: Config,
     seed: int,
-    root=None,     # default `cache_root()/"runs"`
+    root=None,  # default `cache_root()/"runs"`
 ) -> Path:
     "Where the run lives"
-    return Path(root or cache_root()/"runs")/config.name/f"seed-{seed}"
+    return Path(root or cache_root() / "runs") / config.name / f"seed-{seed}"
+
 
 def _about(config, seed, encoder):
     "What makes a run the run it is; in `config.json` and in every checkpoint"
-    return dict(config=config.to_dict(), seed=seed, encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint), versions=versions())
+    return dict(
+        config=config.to_dict(),
+        seed=seed,
+        encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint),
+        versions=versions(),
+    )
+
 
 def _demand_config(where, there, config, seed):
     "Raises `ConfigError` when what lies `where` is of another run"
-    changed = difference(Config.from_dict(there["config"]).to_dict() | {"seed": there["seed"]}, config.to_dict() | {"seed": seed})
-    if changed: raise ConfigError(f"{where} holds another run ({'; '.join(changed)}): give this one another name or root, or delete that folder")
+    changed = difference(
+        Config.from_dict(there["config"]).to_dict() | {"seed": there["seed"]}, config.to_dict() | {"seed": seed}
+    )
+    if changed:
+        raise ConfigError(
+            f"{where} holds another run ({'; '.join(changed)}): give this one another name or root, or delete that folder"
+        )
+
 
 def _demand_encoder(where, there, here):
     "Raises `ConfigError` when what lies `where` learned from another encoder; runs of old did not note which"
     if there not in (None, here):
-        raise ConfigError(f"{where} learned from an encoder with fingerprint {there}, this one has {here} (other weights, input size or preprocessing): its features mean something else. Use the former again, or train under another name or root")
+        raise ConfigError(
+            f"{where} learned from an encoder with fingerprint {there}, this one has {here} (other weights, input size or preprocessing): its features mean something else. Use the former again, or train under another name or root"
+        )
+
 
 def _demand_version(where, there, here):
     "Raises `ConfigError` when a run would go on with another minor version of locrl; warns where the bits may differ"
     minor = [v["locrl"].split(".")[:2] for v in (there, here)]
     if minor[0] != minor[1]:
-        raise ConfigError(f"{where} was trained with locrl {there['locrl']}, this is {here['locrl']}, which may train otherwise: go on with locrl {'.'.join(minor[0])}, or start anew under another name or root")
-    if changed := difference(there, here): warnings.warn(f"{where} goes on with other versions ({'; '.join(changed)}): the result need not be bit for bit what it would have been")
+        raise ConfigError(
+            f"{where} was trained with locrl {there['locrl']}, this is {here['locrl']}, which may train otherwise: go on with locrl {'.'.join(minor[0])}, or start anew under another name or root"
+        )
+    if changed := difference(there, here):
+        warnings.warn(
+            f"{where} goes on with other versions ({'; '.join(changed)}): the result need not be bit for bit what it would have been",
+            stacklevel=2,
+        )
 
 # %% ../../nbs/experiments/03_train.ipynb #565d4fb6
 def _write(file, content):
     "Write atomically, however often it takes"
     persistent(lambda: write_atomic(file, content), f"write {file}")
 
+
 def _config_of(folder):
     "What `config.json` of a run says, or None where there is none"
-    file = folder/"config.json"
+    file = folder / "config.json"
     return json.loads(persistent(file.read_text, f"read {file}")) if file.exists() else None
+
 
 def _rows(file, step):
     "The rows up to `step`: later ones, and one cut short, were written after the checkpoint that is resumed"
     rows = []
     for line in persistent(file.read_text, f"read {file}").splitlines() if file.exists() else ():
-        try: rows.append(json.loads(line))
-        except ValueError: continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
     return [row for row in rows if row["step"] <= step]
 
 # %% ../../nbs/experiments/03_train.ipynb #c1ca2eda
@@ -245,43 +372,60 @@ def _rows(file, step):
 def _flushed():
     "Within, denormal numbers count as zero: Adam is slow on those that inputs of zero leave behind"
     torch.set_flush_denormal(True)
-    try: yield
-    finally: torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
 
 def _resume(folder, model, config, seed, about, there):
     "Put `model` where the last checkpoint in `folder` was taken; the best score and the minutes until then, -1 and 0 without one"
-    state = load_checkpoint(folder/"last.pt")
-    if state is None: return -1., 0.
+    state = load_checkpoint(folder / "last.pt")
+    if state is None:
+        return -1.0, 0.0
     saved = state.get("about", there)
-    _demand_config(folder/"last.pt", saved, config, seed)
-    _demand_encoder(folder/"last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
-    if state["model"]["counters"]["num_timesteps"] < config.steps: _demand_version(folder, saved["versions"], about["versions"])
+    _demand_config(folder / "last.pt", saved, config, seed)
+    _demand_encoder(folder / "last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
+    if state["model"]["counters"]["num_timesteps"] < config.steps:
+        _demand_version(folder, saved["versions"], about["versions"])
     load_model_state(model, state["model"])
     return state["best"], state["minutes"]
+
 
 def _begin(folder, model, world, seed, about, there, progress):
     "Write what stays as it is, take the demonstrations into the buffer, warm up"
     config = world.config
-    if not there: _write(folder/"config.json", json.dumps(about, indent=1))
-    _write(folder/"projection.npz", world.projection.save)
-    if world.prototypes is not None: _write(folder/"prototypes.pt", lambda f: torch.save(world.prototypes, f))
+    if not there:
+        _write(folder / "config.json", json.dumps(about, indent=1))
+    _write(folder / "projection.npz", world.projection.save)
+    if world.prototypes is not None:
+        _write(folder / "prototypes.pt", lambda f: torch.save(world.prototypes, f))
     if config.demo_ratio:
-        search = Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), config.observation.max_steps, seed)
+        search = Search(
+            world.targets,
+            config.demo_episodes,
+            config.moves,
+            named_reward(config.reward),
+            config.observation.max_steps,
+            seed,
+        )
         model.replay_buffer.add_demonstrations(**demonstrations(search, config.demo_oracle))
-    if config.warmup: pretrain(model, config.warmup, config.batch_size, config.warmup_loss, temperature=0.1, progress=progress)
+    if config.warmup:
+        pretrain(model, config.warmup, config.batch_size, config.warmup_loss, temperature=0.1, progress=progress)
 
 # %% ../../nbs/experiments/03_train.ipynb #6691212e
 @_flushed()
 def train(
     config: Config,
     seed: int = 0,
-    root=None,             # of the run folders; default `cache_root()/"runs"`
+    root=None,  # of the run folders; default `cache_root()/"runs"`
     world: World | None = None,  # what `prepare` gave, to share between runs that look at the same things
-    device: str = "cpu",   # torch device
-    stop_after: int | None = None,  # stop at the first checkpoint after so many transitions of this call (to be resumed)
-    minutes: float | None = None,   # stop at the first checkpoint after so many minutes of this call
-    progress: bool = True, # show a progress bar
-) -> Path:                 # the run's folder
+    device: str = "cpu",  # torch device
+    stop_after: int
+    | None = None,  # stop at the first checkpoint after so many transitions of this call (to be resumed)
+    minutes: float | None = None,  # stop at the first checkpoint after so many minutes of this call
+    progress: bool = True,  # show a progress bar
+) -> Path:  # the run's folder
     """Train, or resume, the run of `config` and `seed`. Raises `ConfigError` when the folder holds a run of another configuration,
     encoder or version of locrl, `OSError` when it cannot be written."""
     folder, begun = run_folder(config, seed, root), time.monotonic()
@@ -289,80 +433,125 @@ def train(
     there = _config_of(folder)
     if there:
         _demand_config(folder, there, config, seed)
-        _demand_encoder(folder, there.get("encoder", {}).get("fingerprint"), (world.encoder if world else make_encoder(config, device)).fingerprint)
+        _demand_encoder(
+            folder,
+            there.get("encoder", {}).get("fingerprint"),
+            (world.encoder if world else make_encoder(config, device)).fingerprint,
+        )
     world = (world or prepare(config, device)).under(config)
     about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
     model = make_model(world, seed)
     model._setup_learn(config.steps, callback=None, reset_num_timesteps=True)
     best, spent = _resume(folder, model, config, seed, about, there)
     model.set_logger(Logger(str(folder), [Events(folder, model.num_timesteps)]))
-    if not model.num_timesteps: _begin(folder, model, world, seed, about, there, progress)
-    rows = _rows(folder/"metrics.jsonl", model.num_timesteps)
-    start, clock, quiet = model.num_timesteps, time.monotonic() - 60*spent, CallbackList([])
+    if not model.num_timesteps:
+        _begin(folder, model, world, seed, about, there, progress)
+    rows = _rows(folder / "metrics.jsonl", model.num_timesteps)
+    start = model.num_timesteps
+    clock = time.monotonic() - 60 * spent
+    quiet = CallbackList([])
     quiet.init_callback(model)
     last = start, time.monotonic()
-    with tqdm(total=config.steps, initial=start, desc=f"{config.name} seed {seed}", unit="step", unit_scale=True, disable=not progress) as bar:
+    with tqdm(
+        total=config.steps,
+        initial=start,
+        desc=f"{config.name} seed {seed}",
+        unit="step",
+        unit_scale=True,
+        disable=not progress,
+    ) as bar:
         while model.num_timesteps < config.steps:
             before = model.num_timesteps
-            model.collect_rollouts(model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning_starts)
-            if model.num_timesteps > config.learning_starts: model.train(config.gradient_steps, config.batch_size)
+            model.collect_rollouts(
+                model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning_starts
+            )
+            if model.num_timesteps > config.learning_starts:
+                model.train(config.gradient_steps, config.batch_size)
             bar.update(model.num_timesteps - before)
             finished = model.num_timesteps >= config.steps
-            if model.num_timesteps//config.eval_every == before//config.eval_every and not finished: continue
+            if model.num_timesteps // config.eval_every == before // config.eval_every and not finished:
+                continue
             now = time.monotonic()
-            row = diagnostics(model, minutes=round((now - clock)/60, 2), transitions_per_second=round((model.num_timesteps - last[0])/(now - last[1]), 1))
+            row = diagnostics(
+                model,
+                minutes=round((now - clock) / 60, 2),
+                transitions_per_second=round((model.num_timesteps - last[0]) / (now - last[1]), 1),
+            )
             last = model.num_timesteps, now
             rows.append(row)
-            if (row["map_area"] or 0.) >= best:
-                best = row["map_area"] or 0.
-                save_checkpoint(folder/"best.pt", dict(policy=model.policy.state_dict(), step=model.num_timesteps, metrics=row))
-            _write(folder/"metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-            save_checkpoint(folder/"last.pt", dict(model=model_state(model), best=best, minutes=(time.monotonic() - clock)/60, about=about))
+            if (row["map_area"] or 0.0) >= best:
+                best = row["map_area"] or 0.0
+                save_checkpoint(
+                    folder / "best.pt", dict(policy=model.policy.state_dict(), step=model.num_timesteps, metrics=row)
+                )
+            _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+            save_checkpoint(
+                folder / "last.pt",
+                dict(model=model_state(model), best=best, minutes=(time.monotonic() - clock) / 60, about=about),
+            )
             bar.set_postfix(hit=f"{row['hit_rate']:.2f}", mAP=f"{row['map11']:.2f}")
-            if stop_after is not None and model.num_timesteps - start >= stop_after: break
-            if minutes is not None and time.monotonic() - begun >= 60*minutes: break
+            if stop_after is not None and model.num_timesteps - start >= stop_after:
+                break
+            if minutes is not None and time.monotonic() - begun >= 60 * minutes:
+                break
     model.logger.close()
     return folder
 
 # %% ../../nbs/experiments/03_train.ipynb #1dec0020
 def untrained(
     config: Config,
-    dim: int,            # channels of a feature vector
-    device: str = "cpu", # torch device
+    dim: int,  # channels of a feature vector
+    device: str = "cpu",  # torch device
 ) -> RegionPolicy:
     "The policy of a run, with weights that are yet to be loaded"
     targets = Targets(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 1, 4), np.float32))
     env = LocalizationVecEnv(Search(targets, 1, config.moves))
-    return RegionPolicy(env.observation_space, env.action_space, lambda _: 0., **_network(config, dim)).to(device)
+    return RegionPolicy(env.observation_space, env.action_space, lambda _: 0.0, **_network(config, dim)).to(device)
+
 
 @dataclass(eq=False)
 class Agent:
     "A trained policy and what it needs to look at new data the way it learned to"
+
     config: Config
     seed: int
     policy: RegionPolicy
     projection: Projection
     prototypes: Prototypes | None
-    step: int                # transitions it was trained for
+    step: int  # transitions it was trained for
     folder: Path
     fingerprint: str | None = None  # of the encoder it learned from; None for runs that did not note it
 
     @classmethod
-    def load(cls,
-        folder,              # of a run
-        device: str = "cpu", # torch device
+    def load(
+        cls,
+        folder,  # of a run
+        device: str = "cpu",  # torch device
     ):
         "The best policy of the run in `folder`. Raises `ConfigError` when there is no finished checkpoint."
         folder = Path(folder)
         about = _config_of(folder)
-        if about is None: raise ConfigError(f"{folder} is no run (config.json is missing): train one with `locrl train`")
-        state = load_checkpoint(folder/"best.pt")
-        if state is None: raise ConfigError(f"{folder} has no checkpoint yet: let `locrl train` go on until its first validation")
-        config, projection = Config.from_dict(about["config"]), Projection.load(folder/"projection.npz")
+        if about is None:
+            raise ConfigError(f"{folder} is no run (config.json is missing): train one with `locrl train`")
+        state = load_checkpoint(folder / "best.pt")
+        if state is None:
+            raise ConfigError(f"{folder} has no checkpoint yet: let `locrl train` go on until its first validation")
+        config, projection = Config.from_dict(about["config"]), Projection.load(folder / "projection.npz")
         policy = untrained(config, projection.dim, device)
         policy.load_state_dict(state["policy"])
-        prototypes = torch.load(folder/"prototypes.pt", weights_only=False) if (folder/"prototypes.pt").exists() else None
-        return cls(config, about["seed"], policy, projection, prototypes, state["step"], folder, about.get("encoder", {}).get("fingerprint"))
+        prototypes = (
+            torch.load(folder / "prototypes.pt", weights_only=False) if (folder / "prototypes.pt").exists() else None
+        )
+        return cls(
+            config,
+            about["seed"],
+            policy,
+            projection,
+            prototypes,
+            state["step"],
+            folder,
+            about.get("encoder", {}).get("fingerprint"),
+        )
 
     def world(self, device: str = "cpu") -> World:
         "A `World` to look at the run's splits, without its training set. Raises `ConfigError` when the encoder is another one now."
@@ -372,4 +561,12 @@ class Agent:
 
     def evaluate(self, bank: FeatureBank, data, progress: bool = False) -> Evaluation:
         "Both protocols on `data`"
-        return evaluate(self.policy, bank, data, self.config.moves, self.config.confidence, self.config.observation.max_steps, progress)
+        return evaluate(
+            self.policy,
+            bank,
+            data,
+            self.config.moves,
+            self.config.confidence,
+            self.config.observation.max_steps,
+            progress,
+        )

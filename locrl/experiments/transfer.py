@@ -23,64 +23,102 @@ from .train import Agent, versions
 # %% ../../nbs/experiments/07_transfer.ipynb #78d64d8e
 def elsewhere(
     agent: Agent,
-    classes,                     # names of the classes asked for
-    spec: str,                   # the data, for `load_data`
-    evidence: str = "prototypes",# of the classes: "prototypes" or "encoder"
-    fit_on: str | None = None,   # data whose boxes the prototypes are estimated from; default the run's training split
+    classes,  # names of the classes asked for
+    spec: str,  # the data, for `load_data`
+    evidence: str = "prototypes",  # of the classes: "prototypes" or "encoder"
+    fit_on: str | None = None,  # data whose boxes the prototypes are estimated from; default the run's training split
     world: World | None = None,  # of the run, to share between calls
-):                               # bank, data
+):  # bank, data
     "Features, with evidence for `classes`, of the data set `spec`. Raises `ConfigError` for an agent that is told its class by a code."
-    if agent.config.observation.n_classes: raise ConfigError(f"{agent.folder} sees a one-hot code of its {agent.config.observation.n_classes} classes (observation.n_classes): it cannot be asked for others")
-    if evidence not in ("prototypes", "encoder"): raise ConfigError(f"evidence={evidence!r}: use 'prototypes' or 'encoder'")
+    if agent.config.observation.n_classes:
+        raise ConfigError(
+            f"{agent.folder} sees a one-hot code of its {agent.config.observation.n_classes} classes (observation.n_classes): it cannot be asked for others"
+        )
+    if evidence not in ("prototypes", "encoder"):
+        raise ConfigError(f"evidence={evidence!r}: use 'prototypes' or 'encoder'")
     world, classes, data = world or agent.world(), tuple(classes), load_data(spec, tuple(classes))
-    own = load_data(spec, agent.config.classes) if spec in (agent.config.select, agent.config.report) and evidence == "prototypes" and "scenes" not in spec else data
+    own = (
+        load_data(spec, agent.config.classes)
+        if spec in (agent.config.select, agent.config.report) and evidence == "prototypes" and "scenes" not in spec
+        else data
+    )
     store = build_store(own, world.encoder, projection=agent.projection)
-    if evidence == "encoder": return world.look(store, own, classes, None), data
-    if agent.prototypes is not None and set(classes) <= set(agent.prototypes.classes) and fit_on is None: return world.look(store, own, classes, agent.prototypes), data
+    if evidence == "encoder":
+        return world.look(store, own, classes, None), data
+    if agent.prototypes is not None and set(classes) <= set(agent.prototypes.classes) and fit_on is None:
+        return world.look(store, own, classes, agent.prototypes), data
     spec = fit_on or agent.config.train
     seen = load_data(spec, agent.config.classes if fit_on is None else classes)
     boxes = load_data(spec, tuple(dict.fromkeys([*agent.config.classes, *classes]))) if "scenes" not in spec else seen
-    if none := [c for c in classes if c not in boxes.classes]: raise ConfigError(f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or take evidence='encoder'")
+    if none := [c for c in classes if c not in boxes.classes]:
+        raise ConfigError(
+            f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or take evidence='encoder'"
+        )
     prototypes = fit_prototypes(build_store(seen, world.encoder, projection=agent.projection), boxes, classes)
     return world.look(store, own, classes, prototypes), data
 
 # %% ../../nbs/experiments/07_transfer.ipynb #745ba10f
 def transfer(
-    runs,                          # a run folder, or several of one configuration
-    classes=None,                  # names; default the VOC classes the run was not trained on, or on other data the run's own
-    data: str | None = None,       # for `load_data`; default the run's "report" or "select" split
-    split: str = "report",         # which of them, where `data` is not given
+    runs,  # a run folder, or several of one configuration
+    classes=None,  # names; default the VOC classes the run was not trained on, or on other data the run's own
+    data: str | None = None,  # for `load_data`; default the run's "report" or "select" split
+    split: str = "report",  # which of them, where `data` is not given
     evidence: str = "prototypes",  # of the classes: "prototypes" or "encoder"
-    fit_on: str | None = None,     # data whose boxes prototypes are estimated from; default the run's training split
-    confidence: str = "presence*iou", # source of the ranking; nothing may be fitted on the classes
-    command: str = "",             # what to type to get the same again
-    world: World | None = None,    # of the run, to share between calls
-    with_baselines: bool = True,   # score the baselines too
-    progress: bool = False,        # show progress bars
-) -> dict:                         # as `locrl.experiments.results.report`, with what was new to the agent under "transfer"
+    fit_on: str | None = None,  # data whose boxes prototypes are estimated from; default the run's training split
+    confidence: str = "presence*iou",  # source of the ranking; nothing may be fitted on the classes
+    command: str = "",  # what to type to get the same again
+    world: World | None = None,  # of the run, to share between calls
+    with_baselines: bool = True,  # score the baselines too
+    progress: bool = False,  # show progress bars
+) -> dict:  # as `locrl.experiments.results.report`, with what was new to the agent under "transfer"
     "Score runs where they were not trained. Raises `ConfigError` where nothing is new."
     agents = agents_of(runs)
     config, world = agents[0].config, world or agents[0].world()
-    if classes is None: classes = config.classes if data is not None else [c for c in VOC_CLASSES if c not in config.classes]
+    if classes is None:
+        classes = config.classes if data is not None else [c for c in VOC_CLASSES if c not in config.classes]
     spec, new = data or getattr(config, split), [c for c in classes if c not in config.classes]
-    if not new and spec in (config.train, config.select, config.report): raise ConfigError(f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.report, or name other classes or data")
+    if not new and spec in (config.train, config.select, config.report):
+        raise ConfigError(
+            f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.report, or name other classes or data"
+        )
     bank, data = elsewhere(agents[0], classes, spec, evidence, fit_on, world)
-    metrics = [dict(seed=a.seed, step=a.step) | score(searches_of(a, bank, progress), data, bank.classes, confidence).to_dict() for a in agents]
-    out = dict(iteration=config.name, encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
-               data=dict(train=config.train, select=config.select, report=spec, classes=list(bank.classes), images=len(data)),
-               transfer=dict(trained_on=list(config.classes), new_classes=new, evidence=evidence, evidence_from=(fit_on or config.train) if evidence == "prototypes" else "encoder"),
-               command=command, versions=versions(), seeds=[a.seed for a in agents], config=config.to_dict(), budget=dict(steps=config.steps),
-               metrics=dict(seeds=metrics, aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics])))
-    if with_baselines: out["baselines"] = {name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()}
+    metrics = [
+        dict(seed=a.seed, step=a.step) | score(searches_of(a, bank, progress), data, bank.classes, confidence).to_dict()
+        for a in agents
+    ]
+    out = dict(
+        iteration=config.name,
+        encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
+        data=dict(train=config.train, select=config.select, report=spec, classes=list(bank.classes), images=len(data)),
+        transfer=dict(
+            trained_on=list(config.classes),
+            new_classes=new,
+            evidence=evidence,
+            evidence_from=(fit_on or config.train) if evidence == "prototypes" else "encoder",
+        ),
+        command=command,
+        versions=versions(),
+        seeds=[a.seed for a in agents],
+        config=config.to_dict(),
+        budget=dict(steps=config.steps),
+        metrics=dict(
+            seeds=metrics,
+            aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics]),
+        ),
+    )
+    if with_baselines:
+        out["baselines"] = {
+            name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()
+        }
     return out
 
 # %% ../../nbs/experiments/07_transfer.ipynb #91c19e42
 def compare(
-    a,                           # run folder, or several seeds of one configuration
-    b,                           # of another; the same classes on the same pictures
-    split: str = "select",       # "report" or "select"
-    progress: bool = False,      # show progress bars
-    **options,                   # of `locrl.evaluation.statistics.paired`: resamples, level, seed
+    a,  # run folder, or several seeds of one configuration
+    b,  # of another; the same classes on the same pictures
+    split: str = "select",  # "report" or "select"
+    progress: bool = False,  # show progress bars
+    **options,  # of `locrl.evaluation.statistics.paired`: resamples, level, seed
 ) -> Paired:
     "Two configurations, each ranked by its own confidence. Raises `ConfigError` where they were not asked the same."
     sides, seen = [], []
@@ -90,5 +128,8 @@ def compare(
         found = [answers_of(x, bank, sure, progress) for x in agents]
         sides.append([Detections(s.image, s.label, s.box, confidence_of(s, sure)) for s in found])
         seen.append((data.name, data.fingerprint, bank.classes))
-    if seen[0] != seen[1]: raise ConfigError(f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and {seen[1][0]} ({', '.join(seen[1][2])})")
+    if seen[0] != seen[1]:
+        raise ConfigError(
+            f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and {seen[1][0]} ({', '.join(seen[1][2])})"
+        )
     return paired(sides[0], sides[1], relabelled(data, bank.classes), bank.classes, len(data), **options)

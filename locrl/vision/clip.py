@@ -35,37 +35,42 @@ from .saliency import _check_method, cosine_evidence, keeps_residual, last_block
 # %% ../../nbs/vision/02_clip.ipynb #98639101
 def resize_position_embedding(
     embedding,  # (1 + h*w, width) of the class token and of an h x w grid
-    old,        # (h, w)
-    new,        # (H, W)
-):              # (1 + H*W, width)
+    old,  # (h, w)
+    new,  # (H, W)
+):  # (1 + H*W, width)
     "Bicubic interpolation of position embeddings from grid `old` to grid `new`; the identity where they are equal"
-    if tuple(old) == tuple(new): return embedding
+    if tuple(old) == tuple(new):
+        return embedding
     grid = embedding[1:].float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=tuple(new), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([embedding[:1], grid.flatten(2)[0].T.to(embedding.dtype)])
 
 # %% ../../nbs/vision/02_clip.ipynb #8a963569
 def last_block(
-    block,   # open_clip `ResidualAttentionBlock`
-    x,       # (B, L, width) tokens that enter it
+    block,  # open_clip `ResidualAttentionBlock`
+    x,  # (B, L, width) tokens that enter it
     method,  # one of `locrl.vision.saliency.METHODS`
-):           # (B, L, width) tokens that leave it
+):  # (B, L, width) tokens that leave it
     "Run the last transformer `block` with the attention of `method`"
     attn = block.attn
-    def heads(t): return t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)   # (B, heads, L, d)
+
+    def heads(t):
+        return t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, L, d)
+
     q, k, v = map(heads, F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1))
     gathered = last_block_attention(q, k, v, method).transpose(1, 2).flatten(2)
     out = block.ls_1(attn.out_proj(gathered))
-    if not keeps_residual(method): return out
+    if not keeps_residual(method):
+        return out
     x = x + out
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../../nbs/vision/02_clip.ipynb #046f01d8
 def joint_tokens(
-    visual,           # open_clip `VisionTransformer`
-    pixels,           # (B, 3, S, S) preprocessed; S any multiple of the patch size
-    method="sclip",   # attention of the last block
-):                    # (B, 1 + H*W, dim) class token, then patches row by row, not normalised
+    visual,  # open_clip `VisionTransformer`
+    pixels,  # (B, 3, S, S) preprocessed; S any multiple of the patch size
+    method="sclip",  # attention of the last block
+):  # (B, 1 + H*W, dim) class token, then patches row by row, not normalised
     "All tokens of `pixels` in the joint space of images and texts"
     x = visual.conv1(pixels)
     grid = x.shape[-2:]
@@ -73,58 +78,74 @@ def joint_tokens(
     x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
     x = x + resize_position_embedding(visual.positional_embedding, visual.grid_size, grid).to(x.dtype)
     x = visual.ln_pre(x)
-    for block in visual.transformer.resblocks[:-1]: x = block(x)
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
     x = last_block(visual.transformer.resblocks[-1], x, method)
     return visual.ln_post(x) @ visual.proj
 
 # %% ../../nbs/vision/02_clip.ipynb #8377abe8
 def sliding_dense(
-    f,        # (B, 3, window, window) -> (B, D, h, w), the dense map of one window
-    pixels,   # (B, 3, S, S)
-    window,   # side of a window in pixels
-    stride,   # from one window to the next, pixels; the last ones are shifted back into the picture
-    patch,    # pixels of a cell; divides S, `window` and `stride`
-):            # (B, D, S/patch, S/patch)
+    f,  # (B, 3, window, window) -> (B, D, h, w), the dense map of one window
+    pixels,  # (B, 3, S, S)
+    window,  # side of a window in pixels
+    stride,  # from one window to the next, pixels; the last ones are shifted back into the picture
+    patch,  # pixels of a cell; divides S, `window` and `stride`
+):  # (B, D, S/patch, S/patch)
     "One dense map from overlapping windows, averaged where they overlap (SCLIP, arXiv 2312.01597, section 4.1)"
     size = pixels.shape[-1]
     starts = sorted({min(a, size - window) for a in range(0, size - window + stride, stride)})
     corners = [(y, x) for y in starts for x in starts]
-    maps = f(torch.cat([pixels[..., y:y + window, x:x + window] for y, x in corners])).unflatten(0, (len(corners), len(pixels)))
-    total, count, n = maps.new_zeros(*maps.shape[1:3], size//patch, size//patch), maps.new_zeros(size//patch, size//patch), window//patch
+    maps = f(torch.cat([pixels[..., y : y + window, x : x + window] for y, x in corners])).unflatten(
+        0, (len(corners), len(pixels))
+    )
+    total = maps.new_zeros(*maps.shape[1:3], size // patch, size // patch)
+    count = maps.new_zeros(size // patch, size // patch)
+    n = window // patch
     for (y, x), m in zip(corners, maps):
-        y, x = y//patch, x//patch
-        total[..., y:y + n, x:x + n] += m
-        count[y:y + n, x:x + n] += 1
-    return total/count
+        y, x = y // patch, x // patch
+        total[..., y : y + n, x : x + n] += m
+        count[y : y + n, x : x + n] += 1
+    return total / count
 
 # %% ../../nbs/vision/02_clip.ipynb #df326bb8
 _CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 
+
 def dense_unsupported(
     config: dict,  # an open_clip model configuration
-) -> str | None:   # None where the model can be used
+) -> str | None:  # None where the model can be used
     "Why a model has no patch tokens in the joint space, or `None`"
     vision = config["vision_cfg"]
-    if "timm_model_name" in vision: return f"its image tower is timm's {vision['timm_model_name']}, not open_clip's VisionTransformer"
-    if not isinstance(vision.get("layers", 12), int): return "its image tower is a ResNet, which has no patch tokens"
-    if vision.get("attentional_pool"): return "it pools by attention, so that its patch tokens are not in the joint space"
-    if vision.get("pool_type", "tok") != "tok": return f"it pools its tokens by {vision['pool_type']!r}, not by a class token"
-    if vision.get("block_type") == "custom" or any(vision.get(k) for k in _CUSTOM): return "its transformer blocks are not the standard ones"
-    if not isinstance(vision.get("image_size", 224), int): return f"its input is not square: {vision['image_size']}"
+    if "timm_model_name" in vision:
+        return f"its image tower is timm's {vision['timm_model_name']}, not open_clip's VisionTransformer"
+    if not isinstance(vision.get("layers", 12), int):
+        return "its image tower is a ResNet, which has no patch tokens"
+    if vision.get("attentional_pool"):
+        return "it pools by attention, so that its patch tokens are not in the joint space"
+    if vision.get("pool_type", "tok") != "tok":
+        return f"it pools its tokens by {vision['pool_type']!r}, not by a class token"
+    if vision.get("block_type") == "custom" or any(vision.get(k) for k in _CUSTOM):
+        return "its transformer blocks are not the standard ones"
+    if not isinstance(vision.get("image_size", 224), int):
+        return f"its input is not square: {vision['image_size']}"
     return None
 
 # %% ../../nbs/vision/02_clip.ipynb #17d990d9
 class WeightsError(OSError):
     "Weights that cannot be found, fetched or fitted; the message says how to get them"
 
+
 def _tag(name, pretrained):
     "open_clip's entry for a pretrained tag, or an empty dict"
     from open_clip.pretrained import get_pretrained_cfg
+
     return get_pretrained_cfg(name, str(pretrained)) or {}
+
 
 def _cause(e):
     "What an error says, in its first line"
     return textwrap.shorten((str(e).splitlines() or [type(e).__name__])[0], 400, placeholder=" ...").rstrip(".")
+
 
 def _cure(name, pretrained):
     "How to get the weights, in commands"
@@ -132,122 +153,191 @@ def _cure(name, pretrained):
     repo = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else entry.get("hf_hub", "").strip("/")
     fetch = f"`hf download {repo}`" if repo else f"`curl -LO {entry['url']}`" if entry.get("url") else ""
     model = f"{name}-quickgelu" if entry.get("quick_gelu") and not name.endswith("quickgelu") else name
-    use = ("copy its folder here and load 'local-dir:/path/to/folder'" if name.startswith("hf-hub:")
-           else f"copy the file here and call load_encoder({model!r}, pretrained='/path/to/file')")
+    use = (
+        "copy its folder here and load 'local-dir:/path/to/folder'"
+        if name.startswith("hf-hub:")
+        else f"copy the file here and call load_encoder({model!r}, pretrained='/path/to/file')"
+    )
     there = f"On a machine with a network run {fetch}: it is kept there for later calls; or {use}. " if fetch else ""
     return f'{there}load_encoder("efficientnet_lite0") runs without a download.'
+
 
 @contextmanager
 def _offline_if_unreachable():
     "Keep huggingface_hub from retrying a host that this machine cannot even look up; files in its cache are still found"
     from huggingface_hub import constants
+
     before = constants.HF_HUB_OFFLINE
     if not urllib.request.getproxies():
-        try: socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
-        except OSError: constants.HF_HUB_OFFLINE = True
-    try: yield
-    finally: constants.HF_HUB_OFFLINE = before
+        try:
+            socket.getaddrinfo(urllib.parse.urlparse(constants.ENDPOINT).hostname, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 # %% ../../nbs/vision/02_clip.ipynb #80652c15
 def _create(name, pretrained, seed):
     "An open_clip model on the CPU in float32, its weights checked to be there, and a label for where they come from"
     import open_clip
+
     remote = name.startswith(("hf-hub:", "local-dir:"))
     if pretrained is None and not remote:
-        warnings.warn(f"RANDOM weights in {name} (pretrained=None): its features and saliency mean nothing; use it in tests only", stacklevel=3)
+        warnings.warn(
+            f"RANDOM weights in {name} (pretrained=None): its features and saliency mean nothing; use it in tests only",
+            stacklevel=3,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return open_clip.create_model(name, pretrained_text=False), f"random-seed{seed}"
-    if remote: label, options = "", dict(require_pretrained=True)
+    if remote:
+        label, options = "", dict(require_pretrained=True)
     elif _tag(name, pretrained):
         label, options = pretrained, dict(pretrained=pretrained, require_pretrained=True)
-        if _tag(name, pretrained).get("quick_gelu"): options["force_quick_gelu"] = True
+        if _tag(name, pretrained).get("quick_gelu"):
+            options["force_quick_gelu"] = True
     else:
         path = Path(pretrained).expanduser()
         label, options = path.name, dict(pretrained=str(path), require_pretrained=True)
         if not path.is_file():
             tags = open_clip.list_pretrained_tags_by_model(name)
             known = f"{name} has no tags" if not tags else f"tags of {name}: {', '.join(tags)}"
-            raise WeightsError(f"pretrained={str(pretrained)!r} is neither a tag of {name} nor a file. {known}. "
-                               'load_encoder("efficientnet_lite0") runs without a download.')
-        if _is_torchscript(path): return _openai_archive(name, path), label
+            raise WeightsError(
+                f"pretrained={str(pretrained)!r} is neither a tag of {name} nor a file. {known}. "
+                'load_encoder("efficientnet_lite0") runs without a download.'
+            )
+        if _is_torchscript(path):
+            return _openai_archive(name, path), label
     try:
-        with _offline_if_unreachable(): return open_clip.create_model(name, **options), label
+        with _offline_if_unreachable():
+            return open_clip.create_model(name, **options), label
     except Exception as e:
         source = name if remote else f"{name} from {pretrained!r}"
         raise WeightsError(f"no weights for {source}: {_cause(e)}. {_cure(name, pretrained)}") from e
 
+
 def _is_torchscript(path):
     "OpenAI published its weights as TorchScript archives"
-    if not zipfile.is_zipfile(path): return False
-    with zipfile.ZipFile(path) as archive: return any(n.endswith("/constants.pkl") for n in archive.namelist())
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(n.endswith("/constants.pkl") for n in archive.namelist())
+
 
 def _openai_archive(name, path):
     "The model in an archive as OpenAI published them; these are QuickGELU models whatever `name` says"
     import open_clip
-    try: model = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")
-    except Exception as e: raise WeightsError(f"{path} is a TorchScript archive but holds no OpenAI CLIP: {e}") from e
+
+    try:
+        model = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")
+    except Exception as e:
+        raise WeightsError(f"{path} is a TorchScript archive but holds no OpenAI CLIP: {e}") from e
     config = open_clip.get_model_config(name)
-    held, asked = model.visual.conv1.weight.shape[::3], (config["vision_cfg"].get("width", 768), config["vision_cfg"].get("patch_size", 16))
-    if tuple(held) != asked: raise WeightsError(f"{path} does not fit {name}: its width and patch size are {tuple(held)}, not {asked}")
+    held = model.visual.conv1.weight.shape[::3]
+    asked = (config["vision_cfg"].get("width", 768), config["vision_cfg"].get("patch_size", 16))
+    if tuple(held) != asked:
+        raise WeightsError(f"{path} does not fit {name}: its width and patch size are {tuple(held)}, not {asked}")
     return model
 
 # %% ../../nbs/vision/02_clip.ipynb #4938fd74
 SINGLE_PROMPT = "a photo of a {}."
 
-SYNONYMS = {"aeroplane": ("airplane",), "diningtable": ("dining table",), "motorbike": ("motorcycle",),
-            "pottedplant": ("potted plant",), "tvmonitor": ("tv monitor", "television"), "sofa": ("sofa", "couch"),
-            "person": ("person", "man", "woman", "child")}
+SYNONYMS = {
+    "aeroplane": ("airplane",),
+    "diningtable": ("dining table",),
+    "motorbike": ("motorcycle",),
+    "pottedplant": ("potted plant",),
+    "tvmonitor": ("tv monitor", "television"),
+    "sofa": ("sofa", "couch"),
+    "person": ("person", "man", "woman", "child"),
+}
 
-BACKGROUND = ("sky", "cloud", "grass", "tree", "forest", "field", "road", "street", "water", "sea", "sand", "snow", "mountain", "rock",
-              "building", "wall", "floor", "ceiling", "window", "door", "curtain", "shelf", "fence", "carpet")
+BACKGROUND = (
+    "sky",
+    "cloud",
+    "grass",
+    "tree",
+    "forest",
+    "field",
+    "road",
+    "street",
+    "water",
+    "sea",
+    "sand",
+    "snow",
+    "mountain",
+    "rock",
+    "building",
+    "wall",
+    "floor",
+    "ceiling",
+    "window",
+    "door",
+    "curtain",
+    "shelf",
+    "fence",
+    "carpet",
+)
+
 
 def _words(text):
     "Its words in small letters without the article before them; none where it is no text"
     words = text.lower().replace("_", " ").split() if isinstance(text, str) else []
     return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
 
+
 def phrases(
     name: str,  # a class name or a phrase, e.g. "tvmonitor" or "a black dog"
-) -> tuple:     # what to say instead, one or more phrases
+) -> tuple:  # what to say instead, one or more phrases
     "The phrases that stand for a class; raises `ValueError` for an empty name"
     words = _words(name)
-    if not words: raise ValueError(f"a class name is a word or a phrase, not {name!r}")
+    if not words:
+        raise ValueError(f"a class name is a word or a phrase, not {name!r}")
     return SYNONYMS.get("".join(words), (" ".join(words),))
 
 # %% ../../nbs/vision/02_clip.ipynb #95a15dad
 _PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child"}
 _OTHER_WORDS = {word: name for name, words in SYNONYMS.items() for word in words}
 
+
 def forms(
-    phrase: str,    # e.g. "a sheep", "the dining tables"
-) -> list[str]:     # class names it may stand for, likeliest first
+    phrase: str,  # e.g. "a sheep", "the dining tables"
+) -> list[str]:  # class names it may stand for, likeliest first
     "The phrase without its article, then what it may be the plural or another word of. Raises `ValueError` for an empty one."
     words = _words(phrase)
-    if not words: raise ValueError(f"name what to look for, in a word or a phrase, not {phrase!r}")
+    if not words:
+        raise ValueError(f"name what to look for, in a word or a phrase, not {phrase!r}")
     *front, last = words
-    ends = [last, _PLURALS.get(last)] + [last.removesuffix(end) + add for end, add in (("s", ""), ("es", ""), ("ies", "y")) if last.endswith(end)]
+    ends = [last, _PLURALS.get(last)] + [
+        last.removesuffix(end) + add for end, add in (("s", ""), ("es", ""), ("ies", "y")) if last.endswith(end)
+    ]
     said = [" ".join([*front, end]) for end in ends if end]
     return list(dict.fromkeys(f for s in said for f in (s, s.replace(" ", ""), _OTHER_WORDS.get(s)) if f))
 
 # %% ../../nbs/vision/02_clip.ipynb #3531ae92
 def rivals(
-    name: str,           # a class name or a phrase
+    name: str,  # a class name or a phrase
     bank: tuple[str, ...],  # names the class may compete with
-) -> list[bool]:         # for each member of `bank`, whether it competes
+) -> list[bool]:  # for each member of `bank`, whether it competes
     "Which members of `bank` compete with `name`: those whose words do not occur in it"
-    def padded(s): return f" {' '.join(w.rstrip('s') for w in s.split())} "
+
+    def padded(s):
+        return f" {' '.join(w.rstrip('s') for w in s.split())} "
+
     own = [padded(p) for f in forms(name) for p in phrases(f)]
     return [not any(padded(p) in o for p in phrases(b) for o in own) for b in bank]
 
 # %% ../../nbs/vision/02_clip.ipynb #e4265760
 def encode_texts(
-    model,   # open_clip model
+    model,  # open_clip model
     tokens,  # (N, 77) from its tokenizer
-):           # (N, dim) as the model gives them, not normalised
+):  # (N, dim) as the model gives them, not normalised
     "Text embeddings, without the padding after the longest text where that cannot matter"
     causal = getattr(model, "attn_mask", None) is not None and getattr(model, "text_pool_type", "") == "argmax"
-    if not causal or not isinstance(model.text_projection, torch.nn.Parameter): return model.encode_text(tokens)
+    if not causal or not isinstance(model.text_projection, torch.nn.Parameter):
+        return model.encode_text(tokens)
     end = tokens.argmax(-1)
     n = int(end.max()) + 1
     x = model.token_embedding(tokens[:, :n]) + model.positional_embedding[:n]
@@ -257,13 +347,19 @@ def encode_texts(
 # %% ../../nbs/vision/02_clip.ipynb #4cece739
 class ClassTexts:
     "The embedding of a class name by a model's text tower: made once, then remembered in memory and on disk"
-    def __init__(self,
-        model,                     # open_clip model
-        architecture: str,         # its open_clip name
-        prompts: str = "ensemble", # "ensemble": the 80 ImageNet templates; "single": `SINGLE_PROMPT`
-        device: str = "cpu",       # torch device of the model
+
+    def __init__(
+        self,
+        model,  # open_clip model
+        architecture: str,  # its open_clip name
+        prompts: str = "ensemble",  # "ensemble": the 80 ImageNet templates; "single": `SINGLE_PROMPT`
+        device: str = "cpu",  # torch device of the model
     ):
-        self.model, self.architecture, self.prompts, self.device, self._known = model, architecture, prompts, device, {}
+        self.model = model
+        self.architecture = architecture
+        self.prompts = prompts
+        self.device = device
+        self._known = {}
 
     @cached_property
     def digest(self) -> str:
@@ -275,35 +371,53 @@ class ClassTexts:
     def _tokenize(self):
         "Texts to tokens, as the architecture wants them"
         import open_clip
+
         return open_clip.get_tokenizer(self.architecture)
 
     def sentences(self, name: str) -> list[str]:
         "Everything that is said about a class"
         import open_clip
+
         templates = [SINGLE_PROMPT.format] if self.prompts == "single" else open_clip.OPENAI_IMAGENET_TEMPLATES
         return [t(phrase) for phrase in phrases(name) for t in templates]
 
     def _remembered(self, name):
         "From the cache on disk, else made and put there"
         sentences = self.sentences(name)
-        file = cache_root()/"texts"/f"{hashlib.sha256(json.dumps([self.digest, sentences]).encode()).hexdigest()[:32]}.npz"
+        file = (
+            cache_root()
+            / "texts"
+            / f"{hashlib.sha256(json.dumps([self.digest, sentences]).encode()).hexdigest()[:32]}.npz"
+        )
         try:
-            with np.load(file) as f: kept = torch.from_numpy(f["embedding"])   # the zip format carries a checksum
-            if kept.shape == (self.model.visual.output_dim,) and abs(float(kept.norm()) - 1) < 1e-3: return kept
+            with np.load(file) as f:
+                kept = torch.from_numpy(f["embedding"])  # the zip format carries a checksum
+            if kept.shape == (self.model.visual.output_dim,) and abs(float(kept.norm()) - 1) < 1e-3:
+                return kept
             raise ValueError("not a unit vector of this encoder")
-        except FileNotFoundError: pass
-        except Exception as e: warnings.warn(f"{file} is damaged ({e}); it is made anew", stacklevel=2)
-        with torch.no_grad(): embedded = torch.cat([encode_texts(self.model, x.to(self.device)) for x in self._tokenize(sentences).split(256)])
+        except FileNotFoundError:
+            pass
+        except Exception as e:
+            warnings.warn(f"{file} is damaged ({e}); it is made anew", stacklevel=2)
+        with torch.no_grad():
+            embedded = torch.cat(
+                [encode_texts(self.model, x.to(self.device)) for x in self._tokenize(sentences).split(256)]
+            )
         made = F.normalize(F.normalize(embedded.float(), dim=1).mean(0), dim=0).cpu()
-        with suppress(OSError): write_atomic(file, lambda f: np.savez(f, embedding=made.numpy()))   # a cache that cannot be written is no reason to stop
+        with suppress(OSError):
+            write_atomic(
+                file, lambda f: np.savez(f, embedding=made.numpy())
+            )  # a cache that cannot be written is no reason to stop
         return made
 
-    def __call__(self,
-        names,           # class names or phrases
-    ) -> torch.Tensor:   # (C, dim) unit vectors, on the model's device
+    def __call__(
+        self,
+        names,  # class names or phrases
+    ) -> torch.Tensor:  # (C, dim) unit vectors, on the model's device
         "Embeddings of `names`"
         for name in dict.fromkeys(names):
-            if name not in self._known: self._known[name] = self._remembered(name)
+            if name not in self._known:
+                self._known[name] = self._remembered(name)
         return torch.stack([self._known[name] for name in names]).to(self.device)
 
 # %% ../../nbs/vision/02_clip.ipynb #11243ea8
@@ -312,11 +426,15 @@ def _bf16_cpu():
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(native and native())
 
+
 def _precision(precision, device):
     "The dtype to autocast to, or `None` for float32"
-    if precision == "auto": precision = "fp16" if device == "cuda" else "bf16" if device == "cpu" and _bf16_cpu() else "fp32"
-    if precision not in ("fp32", "fp16", "bf16"): raise ValueError(f"precision is {precision!r}; choose auto, fp32, fp16 or bf16")
-    if precision == "fp16" and device == "cpu": raise ValueError("precision='fp16' needs a GPU; on a CPU use fp32, or bf16 where it has it")
+    if precision == "auto":
+        precision = "fp16" if device == "cuda" else "bf16" if device == "cpu" and _bf16_cpu() else "fp32"
+    if precision not in ("fp32", "fp16", "bf16"):
+        raise ValueError(f"precision is {precision!r}; choose auto, fp32, fp16 or bf16")
+    if precision == "fp16" and device == "cpu":
+        raise ValueError("precision='fp16' needs a GPU; on a CPU use fp32, or bf16 where it has it")
     if precision == "bf16" and device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise ValueError("this CPU has no bf16 arithmetic, use precision='fp32'")
     return dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)[precision]
@@ -325,110 +443,153 @@ def _precision(precision, device):
 def _check_model(name, pretrained):
     "Refuse unknown names and models without usable patch tokens before anything large is fetched"
     import open_clip
+
     try:
-        with _offline_if_unreachable(): config = open_clip.get_model_config(name)
-    except Exception as e: raise WeightsError(f"no configuration of {name}: {_cause(e)}. {_cure(name, pretrained)}") from e
+        with _offline_if_unreachable():
+            config = open_clip.get_model_config(name)
+    except Exception as e:
+        raise WeightsError(f"no configuration of {name}: {_cause(e)}. {_cure(name, pretrained)}") from e
     if config is None:
         near = ", ".join(get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.3)) or "none is near"
-        raise ValueError(f"unknown encoder {name!r}; nearest open_clip models: {near}. The embedded encoder is efficientnet_lite0")
-    if why := dense_unsupported(config): raise ValueError(f"{name} cannot give dense features: {why}. Use e.g. ViT-L-14 or ViT-B-16")
+        raise ValueError(
+            f"unknown encoder {name!r}; nearest open_clip models: {near}. The embedded encoder is efficientnet_lite0"
+        )
+    if why := dense_unsupported(config):
+        raise ValueError(f"{name} cannot give dense features: {why}. Use e.g. ViT-L-14 or ViT-B-16")
 
 # %% ../../nbs/vision/02_clip.ipynb #51254767
 def _check_sizes(name, patch, **sizes):
     "Refuse pixels that do not come in whole patches, and windows that leave gaps or reach beyond the input"
     for what, n in sizes.items():
         if n is not None and (n % patch or n < patch):
-            raise ValueError(f"{what}={n}: must be a multiple of {name}'s patch size {patch}, e.g. {max(1, round(n/patch))*patch}")
-    whole, window, stride = sizes["input_size"], sizes["window"], sizes["stride"]
-    if stride and not window: raise ValueError(f"stride={stride} is from one window to the next: give window too")
-    if window and not stride <= window <= whole: raise ValueError(f"window={window}, stride={stride}: need stride <= window <= input_size={whole}")
+            raise ValueError(
+                f"{what}={n}: must be a multiple of {name}'s patch size {patch}, e.g. {max(1, round(n / patch)) * patch}"
+            )
+    whole = sizes["input_size"]
+    window = sizes["window"]
+    stride = sizes["stride"]
+    if stride and not window:
+        raise ValueError(f"stride={stride} is from one window to the next: give window too")
+    if window and not stride <= window <= whole:
+        raise ValueError(f"window={window}, stride={stride}: need stride <= window <= input_size={whole}")
 
 # %% ../../nbs/vision/02_clip.ipynb #b3957f56
 class OpenClipEncoder(Encoder):
     "Frozen CLIP through open_clip: patch tokens, exact crops and class names in one space"
 
-    def __init__(self,
-        name: str = "ViT-L-14",         # open_clip model name, "hf-hub:owner/repo" or "local-dir:path"
-        pretrained="openai",            # tag, checkpoint path, or None for random weights (tests only); the two prefixes bring their own
-        device: str = "cpu",            # torch device
-        method: str = "sclip",          # attention of the last block: "sclip", "maskclip", "clearclip" or "vanilla"
-        input_size: int | None = None,  # side of the square input in pixels, a multiple of the patch size; default the native one
-        prompts: str = "ensemble",      # "ensemble": the 80 ImageNet templates; "single": `SINGLE_PROMPT`
+    def __init__(
+        self,
+        name: str = "ViT-L-14",  # open_clip model name, "hf-hub:owner/repo" or "local-dir:path"
+        pretrained="openai",  # tag, checkpoint path, or None for random weights (tests only); the two prefixes bring their own
+        device: str = "cpu",  # torch device
+        method: str = "sclip",  # attention of the last block: "sclip", "maskclip", "clearclip" or "vanilla"
+        input_size: int
+        | None = None,  # side of the square input in pixels, a multiple of the patch size; default the native one
+        prompts: str = "ensemble",  # "ensemble": the 80 ImageNet templates; "single": `SINGLE_PROMPT`
         bank: tuple = BACKGROUND + VOC_CLASSES,  # names that every class competes with in `evidence`
-        scale: float | None = None,     # logit scale of `evidence`; default the model's own
-        precision: str = "auto",        # "fp32", "fp16" (GPU), "bf16", or "auto": the fastest the device has
-        window: int | None = None,      # side of SCLIP's sliding windows in pixels; default none: the whole input at once
-        stride: int | None = None,      # from one window to the next; default half a window
+        scale: float | None = None,  # logit scale of `evidence`; default the model's own
+        precision: str = "auto",  # "fp32", "fp16" (GPU), "bf16", or "auto": the fastest the device has
+        window: int | None = None,  # side of SCLIP's sliding windows in pixels; default none: the whole input at once
+        stride: int | None = None,  # from one window to the next; default half a window
         batch_size: int | None = None,  # pictures (or windows) in one forward pass; default as many as fit
-        seed: int = 0,                  # of random weights
+        seed: int = 0,  # of random weights
     ):
         _check_method(method)
-        if prompts not in ("ensemble", "single"): raise ValueError(f"prompts is {prompts!r}; choose ensemble or single")
+        if prompts not in ("ensemble", "single"):
+            raise ValueError(f"prompts is {prompts!r}; choose ensemble or single")
         self._dtype = _precision(precision, torch.device(device).type)
         ensure_torchvision()
-        if ":" not in name: name = name.replace("/", "-")
+        if ":" not in name:
+            name = name.replace("/", "-")
         _check_model(name, pretrained)
         model, label = _create(name, pretrained, seed)
         self.model = model.eval().requires_grad_(False).to(device)
         self.texts = ClassTexts(self.model, name, prompts, device)
         self.name = "/".join(filter(None, [name, label, method]))
-        self.method, self.bank, self.scale = method, tuple(bank), scale
+        self.method = method
+        self.bank = tuple(bank)
+        self.scale = scale
         self.device, self.dim = device, model.visual.output_dim
         self._native, patch = model.visual.image_size[0], model.visual.patch_size[0]
         self.input_size = input_size or self._native
-        self.window, self.stride = window, stride or (window and max(1, window//2//patch)*patch)
+        self.window, self.stride = window, stride or (window and max(1, window // 2 // patch) * patch)
         _check_sizes(name, patch, input_size=self.input_size, window=self.window, stride=self.stride)
-        self.grid = (self.input_size//patch,)*2
-        blocks, cells = model.visual.transformer.resblocks, 1 + ((window or self.input_size)//patch)**2
+        self.grid = (self.input_size // patch,) * 2
+        blocks, cells = model.visual.transformer.resblocks, 1 + ((window or self.input_size) // patch) ** 2
         heads, width = blocks[-1].attn.num_heads, blocks[-1].attn.embed_dim
-        self._batches = Batches(device, bytes_each=4*cells*(14*width + 3*heads*cells), size=batch_size)  # the last block: activations, attention
+        self._batches = Batches(
+            device, bytes_each=4 * cells * (14 * width + 3 * heads * cells), size=batch_size
+        )  # the last block: activations, attention
         pre = getattr(model.visual, "preprocess_cfg", {})
         self._resample = pre.get("interpolation", "bicubic")
         self._mean, self._std = (torch.tensor(getattr(model.visual, f"image_{k}")) for k in ("mean", "std"))
 
     @property
-    def crop_size(self): return self._native
+    def crop_size(self):
+        return self._native
 
     @property
-    def batch_size(self): return self._batches.size
+    def batch_size(self):
+        return self._batches.size
 
     @cached_property
     def fingerprint(self):
         "Digest over architecture, input, everything that makes up the evidence, and all weights; device and precision do not count"
-        about = dict(name=self.texts.architecture, method=self.method, input_size=self.input_size, resample=self._resample,
-                     mean=self._mean.tolist(), std=self._std.tolist(), prompts=self.texts.prompts, bank=self.bank,
-                     scale=self.scale, synonyms=SYNONYMS, window=self.window, stride=self.stride, activation=repr(self.model.visual.transformer.resblocks[-1].mlp.gelu))
+        about = dict(
+            name=self.texts.architecture,
+            method=self.method,
+            input_size=self.input_size,
+            resample=self._resample,
+            mean=self._mean.tolist(),
+            std=self._std.tolist(),
+            prompts=self.texts.prompts,
+            bank=self.bank,
+            scale=self.scale,
+            synonyms=SYNONYMS,
+            window=self.window,
+            stride=self.stride,
+            activation=repr(self.model.visual.transformer.resblocks[-1].mlp.gelu),
+        )
         return weights_digest(json.dumps(about, sort_keys=True), self.model.state_dict())
 
     def _forward(self, f, inputs):
         "`f` over `inputs` in batches, without gradients, in the chosen precision; float32 out"
+
         def run(x):
-            with torch.no_grad(), torch.autocast(torch.device(self.device).type, self._dtype) if self._dtype else nullcontext():
+            with (
+                torch.no_grad(),
+                torch.autocast(torch.device(self.device).type, self._dtype) if self._dtype else nullcontext(),
+            ):
                 return f(x.to(self.device)).float()
+
         return self._batches(run, inputs)
 
     def preprocess(self, images, size=None):
-        return warp(images, size or self.input_size, self._resample, 255*self._mean, 255*self._std)
+        return warp(images, size or self.input_size, self._resample, 255 * self._mean, 255 * self._std)
 
     def _cells(self, pixels):
         "Unit vectors (B, dim, h, w) of the patches"
         tokens = self._forward(lambda x: joint_tokens(self.model.visual, x, self.method)[:, 1:], pixels)
-        h, w = (n//self.model.visual.patch_size[0] for n in pixels.shape[2:])
+        h, w = (n // self.model.visual.patch_size[0] for n in pixels.shape[2:])
         return F.normalize(tokens, dim=-1).transpose(1, 2).unflatten(2, (h, w))
 
     def dense(self, pixels):
-        if self.window is None: return self._cells(pixels)
+        if self.window is None:
+            return self._cells(pixels)
         return sliding_dense(self._cells, pixels, self.window, self.stride, self.model.visual.patch_size[0])
 
-    def embed_images(self, pixels): return F.normalize(self._forward(self.model.encode_image, pixels), dim=1)
+    def embed_images(self, pixels):
+        return F.normalize(self._forward(self.model.encode_image, pixels), dim=1)
 
-    def class_embeddings(self, names): return self.texts(names)
+    def class_embeddings(self, names):
+        return self.texts(names)
 
     def evidence(self, dense, names):
         texts = self.class_embeddings([*names, *self.bank]).to(dense.device)
         cosine = torch.einsum("bdhw,cd->bchw", dense.float(), texts)
         keep = torch.tensor([rivals(n, self.bank) for n in names])
         scale = float(self.model.logit_scale.exp()) if self.scale is None else self.scale
-        return cosine_evidence(cosine[:, :len(names)], cosine[:, len(names):], scale, keep)
+        return cosine_evidence(cosine[:, : len(names)], cosine[:, len(names) :], scale, keep)
 
-    def presence(self, dense, names): return presence_score(self.evidence(dense, names))
+    def presence(self, dense, names):
+        return presence_score(self.evidence(dense, names))

@@ -16,7 +16,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 import sys
 import time
@@ -25,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from PIL import ImageOps
 from tqdm.auto import tqdm
 
 from ..files import cache_root, write_atomic
-from .encoders import CropCache, Encoder, Prototypes, UnknownClass
+from .encoders import CropCache, Encoder, Prototypes, UnknownClassError
 from .saliency import presence_score, to_saliency
 
 # %% ../../nbs/vision/03_features.ipynb #95ebe04b
@@ -45,9 +44,10 @@ class FeatureError(ValueError):
 @dataclass(frozen=True, eq=False)
 class Projection:
     "An affine map of feature vectors: `(x - mean) @ matrix`, scale included"
-    mean: np.ndarray           # (D,) float32
+
+    mean: np.ndarray  # (D,) float32
     matrix: np.ndarray | None  # (D, d) float32; None keeps all channels
-    scale: float               # what the result is multiplied by
+    scale: float  # what the result is multiplied by
 
     @property
     def dim(self) -> int:
@@ -58,27 +58,32 @@ class Projection:
     def digest(self) -> str:
         "Hex digest of the numbers"
         h = hashlib.sha256(np.float64(self.scale).tobytes() + self.mean.tobytes())
-        if self.matrix is not None: h.update(np.ascontiguousarray(self.matrix).tobytes())
+        if self.matrix is not None:
+            h.update(np.ascontiguousarray(self.matrix).tobytes())
         return h.hexdigest()
 
     @classmethod
-    def fit(cls,
-        vectors: np.ndarray,     # (M, D) feature vectors
+    def fit(
+        cls,
+        vectors: np.ndarray,  # (M, D) feature vectors
         dim: int | None = None,  # channels to keep; None keeps all of them, unrotated
     ):
         "Principal components of `vectors`, scaled so that a kept channel has unit variance on average"
         vectors = np.asarray(vectors, dtype=np.float64)
-        if not np.isfinite(vectors).all(): raise FeatureError("the encoder gave NaN or infinite features; check its weights and precision")
+        if not np.isfinite(vectors).all():
+            raise FeatureError("the encoder gave NaN or infinite features; check its weights and precision")
         mean = vectors.mean(0)
-        if dim is None or dim >= vectors.shape[1]: return cls(mean.astype(np.float32), None, float(1/(vectors - mean).std()))
+        if dim is None or dim >= vectors.shape[1]:
+            return cls(mean.astype(np.float32), None, float(1 / (vectors - mean).std()))
         values, axes = np.linalg.eigh(np.cov(vectors.T))
         axes = axes[:, ::-1][:, :dim]
-        axes = axes*np.sign(axes[np.abs(axes).argmax(0), range(dim)])  # eigenvectors have no sign: fix it
-        return cls(mean.astype(np.float32), axes.astype(np.float32), float(values[::-1][:dim].mean()**-.5))
+        axes = axes * np.sign(axes[np.abs(axes).argmax(0), range(dim)])  # eigenvectors have no sign: fix it
+        return cls(mean.astype(np.float32), axes.astype(np.float32), float(values[::-1][:dim].mean() ** -0.5))
 
-    def __call__(self,
+    def __call__(
+        self,
         dense: torch.Tensor,  # (B, D, H, W)
-    ) -> torch.Tensor:        # (B, H, W, d)
+    ) -> torch.Tensor:  # (B, H, W, d)
         "Project every cell"
         x = dense.permute(0, 2, 3, 1).float() - torch.as_tensor(self.mean, device=dense.device)
         return (x if self.matrix is None else x @ torch.as_tensor(self.matrix, device=dense.device)).mul_(self.scale)
@@ -91,105 +96,159 @@ class Projection:
     def load(cls, path):
         "Read what `save` wrote. Raises `FeatureError` for a damaged file."
         try:
-            with np.load(path) as f: return cls(f["mean"], f["matrix"] if "matrix" in f else None, float(f["scale"]))
-        except Exception as e: raise FeatureError(f"{path} is missing or damaged ({e}): delete it and build the store again") from e
+            with np.load(path) as f:
+                return cls(f["mean"], f.get("matrix", None), float(f["scale"]))
+        except Exception as e:
+            raise FeatureError(f"{path} is missing or damaged ({e}): delete it and build the store again") from e
 
 # %% ../../nbs/vision/03_features.ipynb #b54cb4c7
-_PASSING = {getattr(errno, name, None) for name in ("EIO", "EAGAIN", "EBUSY", "ESTALE", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT")}
-_WAITS = (1, 4, 15)   # seconds before each new try
+_PASSING = {
+    getattr(errno, name, None)
+    for name in ("EIO", "EAGAIN", "EBUSY", "ESTALE", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT")
+}
+_WAITS = (1, 4, 15)  # seconds before each new try
+
 
 def _write(path, content):
     "`write_atomic` into a folder that is there, tried again where that may help. Raises `FeatureError`."
     path = Path(path)
     for wait in (*_WAITS, None):
         if not path.parent.is_dir():
-            raise FeatureError(f"{path.parent} is gone: was the disk or Google Drive unmounted? Mount it and run this again: finished shards are kept")
-        try: return write_atomic(path, content)
+            raise FeatureError(
+                f"{path.parent} is gone: was the disk or Google Drive unmounted? Mount it and run this again: finished shards are kept"
+            )
+        try:
+            return write_atomic(path, content)
         except OSError as e:
             if e.errno not in _PASSING or wait is None:
-                raise FeatureError(f"cannot write {path}: {e.strerror or e}. Free some space, or set LOCRL_CACHE to a folder that can be written") from e
+                raise FeatureError(
+                    f"cannot write {path}: {e.strerror or e}. Free some space, or set LOCRL_CACHE to a folder that can be written"
+                ) from e
         time.sleep(wait)
+
 
 def _sha256(path):
     h = hashlib.sha256()
     with open(path, "rb") as f:
-        while block := f.read(1 << 22): h.update(block)
+        while block := f.read(1 << 22):
+            h.update(block)
     return h.hexdigest()
 
 # %% ../../nbs/vision/03_features.ipynb #c5752e1a
 def _describe(data, encoder, projection, classes, flip):
     "What a store is of, as it stands in `store.json`"
-    return dict(version=1, data=data.name, data_fingerprint=data.fingerprint, images=len(data), encoder=repr(encoder),
-                encoder_fingerprint=encoder.fingerprint, projection=projection.digest, dim=projection.dim, grid=list(encoder.grid),
-                classes=list(classes), flip=flip)
+    return dict(
+        version=1,
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        images=len(data),
+        encoder=repr(encoder),
+        encoder_fingerprint=encoder.fingerprint,
+        projection=projection.digest,
+        dim=projection.dim,
+        grid=list(encoder.grid),
+        classes=list(classes),
+        flip=flip,
+    )
+
 
 def _about(path):
     "Read `store.json`"
-    file = path/"store.json"
+    file = path / "store.json"
     try:
         about = json.loads(file.read_text())
-        missing = {"data", "data_fingerprint", "images", "encoder", "encoder_fingerprint", "projection", "dim", "grid", "classes", "flip", "shard_size"} - set(about)
-        if missing: raise ValueError(f"no {', '.join(sorted(missing))}")
+        missing = {
+            "data",
+            "data_fingerprint",
+            "images",
+            "encoder",
+            "encoder_fingerprint",
+            "projection",
+            "dim",
+            "grid",
+            "classes",
+            "flip",
+            "shard_size",
+        } - set(about)
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         return about
-    except FileNotFoundError: raise FeatureError(f"{path} is no feature store (store.json is missing): make it with `locrl cache` or build_store") from None
-    except ValueError as e: raise FeatureError(f"{file} is damaged ({e}): delete {path} and build it again") from None
+    except FileNotFoundError:
+        raise FeatureError(
+            f"{path} is no feature store (store.json is missing): make it with `locrl cache` or build_store"
+        ) from None
+    except ValueError as e:
+        raise FeatureError(f"{file} is damaged ({e}): delete {path} and build it again") from None
+
 
 def _known_classes(encoder, classes):
     "The classes of `classes` that the encoder has a name for"
+
     def known(name):
-        try: encoder.class_embeddings([name])
-        except UnknownClass: return False
+        try:
+            encoder.class_embeddings([name])
+        except UnknownClassError:
+            return False
         return True
+
     return tuple(c for c in classes if known(c))
 
 # %% ../../nbs/vision/03_features.ipynb #98cf9463
 def fit_projection(
-    data,                # a data set
-    encoder: Encoder,    # what sees
-    dim: int | None,     # channels to keep, or None for all
-    n_images: int = 500, # pictures to fit on, evenly spaced
+    data,  # a data set
+    encoder: Encoder,  # what sees
+    dim: int | None,  # channels to keep, or None for all
+    n_images: int = 500,  # pictures to fit on, evenly spaced
 ) -> Projection:
     "Fit a `Projection` on some of the pictures of `data`"
     ids = np.unique(np.linspace(0, len(data) - 1, min(n_images, len(data))).astype(int))
     cells = []
-    with tqdm(total=len(ids), desc=f"projection from {data.name}", unit="img", leave=False, disable=len(ids) < 50) as bar:
-        for batch in np.array_split(ids, -(-len(ids)//encoder.batch_size)):
+    with tqdm(
+        total=len(ids), desc=f"projection from {data.name}", unit="img", leave=False, disable=len(ids) < 50
+    ) as bar:
+        for batch in np.array_split(ids, -(-len(ids) // encoder.batch_size)):
             cells += [dense.flatten(1).T.cpu().numpy() for dense in encoder.encode([data.image(i) for i in batch])]
             bar.update(len(batch))
     return Projection.fit(np.concatenate(cells), dim)
 
 # %% ../../nbs/vision/03_features.ipynb #0a6577e4
 def build_store(
-    data,                        # a data set: `name`, `fingerprint`, `classes`, `image(i)`
-    encoder: Encoder,            # what sees
-    dim: int | None = 256,       # channels to keep when a projection is fitted; None keeps all
+    data,  # a data set: `name`, `fingerprint`, `classes`, `image(i)`
+    encoder: Encoder,  # what sees
+    dim: int | None = 256,  # channels to keep when a projection is fitted; None keeps all
     projection: Projection | None = None,  # an existing projection (of the training set), instead of fitting one here
-    flip: bool = False,          # mirror the pictures left to right
-    root: Path | None = None,    # where stores live; default `cache_root()/"features"`
-    shard_size: int = 256,       # pictures a shard
+    flip: bool = False,  # mirror the pictures left to right
+    root: Path | None = None,  # where stores live; default `cache_root()/"features"`
+    shard_size: int = 256,  # pictures a shard
     batch_size: int | None = None,  # pictures a batch; default the encoder's own
-):                               # `FeatureStore`
+):  # `FeatureStore`
     """Encode `data` into a store, or open the one that is there. Finished shards are kept, so a killed build resumes.
     Raises `FeatureError` for a disk that is full or read-only, `DataError` for a damaged picture."""
-    root = Path(root or cache_root()/"features")
+    root = Path(root or cache_root() / "features")
     classes = _known_classes(encoder, data.classes)
-    if projection is None: projection = _fitted(root, data, encoder, dim)
+    if projection is None:
+        projection = _fitted(root, data, encoder, dim)
     about = _describe(data, encoder, projection, classes, flip)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    path = root/f"{data.name}-{encoder.name}{'-flip'*flip}-{key[:10]}".replace("/", "_")
-    if (path/"store.json").exists(): shard_size = _about(path)["shard_size"]   # a store keeps its own
-    todo = [k for k in range(-(-len(data)//shard_size)) if not (path/f"shard-{k:05d}.json").exists()]
+    path = root / f"{data.name}-{encoder.name}{'-flip' * flip}-{key[:10]}".replace("/", "_")
+    if (path / "store.json").exists():
+        shard_size = _about(path)["shard_size"]  # a store keeps its own
+    todo = [k for k in range(-(-len(data) // shard_size)) if not (path / f"shard-{k:05d}.json").exists()]
     if todo:
-        _make_folder(path, len(todo)*shard_size*_picture_bytes(encoder, projection, classes))
-        _write(path/"store.json", json.dumps(about | dict(shard_size=shard_size), indent=1))
-        _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size or encoder.batch_size)
-    if not (path/"projection.npz").exists(): _write(path/"projection.npz", projection.save)
+        _make_folder(path, len(todo) * shard_size * _picture_bytes(encoder, projection, classes))
+        _write(path / "store.json", json.dumps(about | dict(shard_size=shard_size), indent=1))
+        _encode_shards(
+            path, todo, data, encoder, projection, classes, flip, shard_size, batch_size or encoder.batch_size
+        )
+    if not (path / "projection.npz").exists():
+        _write(path / "projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
 
 # %% ../../nbs/vision/03_features.ipynb #7fb95102
 def _picture_bytes(encoder, projection, classes):
     "What a picture takes in a store: half floats of every cell"
-    return encoder.grid[0]*encoder.grid[1]*2*(projection.dim + len(classes))
+    return encoder.grid[0] * encoder.grid[1] * 2 * (projection.dim + len(classes))
+
 
 def demand_mounted(
     path,  # that is about to be written
@@ -197,24 +256,33 @@ def demand_mounted(
     "Raise `FeatureError` for a path on a Google Drive that is not mounted: it would be made on the machine's own disk, and lost with it"
     drive = Path("/content/drive")
     if drive in Path(path).parents and not drive.is_mount():
-        raise FeatureError(f"{path} is on Google Drive, which is not mounted: run `from google.colab import drive; drive.mount('{drive}')` first")
+        raise FeatureError(
+            f"{path} is on Google Drive, which is not mounted: run `from google.colab import drive; drive.mount('{drive}')` first"
+        )
+
 
 def _make_folder(path, bytes_needed):
     "Make a store's folder, where there is room for it. Raises `FeatureError` with the cure."
     demand_mounted(path)
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise FeatureError(f"cannot make {path}: {e.strerror}. Set LOCRL_CACHE to a folder that can be written") from e
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise FeatureError(f"cannot make {path}: {e.strerror}. Set LOCRL_CACHE to a folder that can be written") from e
     free = shutil.disk_usage(path).free
     if free < bytes_needed:
-        raise FeatureError(f"{path} needs {bytes_needed/1e9:.1f} GB and the disk has {free/1e9:.1f} GB free. Free some space, or set LOCRL_CACHE to another disk")
+        raise FeatureError(
+            f"{path} needs {bytes_needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Free some space, or set LOCRL_CACHE to another disk"
+        )
     for old in path.glob(".*.tmp"):  # left by a killed build; a young one may be another process's
         with suppress(FileNotFoundError):
-            if time.time() - old.stat().st_mtime > 600: old.unlink()
+            if time.time() - old.stat().st_mtime > 600:
+                old.unlink()
+
 
 def _fitted(root, data, encoder, dim):
     "The projection fitted on `data`, from the cache when it is there"
     key = hashlib.sha256(f"{encoder.fingerprint} {data.fingerprint} {dim}".encode()).hexdigest()[:10]
-    path = root/f"projection-{key}.npz"
+    path = root / f"projection-{key}.npz"
     if not path.exists():
         _make_folder(root, 1 << 24)
         projection = fit_projection(data, encoder, dim)
@@ -228,17 +296,24 @@ def _ahead(pool, work, items, n, keep=False):
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > n: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) > n:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         if not keep:
-            for future in waiting: future.cancel()
+            for future in waiting:
+                future.cancel()
+
 
 def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size):
     "Encode the shards in `todo`; each is written as soon as it is complete"
-    shards = {k: range(k*shard_size, min((k + 1)*shard_size, len(data))) for k in todo}
-    batches = [(k, ids[j:j + batch_size]) for k, ids in shards.items() for j in range(0, len(ids), batch_size)]
-    total, parts, failed, start = sum(map(len, shards.values())), [], [], time.perf_counter()
+    shards = {k: range(k * shard_size, min((k + 1) * shard_size, len(data))) for k in todo}
+    batches = [(k, ids[j : j + batch_size]) for k, ids in shards.items() for j in range(0, len(ids), batch_size)]
+    total = sum(map(len, shards.values()))
+    parts = []
+    failed = []
+    start = time.perf_counter()
 
     def load(batch):
         images = [data.image(i) for i in batch[1]]
@@ -246,96 +321,147 @@ def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_s
 
     def finish(batch):
         (k, ids), seen = batch
-        if failed: return   # a shard that failed is the last that was tried
+        if failed:
+            return  # a shard that failed is the last that was tried
         try:
-            for dense in seen.split(1 if seen.device.type == "cpu" else batch_size):   # one by one, each stays in a processor's cache
+            for dense in seen.split(
+                1 if seen.device.type == "cpu" else batch_size
+            ):  # one by one, each stays in a processor's cache
                 features = projection(dense).half()
-                if not features.isfinite().all(): raise FeatureError(f"{encoder} gave NaN or infinite features for pictures {ids} of {data.name}")
-                evidence = encoder.evidence(dense, classes).half() if classes else dense.new_zeros(len(dense), 0, *encoder.grid).half()
+                if not features.isfinite().all():
+                    raise FeatureError(f"{encoder} gave NaN or infinite features for pictures {ids} of {data.name}")
+                evidence = (
+                    encoder.evidence(dense, classes).half()
+                    if classes
+                    else dense.new_zeros(len(dense), 0, *encoder.grid).half()
+                )
                 presence = encoder.presence(dense, classes) if classes else dense.new_zeros(len(dense), 0)
                 parts.append([x.cpu().numpy() for x in (features, evidence, presence.float())])
             if ids[-1] == shards[k][-1]:
                 _write_shard(path, k, *map(np.concatenate, zip(*parts)))
                 parts.clear()
-            if not bar.n and not bar.disable: tqdm.write(_estimate(path, total, (time.perf_counter() - start)/len(ids), _picture_bytes(encoder, projection, classes)), file=sys.stderr)
+            if not bar.n and not bar.disable:
+                tqdm.write(
+                    _estimate(
+                        path,
+                        total,
+                        (time.perf_counter() - start) / len(ids),
+                        _picture_bytes(encoder, projection, classes),
+                    ),
+                    file=sys.stderr,
+                )
             bar.update(len(ids))
-        except BaseException: failed.append(k); raise
+        except BaseException:
+            failed.append(k)
+            raise
 
-    def threads(): return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-    with threads() as loader, threads() as finisher, tqdm(total=total, desc=f"encode {data.name}", unit="img", disable=total < 50) as bar:
+    def threads():
+        return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    with (
+        threads() as loader,
+        threads() as finisher,
+        tqdm(total=total, desc=f"encode {data.name}", unit="img", disable=total < 50) as bar,
+    ):
         seen = ((batch, encoder.dense(pixels)) for batch, pixels in _ahead(loader, load, batches, n=2))
-        for _ in _ahead(finisher, finish, seen, max(1, 64//batch_size), keep=True): pass
+        for _ in _ahead(finisher, finish, seen, max(1, 64 // batch_size), keep=True):
+            pass
+
 
 def _estimate(path, n, seconds, size):
     "What is ahead, in words: `n` pictures at so many `seconds` and bytes each"
-    return (f"{n:,} pictures at {1/seconds:.1f} img/s (measured on the first batch): about {n*seconds/60:.1f} minutes; "
-            f"{n*size/1e9:.2f} GB to write, {shutil.disk_usage(path).free/1e9:.0f} GB are free")
+    return (
+        f"{n:,} pictures at {1 / seconds:.1f} img/s (measured on the first batch): about {n * seconds / 60:.1f} minutes; "
+        f"{n * size / 1e9:.2f} GB to write, {shutil.disk_usage(path).free / 1e9:.0f} GB are free"
+    )
+
 
 def _write_shard(path, k, features, evidence, presence):
     "Write the arrays of shard `k`, and last of all the file that declares it whole"
     sums = {}
     for name, array in dict(features=features, evidence=evidence, presence=presence).items():
         np.save(buffer := io.BytesIO(), array)
-        file, content = path/f"{name}-{k:05d}.npy", buffer.getvalue()
+        file, content = path / f"{name}-{k:05d}.npy", buffer.getvalue()
         _write(file, content)
         sums[file.name] = hashlib.sha256(content).hexdigest()
-    _write(path/f"shard-{k:05d}.json", json.dumps(dict(images=len(features), sha256=sums)))
+    _write(path / f"shard-{k:05d}.json", json.dumps(dict(images=len(features), sha256=sums)))
 
 # %% ../../nbs/vision/03_features.ipynb #88c8e278
 class FeatureStore:
     """A store on disk, memory-mapped. Any number of processes may read it. Raises `FeatureError` when it is incomplete, of
     another encoder or data set than those given, or when a shard does not match its checksum."""
-    def __init__(self,
-        path,                             # folder of the store
-        encoder: Encoder | None = None,   # when given, the store must be of this encoder
-        data=None,                        # when given, the store must be of this data set
-        verify: bool = True,              # check every shard against its SHA-256
+
+    def __init__(
+        self,
+        path,  # folder of the store
+        encoder: Encoder | None = None,  # when given, the store must be of this encoder
+        data=None,  # when given, the store must be of this data set
+        verify: bool = True,  # check every shard against its SHA-256
     ):
         self.path = Path(path)
         self.about = _about(self.path)
         for what, given in (("encoder", encoder), ("data", data)):
             if given is not None and given.fingerprint != self.about[f"{what}_fingerprint"]:
-                raise FeatureError(f"{self.path} was made with another {what}: {self.about[what]}, not {given if what == 'encoder' else given.name}. Build a store of its own with `locrl cache`")
-        self.projection = Projection.load(self.path/"projection.npz")
-        if self.projection.digest != self.about["projection"]: raise FeatureError(f"{self.path/'projection.npz'} is not the projection the features were made with: delete it and build the store again")
-        self.classes, self.dim, self.grid = tuple(self.about["classes"]), self.about["dim"], tuple(self.about["grid"])
-        n = -(-self.about["images"]//self.about["shard_size"])
-        self._maps = {name: [self._open(name, k, verify) for k in range(n)] for name in ("features", "evidence", "presence")}
+                raise FeatureError(
+                    f"{self.path} was made with another {what}: {self.about[what]}, not {given if what == 'encoder' else given.name}. Build a store of its own with `locrl cache`"
+                )
+        self.projection = Projection.load(self.path / "projection.npz")
+        if self.projection.digest != self.about["projection"]:
+            raise FeatureError(
+                f"{self.path / 'projection.npz'} is not the projection the features were made with: delete it and build the store again"
+            )
+        self.classes = tuple(self.about["classes"])
+        self.dim = self.about["dim"]
+        self.grid = tuple(self.about["grid"])
+        n = -(-self.about["images"] // self.about["shard_size"])
+        self._maps = {
+            name: [self._open(name, k, verify) for k in range(n)] for name in ("features", "evidence", "presence")
+        }
 
     def _open(self, name, k, verify):
-        file, declared = self.path/f"{name}-{k:05d}.npy", self.path/f"shard-{k:05d}.json"
+        file, declared = self.path / f"{name}-{k:05d}.npy", self.path / f"shard-{k:05d}.json"
         cure = f"delete {declared} and build again: only that shard is made anew"
-        if not declared.exists(): raise FeatureError(f"{self.path} is not finished (shard {k} is missing): build it again, finished shards are kept")
+        if not declared.exists():
+            raise FeatureError(
+                f"{self.path} is not finished (shard {k} is missing): build it again, finished shards are kept"
+            )
         try:
             if verify and _sha256(file) != json.loads(declared.read_text())["sha256"][file.name]:
                 raise FeatureError(f"{file} is damaged: its checksum does not match; {cure}")
-            array, rows = np.load(file, mmap_mode="r"), min(self.about["shard_size"], len(self) - k*self.about["shard_size"])
-            if len(array) != rows: raise FeatureError(f"{file} holds {len(array)} pictures instead of {rows}; {cure}")
+            array = np.load(file, mmap_mode="r")
+            rows = min(self.about["shard_size"], len(self) - k * self.about["shard_size"])
+            if len(array) != rows:
+                raise FeatureError(f"{file} holds {len(array)} pictures instead of {rows}; {cure}")
             return array
         except (OSError, ValueError, KeyError, TypeError) as e:
-            if isinstance(e, FeatureError): raise
+            if isinstance(e, FeatureError):
+                raise
             raise FeatureError(f"{file} cannot be read ({e}); {cure}") from e
 
-    def __len__(self): return self.about["images"]
+    def __len__(self):
+        return self.about["images"]
 
-    def array(self,
-        name: str,    # "features" (N, H, W, d), "evidence" (N, C, H, W) or "presence" (N, C)
+    def array(
+        self,
+        name: str,  # "features" (N, H, W, d), "evidence" (N, C, H, W) or "presence" (N, C)
     ) -> np.ndarray:  # all shards together, in memory
         "All of one kind"
         return np.concatenate(self._maps[name])
 
     def __getitem__(self, i):
         "Features (H, W, d) of picture `i`, as float32"
-        if not 0 <= i < len(self): raise IndexError(f"picture {i} of a store of {len(self)}")
+        if not 0 <= i < len(self):
+            raise IndexError(f"picture {i} of a store of {len(self)}")
         k, j = divmod(i, self.about["shard_size"])
         return self._maps["features"][k][j].astype(np.float32)
 
-    def __repr__(self): return f"FeatureStore({self.about['data']}, {len(self)} pictures, {self.about['encoder']}, {self.dim}-d{', mirrored'*self.about['flip']})"
+    def __repr__(self):
+        return f"FeatureStore({self.about['data']}, {len(self)} pictures, {self.about['encoder']}, {self.dim}-d{', mirrored' * self.about['flip']})"
 
 # %% ../../nbs/vision/03_features.ipynb #ed2e8f2b
 def integral_image(
     features: torch.Tensor,  # (N, H, W, D)
-) -> torch.Tensor:           # (N, H+1, W+1, D) float32
+) -> torch.Tensor:  # (N, H+1, W+1, D) float32
     "Sums of `features` over all cells above and to the left"
     n, h, w, d = features.shape
     out = torch.zeros(n, h + 1, w + 1, d, device=features.device)
@@ -345,43 +471,52 @@ def integral_image(
 # %% ../../nbs/vision/03_features.ipynb #e1e094a4
 def region_pool(
     integral: torch.Tensor,  # (N, H+1, W+1, D) from `integral_image`
-    image: torch.Tensor,     # (M,) which picture, integer
-    boxes: torch.Tensor,     # (M, R, 4) xyxy, R regions each; may reach outside [0, 1]
-) -> torch.Tensor:           # (M, R, D) float32
+    image: torch.Tensor,  # (M,) which picture, integer
+    boxes: torch.Tensor,  # (M, R, 4) xyxy, R regions each; may reach outside [0, 1]
+) -> torch.Tensor:  # (M, R, D) float32
     "Exact area mean of the features over each region"
     _, h1, w1, d = integral.shape
+
     def corners(z, n):  # (M, R, 2) -> cells below and above, and the weight of the latter
-        z = z.clamp(0, 1)*(n - 1)
+        z = z.clamp(0, 1) * (n - 1)
         low = z.floor().clamp(max=n - 2)
         return torch.stack([low, low + 1], -1).long(), torch.stack([1 - (z - low), z - low], -1)
-    ix, wx = corners(boxes[..., 0::2], w1)              # (M, R, 2 ends, 2 neighbours)
+
+    ix, wx = corners(boxes[..., 0::2], w1)  # (M, R, 2 ends, 2 neighbours)
     iy, wy = corners(boxes[..., 1::2], h1)
-    sign = torch.tensor([-1., 1.], device=boxes.device)[:, None]
-    wx, wy = (wx*sign).flatten(-2), (wy*sign).flatten(-2)
+    sign = torch.tensor([-1.0, 1.0], device=boxes.device)[:, None]
+    wx, wy = (wx * sign).flatten(-2), (wy * sign).flatten(-2)
     side = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
-    weight = wy[..., :, None]*wx[..., None, :]/(side[..., 0]*side[..., 1]*(h1 - 1)*(w1 - 1))[..., None, None]
-    rows = (image.view(-1, 1, 1, 1)*h1 + iy.flatten(-2)[..., :, None])*w1 + ix.flatten(-2)[..., None, :]
+    weight = wy[..., :, None] * wx[..., None, :] / (side[..., 0] * side[..., 1] * (h1 - 1) * (w1 - 1))[..., None, None]
+    rows = (image.view(-1, 1, 1, 1) * h1 + iy.flatten(-2)[..., :, None]) * w1 + ix.flatten(-2)[..., None, :]
     flat = F.embedding_bag(rows.view(-1, 16), integral.view(-1, d), per_sample_weights=weight.view(-1, 16), mode="sum")
     return flat.view(*boxes.shape[:-1], d)
 
 # %% ../../nbs/vision/03_features.ipynb #587a87a1
 class FeatureBank:
     "Frozen features of one data set in memory, ready for `region_pool`"
-    def __init__(self,
+
+    def __init__(
+        self,
         stores: FeatureStore | Sequence[FeatureStore],  # features on disk; of several, the pictures follow one another
-        classes: Sequence[str],               # the classes the agent may be asked for
-        prototypes: Prototypes | None = None, # evidence for the classes, instead of the encoder's own
-        device: str = "cpu",                  # torch device
+        classes: Sequence[str],  # the classes the agent may be asked for
+        prototypes: Prototypes | None = None,  # evidence for the classes, instead of the encoder's own
+        device: str = "cpu",  # torch device
     ):
         stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
-        if len({s.projection.digest for s in stores}) > 1: raise FeatureError(f"these stores do not share a projection: {', '.join(str(s.path) for s in stores)}")
+        if len({s.projection.digest for s in stores}) > 1:
+            raise FeatureError(f"these stores do not share a projection: {', '.join(str(s.path) for s in stores)}")
         features = [torch.from_numpy(s.array("features")) for s in stores]
-        self.classes, self.projection, self.dim, self.device = tuple(classes), stores[0].projection, stores[0].dim, device
+        self.classes = tuple(classes)
+        self.projection = stores[0].projection
+        self.dim = stores[0].dim
+        self.device = device
         evidence = [class_evidence(s, x, self.classes, prototypes) for s, x in zip(stores, features)]
         self.saliency, self.presence = (torch.cat(x).to(device) for x in zip(*evidence))
         self.integral = integral_image(torch.cat(features).to(device))
 
-    def __len__(self): return len(self.integral)
+    def __len__(self):
+        return len(self.integral)
 
     def pool(self, image, boxes):
         "`region_pool` on this bank: image (M,), boxes (M, R, 4) -> (M, R, dim)"
@@ -389,32 +524,39 @@ class FeatureBank:
 
 # %% ../../nbs/vision/03_features.ipynb #0d929bfd
 def class_evidence(
-    store: FeatureStore | None,     # of `features`; not asked where there are prototypes
-    features: torch.Tensor,         # (N, H, W, d) projected features
-    classes: Sequence[str],         # names
+    store: FeatureStore | None,  # of `features`; not asked where there are prototypes
+    features: torch.Tensor,  # (N, H, W, d) projected features
+    classes: Sequence[str],  # names
     prototypes: Prototypes | None,  # of the classes; None takes the encoder's own evidence from the store
-):                                  # saliency (N, C, 16, 16), presence (N, C)
+):  # saliency (N, C, 16, 16), presence (N, C)
     "Where each of `classes` seems to be, and whether. Raises `FeatureError` for a class that the store has no evidence for."
     if prototypes is not None:
         evidence = torch.cat([prototypes.evidence(x.permute(0, 3, 1, 2), classes) for x in features.split(256)])
         return to_saliency(evidence), presence_score(evidence, top=0.05)
     unknown = [c for c in classes if c not in store.classes]
-    if unknown: raise FeatureError(f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. Fit prototypes on boxes of it (fit_prototypes)")
+    if unknown:
+        raise FeatureError(
+            f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. Fit prototypes on boxes of it (fit_prototypes)"
+        )
     pick = [store.classes.index(c) for c in classes]
-    return to_saliency(torch.from_numpy(store.array("evidence")[:, pick]).float()), torch.from_numpy(store.array("presence")[:, pick]).float()
+    return to_saliency(torch.from_numpy(store.array("evidence")[:, pick]).float()), torch.from_numpy(
+        store.array("presence")[:, pick]
+    ).float()
 
 # %% ../../nbs/vision/03_features.ipynb #e8f8e9d1
 def fit_prototypes(
     store: FeatureStore,  # features of `data`
-    data,                 # a data set with boxes
+    data,  # a data set with boxes
     classes: Sequence[str],  # classes to estimate
     per_image: int = 64,  # cells taken from a picture, at most
-    seed: int = 0,        # which cells
+    seed: int = 0,  # which cells
 ) -> Prototypes:
     "Estimate `Prototypes` from the cells inside and outside the boxes of `data`. Cells of boxes of several classes are left out."
     h, w = store.grid
-    y, x = np.meshgrid((np.arange(h) + .5)/h, (np.arange(w) + .5)/w, indexing="ij")
-    rng, cells, labels = np.random.default_rng(seed), [], []
+    y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+    rng = np.random.default_rng(seed)
+    cells = []
+    labels = []
     lookup = {data.classes.index(c): k for k, c in enumerate(classes)}
     for i in range(len(data)):
         a = data.annotation(i)
@@ -422,8 +564,10 @@ def fit_prototypes(
         other = np.zeros((h, w), bool)
         for box, label in zip(a.boxes, a.labels):
             within = (x >= box[0]) & (x <= box[2]) & (y >= box[1]) & (y <= box[3])
-            if label in lookup: inside[lookup[label]] |= within
-            else: other |= within
+            if label in lookup:
+                inside[lookup[label]] |= within
+            else:
+                other |= within
         label = np.where(inside.any(0), inside.argmax(0), -1)
         usable = np.flatnonzero((inside.sum(0) < 2) & ~(other & (label >= 0)))
         pick = rng.permutation(usable)[:per_image]
@@ -434,14 +578,17 @@ def fit_prototypes(
 # %% ../../nbs/vision/03_features.ipynb #89cd2053
 class CropBank(FeatureBank):
     "A `FeatureBank` whose regions are cut out and encoded one by one, through the projection of its store"
-    def __init__(self,
-        store: FeatureStore,                   # features on disk: evidence, and the projection
-        classes: Sequence[str],                # the classes the agent may be asked for
-        crops: CropCache,                      # of the same data set
+
+    def __init__(
+        self,
+        store: FeatureStore,  # features on disk: evidence, and the projection
+        classes: Sequence[str],  # the classes the agent may be asked for
+        crops: CropCache,  # of the same data set
         prototypes: Prototypes | None = None,  # evidence for the classes, instead of the encoder's own
-        device: str = "cpu",                   # torch device
+        device: str = "cpu",  # torch device
     ):
-        if crops.encoder.fingerprint != store.about["encoder_fingerprint"]: raise FeatureError(f"{store.path} is of {store.about['encoder']}, the crops of {crops.encoder}")
+        if crops.encoder.fingerprint != store.about["encoder_fingerprint"]:
+            raise FeatureError(f"{store.path} is of {store.about['encoder']}, the crops of {crops.encoder}")
         super().__init__(store, classes, prototypes, device)
         self.crops = crops
 

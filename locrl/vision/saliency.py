@@ -18,39 +18,49 @@ import torch.nn.functional as F
 # %% ../../nbs/vision/01_saliency.ipynb #b18c0092
 METHODS = ("sclip", "maskclip", "clearclip", "vanilla")
 
+
 def _check_method(method):
     "Raises `ValueError` for an unknown attention"
-    if method not in METHODS: raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
 
 # %% ../../nbs/vision/01_saliency.ipynb #787d50af
 def attention_weights(
-    q,       # (..., L, d) queries of one head
-    k,       # (..., L, d) keys
+    q,  # (..., L, d) queries of one head
+    k,  # (..., L, d) keys
     method,  # one of `METHODS`
-):           # (..., L, L) weights on the values; rows sum to 1, for "sclip" to 2
+):  # (..., L, L) weights on the values; rows sum to 1, for "sclip" to 2
     """Weights with which each token of the last block gathers the values, by `method`
 
     Raises `ValueError` for an unknown `method`. Sources: SCLIP (arXiv 2312.01597), MaskCLIP (arXiv 2112.01071), ClearCLIP
     (arXiv 2407.12442)."""
     _check_method(method)
-    s = q.shape[-1]**-0.5
-    def softmax(a, b): return ((a*s) @ b.transpose(-1, -2)).softmax(-1)
-    if method == "vanilla": return softmax(q, k)
-    if method == "sclip": return softmax(q, q) + softmax(k, k)
-    if method == "clearclip": return softmax(q, q)
+    s = q.shape[-1] ** -0.5
+
+    def softmax(a, b):
+        return ((a * s) @ b.transpose(-1, -2)).softmax(-1)
+
+    if method == "vanilla":
+        return softmax(q, k)
+    if method == "sclip":
+        return softmax(q, q) + softmax(k, k)
+    if method == "clearclip":
+        return softmax(q, q)
     return torch.eye(q.shape[-2], dtype=q.dtype, device=q.device).expand(*q.shape[:-1], -1)
 
 # %% ../../nbs/vision/01_saliency.ipynb #72834a3b
 def last_block_attention(
-    q,       # (..., L, d) queries; any leading shape, e.g. (batch, heads, L, d)
-    k,       # (..., L, d) keys
-    v,       # (..., L, d) values
+    q,  # (..., L, d) queries; any leading shape, e.g. (batch, heads, L, d)
+    k,  # (..., L, d) keys
+    v,  # (..., L, d) values
     method,  # one of `METHODS`
-):           # (..., L, d) what each token gathers, before the output projection
+):  # (..., L, d) what each token gathers, before the output projection
     "Attention of the last CLIP block by `method`; raises `ValueError` for an unknown one"
     _check_method(method)
-    if method == "maskclip": return v
+    if method == "maskclip":
+        return v
     return attention_weights(q, k, method) @ v
+
 
 def keeps_residual(
     method,  # one of `METHODS`
@@ -61,71 +71,81 @@ def keeps_residual(
 
 # %% ../../nbs/vision/01_saliency.ipynb #cf1abd19
 def cosine_evidence(
-    cosine,      # (..., C, H, W) cosine of each cell with each class text
-    bank,        # (..., K, H, W) cosine of each cell with each text of the bank
-    scale,       # logit scale: what the cosines are multiplied by before the softmax (CLIP: about 100)
-    keep=None,   # (C, K) bool: which members of the bank class c competes with; default all
-):               # (..., C, H, W) in [0, 1]: probability of the class against its part of the bank
+    cosine,  # (..., C, H, W) cosine of each cell with each class text
+    bank,  # (..., K, H, W) cosine of each cell with each text of the bank
+    scale,  # logit scale: what the cosines are multiplied by before the softmax (CLIP: about 100)
+    keep=None,  # (C, K) bool: which members of the bank class c competes with; default all
+):  # (..., C, H, W) in [0, 1]: probability of the class against its part of the bank
     """Absolute evidence: softmax of each class alone against the `bank`
 
     Raises `ValueError` when a class would have nothing to compete with."""
-    rivals = (scale*bank).unsqueeze(-4)                                    # (..., 1, K, H, W)
-    if keep is None: keep = torch.ones(cosine.shape[-3], bank.shape[-3], dtype=torch.bool)
+    rivals = (scale * bank).unsqueeze(-4)  # (..., 1, K, H, W)
+    if keep is None:
+        keep = torch.ones(cosine.shape[-3], bank.shape[-3], dtype=torch.bool)
     keep = keep.to(bank.device)
-    if not bool(keep.any(-1).all()): raise ValueError("a class has no member of the bank left to compete with")
-    rivals = rivals.masked_fill(~keep[..., None, None], -math.inf)         # (..., C, K, H, W)
-    return torch.sigmoid(scale*cosine - rivals.logsumexp(-3))
+    if not bool(keep.any(-1).all()):
+        raise ValueError("a class has no member of the bank left to compete with")
+    rivals = rivals.masked_fill(~keep[..., None, None], -math.inf)  # (..., C, K, H, W)
+    return torch.sigmoid(scale * cosine - rivals.logsumexp(-3))
 
 # %% ../../nbs/vision/01_saliency.ipynb #c91b95f1
 def to_saliency(
     evidence,  # (B, C, H, W) float, class evidence in [0, 1]
-    size=16,   # cells a side
-):             # (B, C, size, size) float32 in [0, 1]
+    size=16,  # cells a side
+):  # (B, C, size, size) float32 in [0, 1]
     """Resize class `evidence` to the saliency map of the observation, keeping its absolute scale
 
     Raises `ValueError` when `evidence` leaves [0, 1] by more than rounding, or is not a number."""
     evidence = torch.as_tensor(evidence).float()
     if evidence.numel() and not bool(((evidence >= -1e-3) & (evidence <= 1 + 1e-3)).all()):
-        raise ValueError(f"evidence must lie in [0, 1]; it runs from {float(evidence.min()):.4g} to {float(evidence.max()):.4g}")
-    if tuple(evidence.shape[-2:]) == (size, size): return evidence.clamp(0, 1)
+        raise ValueError(
+            f"evidence must lie in [0, 1]; it runs from {float(evidence.min()):.4g} to {float(evidence.max()):.4g}"
+        )
+    if tuple(evidence.shape[-2:]) == (size, size):
+        return evidence.clamp(0, 1)
     return F.interpolate(evidence, size=(size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 # %% ../../nbs/vision/01_saliency.ipynb #37d8caa7
 def presence_score(
     evidence,  # (..., H, W) class evidence in [0, 1]
     top=0.02,  # fraction of the cells that count, rounded down, at least one cell
-):             # (...) in [0, 1]
+):  # (...) in [0, 1]
     "Mean of the hottest cells of each map: how sure the encoder is that the class is somewhere in the picture"
-    if not 0 < top <= 1: raise ValueError(f"top is a fraction of the cells in (0, 1], not {top}")
+    if not 0 < top <= 1:
+        raise ValueError(f"top is a fraction of the cells in (0, 1], not {top}")
     cells = torch.as_tensor(evidence).flatten(-2)
-    return cells.topk(max(1, int(top*cells.shape[-1] + 1e-9)), dim=-1).values.mean(-1)
+    return cells.topk(max(1, int(top * cells.shape[-1] + 1e-9)), dim=-1).values.mean(-1)
 
 # %% ../../nbs/vision/01_saliency.ipynb #691d5eb7
 def saliency_box(
-    maps,           # (..., H, W) saliency, NumPy array or torch tensor
+    maps,  # (..., H, W) saliency, NumPy array or torch tensor
     threshold=0.5,  # fraction of each map's maximum, in (0, 1]
-):                  # (..., 4) float32 xyxy in [0, 1], NumPy
+):  # (..., 4) float32 xyxy in [0, 1], NumPy
     """Tight box round the largest connected group of cells above `threshold` times the maximum of each map
 
     Diagonal neighbours count as connected; of equal groups the one met first, row by row, is taken. A map without any evidence
     gives the whole image. Raises `ValueError` for a `threshold` outside (0, 1] and for maps that are not numbers."""
     from scipy import ndimage
-    if not 0 < threshold <= 1: raise ValueError(f"threshold is a fraction of the maximum in (0, 1], not {threshold}")
+
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is a fraction of the maximum in (0, 1], not {threshold}")
     maps = np.asarray(maps, dtype=np.float32)
     lead, (h, w) = maps.shape[:-2], maps.shape[-2:]
     maps = maps.reshape(-1, h, w)
-    if not np.isfinite(maps).all(): raise ValueError("a saliency map holds NaN or infinity")
+    if not np.isfinite(maps).all():
+        raise ValueError("a saliency map holds NaN or infinity")
     peak = maps.max((1, 2), keepdims=True, initial=0)
-    joined = np.zeros((3, 3, 3), bool); joined[1] = True
-    groups, n = ndimage.label((maps >= threshold*peak) & (peak > 0), structure=joined)
+    joined = np.zeros((3, 3, 3), bool)
+    joined[1] = True
+    groups, n = ndimage.label((maps >= threshold * peak) & (peak > 0), structure=joined)
     boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(maps), 1))
     if n:
         cells = np.bincount(groups.ravel(), minlength=n + 1)
         found = ndimage.find_objects(groups)
         owner = np.array([f[0].start for f in found])
-        largest = np.lexsort((np.arange(n), -cells[1:], owner))          # by map, then by size, then by order
+        largest = np.lexsort((np.arange(n), -cells[1:], owner))  # by map, then by size, then by order
         first = np.unique(owner[largest], return_index=True)[1]
         for g in largest[first]:
             i, ys, xs = found[g]
-            boxes[i.start] = xs.start/w, ys.start/h, xs.stop/w, ys.stop/h
+            boxes[i.start] = xs.start / w, ys.start / h, xs.stop / w, ys.stop / h
     return boxes.reshape(*lead, 4)

@@ -1,4 +1,5 @@
 """A user's pictures and phrases: whatever they come as, the answers are those of the evaluation, and what cannot be used is refused in words."""
+
 import json
 import warnings
 from dataclasses import replace
@@ -13,7 +14,7 @@ from locrl.data.boxes import TRIGGER
 from locrl.evaluation.confidence import ConfidenceError, RegionClassifier, answer_all, region_inputs
 from locrl.experiments.config import Config, ConfigError, prepare
 from locrl.data.voc import DataError
-from locrl.vision.encoders import ENCODERS, UnknownClass
+from locrl.vision.encoders import ENCODERS, UnknownClassError
 from locrl.evaluation.protocols import CONFIDENCE, questions, search_all
 from locrl.apps.localizer import Localizer, PictureBank, listening, picture
 from locrl.envs.observation import ObservationConfig
@@ -23,12 +24,28 @@ from locrl.experiments.train import train
 from vision.test_clip import TINY as TINY_CLIP
 from vision.test_features import Mosaic
 
-TINY = Config(name="tiny", train="scenes:train:24", select="scenes:val:12", report="scenes:test:12", classes=("cat", "dog"), dim=8, input_size=64,
-              n_envs=8, batch_size=16, gradient_steps=1, net_arch=(16,), region_width=4, steps=200, eval_every=200, learning_starts=50)
+TINY = Config(
+    name="tiny",
+    train="scenes:train:24",
+    select="scenes:val:12",
+    report="scenes:test:12",
+    classes=("cat", "dog"),
+    dim=8,
+    input_size=64,
+    n_envs=8,
+    batch_size=16,
+    gradient_steps=1,
+    net_arch=(16,),
+    region_width=4,
+    steps=200,
+    eval_every=200,
+    learning_starts=50,
+)
 
 
 @pytest.fixture(scope="module")
-def world(): return prepare(TINY)
+def world():
+    return prepare(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +70,7 @@ def test_features_are_those_of_the_store(world, scenes):
     "A bank made in memory holds what one read from disk holds"
     disk = world.banks["report"]
     here = PictureBank(scenes, world.encoder, world.projection, TINY.classes, world.prototypes)
-    torch.testing.assert_close(here.integral, disk.integral, atol=.01, rtol=1e-3)
+    torch.testing.assert_close(here.integral, disk.integral, atol=0.01, rtol=1e-3)
     torch.testing.assert_close(here.saliency, disk.saliency, atol=5e-3, rtol=0)
     torch.testing.assert_close(here.presence, disk.presence, atol=5e-3, rtol=0)
     mixed = PictureBank(scenes[:2], world.encoder, world.projection, ("bus", "dog", "cat"), world.prototypes)
@@ -67,10 +84,10 @@ def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
     scored = search_all(policy, bank, *questions(12, 2))
     for name in TINY.classes:
         for i, found in enumerate(localizer.locate(scenes, name)):
-            row = 2*i + TINY.classes.index(name)
+            row = 2 * i + TINY.classes.index(name)
             np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
             assert found.triggered == scored.triggered[row] and len(found.actions) == scored.steps[row]
-            assert found.confidence == pytest.approx(scored.presence[row]*scored.iou[row], abs=1e-2)
+            assert found.confidence == pytest.approx(scored.presence[row] * scored.iou[row], abs=1e-2)
             for before, action, after in zip(found.boxes, found.actions, found.boxes[1:]):
                 np.testing.assert_allclose(TINY.moves.apply(before, action), after, atol=1e-6)
             assert (found.actions[:-1] != TRIGGER).all() and (found.actions[-1] == TRIGGER) == found.triggered
@@ -82,7 +99,9 @@ def test_the_surest_box_passed(localizer, world, scenes):
     "A run whose answer is that is answered so, and the episode ends with the answer"
     agent = replace(localizer.agent, config=replace(TINY, answer="surest"))
     scored = answer_all(agent.policy, world.banks["report"], *questions(12, 2), answer="surest")
-    for row, found in enumerate(Localizer(agent, world.encoder).locate([s for s in scenes for _ in TINY.classes], list(TINY.classes)*12)):
+    for row, found in enumerate(
+        Localizer(agent, world.encoder).locate([s for s in scenes for _ in TINY.classes], list(TINY.classes) * 12)
+    ):
         np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
         assert found.triggered == scored.triggered[row] and len(found.actions) == scored.steps[row]
         assert found.believed.max() == pytest.approx(scored.iou[row], abs=1e-2)
@@ -95,7 +114,9 @@ def test_cut_out_regions(localizer, world, scenes):
     bank = replace(world, config=agent.config, banks={}, data={}).bank("report")
     scored = search_all(agent.policy, bank, *questions(2, 2), max_steps=6)
     agent.config = replace(agent.config, observation=replace(TINY.observation, max_steps=6))
-    for row, found in enumerate(f for scene in scenes[:2] for f in Localizer(agent, world.encoder).locate(scene, ["cat", "dog"])):
+    for row, found in enumerate(
+        f for scene in scenes[:2] for f in Localizer(agent, world.encoder).locate(scene, ["cat", "dog"])
+    ):
         np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
 
 
@@ -103,7 +124,21 @@ def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
     "Trained, opened from its folder, and asked: about a picture of any kind, about several at once, about frames one by one"
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
     monkeypatch.setitem(ENCODERS, "mosaic", lambda device, input_size: Mosaic())
-    cut = Localizer.from_run(train(replace(TINY, name="crops", encoder="mosaic", dim=6, regions="crops", select="scenes:val:4", report="scenes:test:4"), root=tmp_path, progress=False))
+    cut = Localizer.from_run(
+        train(
+            replace(
+                TINY,
+                name="crops",
+                encoder="mosaic",
+                dim=6,
+                regions="crops",
+                select="scenes:val:4",
+                report="scenes:test:4",
+            ),
+            root=tmp_path,
+            progress=False,
+        )
+    )
     world = cut.agent.world()
     bank, data = world.bank("report"), world.data["report"]
     scored = search_all(cut.agent.policy, bank, *questions(len(data), 2))
@@ -111,11 +146,13 @@ def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
     for k, name in enumerate(TINY.classes):
         batch = cut.locate(images, name)
         for i, (together, frame) in enumerate(zip(batch, cut.locate_stream(iter(images), name))):
-            np.testing.assert_allclose(together.box, scored.box[2*i + k], atol=1e-5)
+            np.testing.assert_allclose(together.box, scored.box[2 * i + k], atol=1e-5)
             same(frame, together)
     array = np.asarray(images[0])
-    for given in (array, array/255, torch.from_numpy(array.copy()).permute(2, 0, 1), images[0].convert("RGBA")): same(cut.locate(given, "dog"), cut.locate(images[0], "dog"))
-    for odd in (Image.new("L", (1, 1)), Image.new("CMYK", (30, 40)), Image.new("RGB", (5000, 4000))): assert np.isfinite(cut.locate(odd, "cat").confidence)
+    for given in (array, array / 255, torch.from_numpy(array.copy()).permute(2, 0, 1), images[0].convert("RGBA")):
+        same(cut.locate(given, "dog"), cut.locate(images[0], "dog"))
+    for odd in (Image.new("L", (1, 1)), Image.new("CMYK", (30, 40)), Image.new("RGB", (5000, 4000))):
+        assert np.isfinite(cut.locate(odd, "cat").confidence)
     assert all(0 <= found.confidence <= 1 for found in cut.locate_all(images[0], "cat", least=0))
 
 
@@ -139,26 +176,31 @@ def test_a_search_without_trigger_answers_with_what_it_believed_in_most(localize
 def classifier(localizer, world, scenes):
     "A region classifier in the run's folder that gives cats 0.25 and dogs 0.75"
     size = region_inputs(world.banks["report"], np.zeros(1, int), np.float32([[0, 0, 1, 1]])).shape[1]
-    zero, odds = np.zeros((size, 1), np.float32), np.log(np.float32([1/3, 3]))
+    zero, odds = np.zeros((size, 1), np.float32), np.log(np.float32([1 / 3, 3]))
     file = classifier_file(localizer.agent)
-    RegionClassifier(TINY.classes, world.projection.digest, zero, zero[0], np.zeros((1, 2), np.float32), odds).save(file)
+    RegionClassifier(TINY.classes, world.projection.digest, zero, zero[0], np.zeros((1, 2), np.float32), odds).save(
+        file
+    )
     yield file
     file.unlink()
 
 
 def test_region_classifier_of_the_run(localizer, scenes, classifier):
     judged = Localizer.from_run(localizer.agent.folder, confidence="region")
-    assert [f.confidence for f in judged.locate(scenes[0], ["dog", "cat"])] == pytest.approx([.75, .25])
-    with pytest.raises(UnknownClass, match="none for others"): judged.locate(scenes[0], "bus")
+    assert [f.confidence for f in judged.locate(scenes[0], ["dog", "cat"])] == pytest.approx([0.75, 0.25])
+    with pytest.raises(UnknownClassError, match="none for others"):
+        judged.locate(scenes[0], "bus")
 
 
 def test_no_region_classifier(localizer):
-    with pytest.raises(ConfidenceError, match="no region classifier"): Localizer.from_run(localizer.agent.folder, confidence="region")
+    with pytest.raises(ConfidenceError, match="no region classifier"):
+        Localizer.from_run(localizer.agent.folder, confidence="region")
 
 
 @pytest.mark.parametrize("confidence", CONFIDENCE)
 def test_confidence(localizer, scenes, confidence, request):
-    if "region" in confidence: request.getfixturevalue("classifier")
+    if "region" in confidence:
+        request.getfixturevalue("classifier")
     found = Localizer(localizer.agent, localizer.encoder, confidence).locate(scenes[0], "cat")
     assert np.isfinite(found.confidence) and (confidence == "q_trigger" or 0 <= found.confidence <= 1)
 
@@ -166,11 +208,20 @@ def test_confidence(localizer, scenes, confidence, request):
 def test_whatever_a_picture_comes_as(localizer, scenes, tmp_path):
     image = scenes[0]
     array = np.asarray(image)
-    image.save(tmp_path/"scene.png")
+    image.save(tmp_path / "scene.png")
     expected = localizer.locate(image, "a cat")
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    for given in (tmp_path/"scene.png", str(tmp_path/"scene.png"), array, array/255, array.astype(np.float32)/255, tensor, tensor/255, image.convert("RGBA"),
-                  np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])):
+    for given in (
+        tmp_path / "scene.png",
+        str(tmp_path / "scene.png"),
+        array,
+        array / 255,
+        array.astype(np.float32) / 255,
+        tensor,
+        tensor / 255,
+        image.convert("RGBA"),
+        np.dstack([array, np.full(array.shape[:2], 255, np.uint8)]),
+    ):
         same(localizer.locate(given, "a cat"), expected)
     for batch in ([image, array], (image, image), np.stack([array, array]), torch.stack([tensor, tensor])):
         first, second = localizer.locate(batch, "a cat")
@@ -181,8 +232,17 @@ def test_whatever_a_picture_comes_as(localizer, scenes, tmp_path):
 
 def test_odd_pictures(localizer):
     "One pixel, greys, CMYK, a long strip, twenty megapixels, and a photograph taken with the camera turned"
-    for image in (Image.new("RGB", (1, 1)), Image.new("L", (30, 40), 100), Image.new("CMYK", (30, 40)), Image.new("1", (9, 9)), Image.new("RGB", (500, 2)),
-                  Image.new("RGB", (5000, 4000)), np.zeros((5, 7)), np.zeros((5, 7, 1), np.uint8), torch.zeros(1, 5, 7)):
+    for image in (
+        Image.new("RGB", (1, 1)),
+        Image.new("L", (30, 40), 100),
+        Image.new("CMYK", (30, 40)),
+        Image.new("1", (9, 9)),
+        Image.new("RGB", (500, 2)),
+        Image.new("RGB", (5000, 4000)),
+        np.zeros((5, 7)),
+        np.zeros((5, 7, 1), np.uint8),
+        torch.zeros(1, 5, 7),
+    ):
         found = localizer.locate(image, "dog")
         x1, y1, x2, y2 = found.pixels
         assert 0 <= x1 <= x2 <= found.image.width and 0 <= y1 <= y2 <= found.image.height
@@ -191,26 +251,41 @@ def test_odd_pictures(localizer):
     assert localizer.locate(turned, "dog").image.size == (20, 40)
 
 
-@pytest.mark.parametrize("given, words", [
-    (np.full((4, 4, 3), np.nan), "NaN"), (np.full((4, 4, 3), 7.), "7 to 7"), (np.zeros((4, 4, 3), int), "int64"), (np.zeros((3, 4, 4, 2)), "shape"),
-    (np.zeros((3, 8, 8)), r"\(3, 8, 8\)"), (np.zeros((0, 4, 3), np.uint8), "shows nothing"), (torch.zeros(8, 8, 3), r"\(8, 8, 3\)"), (7, "int is no picture"),
-    ("no/such.jpg", "no/such.jpg")])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (np.full((4, 4, 3), np.nan), "NaN"),
+        (np.full((4, 4, 3), 7.0), "7 to 7"),
+        (np.zeros((4, 4, 3), int), "int64"),
+        (np.zeros((3, 4, 4, 2)), "shape"),
+        (np.zeros((3, 8, 8)), r"\(3, 8, 8\)"),
+        (np.zeros((0, 4, 3), np.uint8), "shows nothing"),
+        (torch.zeros(8, 8, 3), r"\(8, 8, 3\)"),
+        (7, "int is no picture"),
+        ("no/such.jpg", "no/such.jpg"),
+    ],
+)
 def test_refused_pictures(localizer, given, words):
-    with pytest.raises(DataError, match=words): localizer.locate(given, "dog")
+    with pytest.raises(DataError, match=words):
+        localizer.locate(given, "dog")
 
 
 def test_a_truncated_file(localizer, scenes, tmp_path):
-    scenes[0].save(tmp_path/"cut.jpg")
-    (tmp_path/"cut.jpg").write_bytes((tmp_path/"cut.jpg").read_bytes()[:900])
-    with pytest.raises(DataError, match="cut.jpg"): localizer.locate(tmp_path/"cut.jpg", "dog")
-    with pytest.raises(DataError, match="cannot be decoded"): picture(Image.open(tmp_path/"cut.jpg"))
-    with pytest.raises(DataError, match="picture 1: .*cut.jpg"): localizer.locate([scenes[0], tmp_path/"cut.jpg"], "dog")
+    scenes[0].save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    with pytest.raises(DataError, match="cut.jpg"):
+        localizer.locate(tmp_path / "cut.jpg", "dog")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        picture(Image.open(tmp_path / "cut.jpg"))
+    with pytest.raises(DataError, match="picture 1: .*cut.jpg"):
+        localizer.locate([scenes[0], tmp_path / "cut.jpg"], "dog")
 
 
 def test_what_cannot_be_opened(localizer, tmp_path):
     "A folder, or nothing: the cure is the caller's, no matter of VOC's archives"
-    for path in tmp_path, tmp_path/"none.jpg":
-        with pytest.raises(DataError, match=f"{path}.*give the path of a picture"): localizer.locate(path, "dog")
+    for path in tmp_path, tmp_path / "none.jpg":
+        with pytest.raises(DataError, match=f"{path}.*give the path of a picture"):
+            localizer.locate(path, "dog")
 
 
 def test_an_answer_has_pixels(localizer):
@@ -219,25 +294,45 @@ def test_an_answer_has_pixels(localizer):
         assert 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]
 
 
-@pytest.mark.parametrize("phrase, name", [("a sheep", "sheep"), ("The  Cat", "cat"), ("dogs", "dog"), ("buses", "bus"), ("potted plants", "pottedplant"),
-                                          ("an airplane", "aeroplane"), ("couch", "sofa"), ("a television", "tvmonitor"), ("bus", "bus"), ("motorcycles", "motorbike")])
-def test_words(localizer, phrase, name): assert localizer.class_of(phrase) == name
+@pytest.mark.parametrize(
+    "phrase, name",
+    [
+        ("a sheep", "sheep"),
+        ("The  Cat", "cat"),
+        ("dogs", "dog"),
+        ("buses", "bus"),
+        ("potted plants", "pottedplant"),
+        ("an airplane", "aeroplane"),
+        ("couch", "sofa"),
+        ("a television", "tvmonitor"),
+        ("bus", "bus"),
+        ("motorcycles", "motorbike"),
+    ],
+)
+def test_words(localizer, phrase, name):
+    assert localizer.class_of(phrase) == name
 
 
 def test_unknown_words(localizer, scenes):
-    with pytest.raises(UnknownClass, match="'doge'; nearest known: dog"): localizer.locate(scenes[0], "a doge")
-    with pytest.raises(UnknownClass, match="no text tower"): localizer.locate(scenes[0], "person")
-    with pytest.raises(UnknownClass): localizer.locate(scenes[0], "the black dog")
+    with pytest.raises(UnknownClassError, match="'doge'; nearest known: dog"):
+        localizer.locate(scenes[0], "a doge")
+    with pytest.raises(UnknownClassError, match="no text tower"):
+        localizer.locate(scenes[0], "person")
+    with pytest.raises(UnknownClassError):
+        localizer.locate(scenes[0], "the black dog")
     for nothing in ("", "  ", None, 3):
-        with pytest.raises((ValueError, TypeError)): localizer.locate(scenes[0], nothing)
-    with pytest.raises(UnknownClass): localizer.locate_stream(iter(()), "unicorn")
+        with pytest.raises((ValueError, TypeError)):
+            localizer.locate(scenes[0], nothing)
+    with pytest.raises(UnknownClassError):
+        localizer.locate_stream(iter(()), "unicorn")
 
 
 def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes):
     config = replace(TINY, observation=ObservationConfig(n_classes=2))
     coded = Localizer(replace(localizer.agent, config=config), localizer.encoder)
     assert coded.class_of("the dogs") == "dog"
-    with pytest.raises(UnknownClass, match="none for others"): coded.class_of("bus")
+    with pytest.raises(UnknownClassError, match="none for others"):
+        coded.class_of("bus")
 
 
 def test_the_way_to_each_of_them(localizer, scenes):
@@ -253,31 +348,42 @@ def test_the_way_to_each_of_them(localizer, scenes):
 
 def test_pixels_of_a_sliver(localizer, scenes):
     found, (w, h) = localizer.locate(scenes[0], "dog"), scenes[0].size
-    def pixels(*box): return replace(found, box=np.float32(box)).pixels
+
+    def pixels(*box):
+        return replace(found, box=np.float32(box)).pixels
+
     assert pixels(0, 0, 1, 1) == (0, 0, w, h)
-    assert pixels(.9999, 0, 1, .5) == (w - 1, 0, w, h//2) and pixels(0, .9999, 0, 1) == (0, h - 1, 1, h)
+    assert pixels(0.9999, 0, 1, 0.5) == (w - 1, 0, w, h // 2) and pixels(0, 0.9999, 0, 1) == (0, h - 1, 1, h)
 
 
 def test_several_phrases(localizer, scenes):
     several = localizer.locate(scenes[0], ["a cat", "bus", "the dog", "cat"])
     assert [f.class_name for f in several] == ["cat", "bus", "dog", "cat"]
     same(several[0], localizer.locate(scenes[0], "cat"))
-    for found, alone in zip(localizer.locate(scenes[:2], ["dog", "cat"]), ((scenes[0], "dog"), (scenes[1], "cat"))): same(found, localizer.locate(*alone))
-    with pytest.raises(ValueError, match="2 pictures and 3 phrases"): localizer.locate(scenes[:2], ["dog"]*3)
+    for found, alone in zip(localizer.locate(scenes[:2], ["dog", "cat"]), ((scenes[0], "dog"), (scenes[1], "cat"))):
+        same(found, localizer.locate(*alone))
+    with pytest.raises(ValueError, match="2 pictures and 3 phrases"):
+        localizer.locate(scenes[:2], ["dog"] * 3)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_stream(localizer, scenes, batch):
     "Nothing is read ahead of what is asked for, and the last frames are not lost"
     read = []
+
     def camera():
-        for i in count(): read.append(i); yield scenes[i % 12]
+        for i in count():
+            read.append(i)
+            yield scenes[i % 12]
+
     stream = localizer.locate_stream(camera(), "cat", batch=batch)
     assert not read
-    for i, found in zip(range(4), stream): same(found, localizer.locate(scenes[i], "cat"))
+    for i, found in zip(range(4), stream):
+        same(found, localizer.locate(scenes[i], "cat"))
     assert len(read) <= 5 + batch
     assert len(list(localizer.locate_stream(iter(scenes[:5]), "cat", batch=batch))) == 5
-    with pytest.raises(ValueError, match="batch=0"): localizer.locate_stream([], "cat", batch=0)
+    with pytest.raises(ValueError, match="batch=0"):
+        localizer.locate_stream([], "cat", batch=0)
 
 
 def test_it_draws_itself(localizer, scenes):
@@ -286,23 +392,26 @@ def test_it_draws_itself(localizer, scenes):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(ConfigError, match="is no run"): Localizer.from_run(tmp_path)
+    with pytest.raises(ConfigError, match="is no run"):
+        Localizer.from_run(tmp_path)
 
 
 def test_listening_ends_with_its_block(localizer):
     net = localizer.agent.policy.q_net
-    with pytest.raises(KeyError):
-        with listening(net): raise KeyError
+    with pytest.raises(KeyError), listening(net):
+        raise KeyError
     assert "predict_all" not in vars(net)
 
 
 def test_any_phrase_with_a_text_tower(tmp_path, monkeypatch):
     "A run on a tiny CLIP of random weights: a phrase it never learned has an embedding, a map and a search of its own"
     open_clip = pytest.importorskip("open_clip")
-    (tmp_path/"tiny-ViT-phrases.json").write_text(json.dumps(TINY_CLIP))
+    (tmp_path / "tiny-ViT-phrases.json").write_text(json.dumps(TINY_CLIP))
     open_clip.add_model_config(tmp_path)
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
-    config = replace(TINY, name="clip", encoder="tiny-ViT-phrases", pretrained=None, dim=None, evidence="encoder", prompts="single")
+    config = replace(
+        TINY, name="clip", encoder="tiny-ViT-phrases", pretrained=None, dim=None, evidence="encoder", prompts="single"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         localizer = Localizer.from_run(train(config, root=tmp_path, progress=False))
@@ -310,4 +419,5 @@ def test_any_phrase_with_a_text_tower(tmp_path, monkeypatch):
     elephant, dog, cats = localizer.locate(image, ["a purple elephant", "the black dog", "Cats"])
     assert [f.class_name for f in (elephant, dog, cats)] == ["purple elephant", "black dog", "cat"]
     assert np.abs(elephant.saliency - dog.saliency).max() > 0 and elephant.saliency.shape == (16, 16)
-    with pytest.raises(ValueError, match="name what to look for"): localizer.locate(image, " ")
+    with pytest.raises(ValueError, match="name what to look for"):
+        localizer.locate(image, " ")

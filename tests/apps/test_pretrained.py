@@ -1,4 +1,5 @@
 """A packed agent: small, whole, equal to its run; the one in the package needs no data, no cache and no run."""
+
 import hashlib
 import json
 import os
@@ -24,42 +25,67 @@ from locrl.apps.pretrained import AGENTS, LIMIT, PackError, load_pretrained, pac
 from locrl.experiments.results import report, save_results
 from locrl.experiments.train import Agent, train
 
-TINY = Config(name="tiny", train="simple-scenes:train:30", select="simple-scenes:val:12", report="simple-scenes:test:12", classes=("cat", "dog"), dim=16, input_size=64,
-              n_envs=16, batch_size=32, gradient_steps=1, net_arch=(48, 48), region_width=8, steps=400, eval_every=400, learning_starts=100, report_confidence="region*iou")
-SHIPPED = AGENTS/"animals-5.npz"
+TINY = Config(
+    name="tiny",
+    train="simple-scenes:train:30",
+    select="simple-scenes:val:12",
+    report="simple-scenes:test:12",
+    classes=("cat", "dog"),
+    dim=16,
+    input_size=64,
+    n_envs=16,
+    batch_size=32,
+    gradient_steps=1,
+    net_arch=(48, 48),
+    region_width=8,
+    steps=400,
+    eval_every=400,
+    learning_starts=100,
+    report_confidence="region*iou",
+)
+SHIPPED = AGENTS / "animals-5.npz"
 
 
 @pytest.fixture(scope="module")
-def world(): return prepare(TINY)
+def world():
+    return prepare(TINY)
 
 
 @pytest.fixture(scope="module")
-def run(world, tmp_path_factory): return train(TINY, root=tmp_path_factory.mktemp("runs"), world=world, progress=False)
+def run(world, tmp_path_factory):
+    return train(TINY, root=tmp_path_factory.mktemp("runs"), world=world, progress=False)
 
 
 @pytest.fixture(scope="module")
 def results(run, world, tmp_path_factory):
-    return save_results(report([run], world=world, multi=True), tmp_path_factory.mktemp("results")/"tiny.json")
+    return save_results(report([run], world=world, multi=True), tmp_path_factory.mktemp("results") / "tiny.json")
 
 
 @pytest.fixture(scope="module")
-def packed(run, results, tmp_path_factory): return pack(run, tmp_path_factory.mktemp("agents")/"tiny.npz", results, command="locrl pack tiny")
+def packed(run, results, tmp_path_factory):
+    return pack(run, tmp_path_factory.mktemp("agents") / "tiny.npz", results, command="locrl pack tiny")
 
 
 @pytest.fixture
 def file(tmp_path, packed):
     "A file of the tiny agent, to be damaged"
     arrays = pretrained._shrunk(pretrained._arrays(packed, packed.classifier))
-    (tmp_path/"tiny.npz").write_bytes(pretrained._file(arrays, packed.about))
-    return tmp_path/"tiny.npz"
+    (tmp_path / "tiny.npz").write_bytes(pretrained._file(arrays, packed.about))
+    return tmp_path / "tiny.npz"
 
 
 def states(bank, n, seed=0):
     "State keys of random questions, boxes, times and histories"
     rng = np.random.default_rng(seed)
-    low = rng.uniform(0, .7, (n, 2))
-    box = np.concatenate([low, low + rng.uniform(.1, .3, (n, 2))], 1)
-    keys = [rng.integers(0, len(bank), (n, 1)), rng.integers(0, len(bank.classes), (n, 1)), box, rng.integers(0, 40, (n, 1)), rng.integers(-1, 10, (n, 10))]
+    low = rng.uniform(0, 0.7, (n, 2))
+    box = np.concatenate([low, low + rng.uniform(0.1, 0.3, (n, 2))], 1)
+    keys = [
+        rng.integers(0, len(bank), (n, 1)),
+        rng.integers(0, len(bank.classes), (n, 1)),
+        box,
+        rng.integers(0, 40, (n, 1)),
+        rng.integers(-1, 10, (n, 10)),
+    ]
     return torch.from_numpy(np.concatenate(keys, 1).astype(np.float32))
 
 
@@ -71,25 +97,33 @@ def test_a_packed_agent_acts_like_its_run(run, packed, world):
         (q, believed), (q_, believed_) = (attach(a.policy, bank).q_net.predict_all(keys) for a in (agent, packed))
     torch.testing.assert_close(q_, q, atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(believed_, believed, atol=2e-3, rtol=0)
-    assert (q.argmax(1) == q_.argmax(1)).float().mean() > .98
+    assert (q.argmax(1) == q_.argmax(1)).float().mean() > 0.98
     images = [world.data["select"].image(i) for i in range(4)]
-    here, there = (PictureBank(images, world.encoder, a.projection, TINY.classes, a.prototypes) for a in (agent, packed))
-    torch.testing.assert_close(there.integral, here.integral, atol=.3, rtol=5e-3)
-    torch.testing.assert_close(there.saliency, here.saliency, atol=.02, rtol=0)
-    assert packed.classifier.features == packed.projection.digest and packed.step == agent.step and packed.seed == agent.seed
+    here, there = (
+        PictureBank(images, world.encoder, a.projection, TINY.classes, a.prototypes) for a in (agent, packed)
+    )
+    torch.testing.assert_close(there.integral, here.integral, atol=0.3, rtol=5e-3)
+    torch.testing.assert_close(there.saliency, here.saliency, atol=0.02, rtol=0)
+    assert (
+        packed.classifier.features == packed.projection.digest
+        and packed.step == agent.step
+        and packed.seed == agent.seed
+    )
     assert replace(packed.config, report_confidence=TINY.report_confidence) == agent.config
 
 
 def test_answers_are_those_of_the_run(run, packed, world):
     "One-shot answers on every question, and the numbers that the file says of them"
     m = packed.about["measured"]
-    assert m["images"] == 12 and m["questions"] == 24 and m["same_answer"] > .7
-    for k in ("hit_rate", "mean_iou", "map11"): assert m["packed"][k] == pytest.approx(m["run"][k], abs=.15)
+    assert m["images"] == 12 and m["questions"] == 24 and m["same_answer"] > 0.7
+    for k in ("hit_rate", "mean_iou", "map11"):
+        assert m["packed"][k] == pytest.approx(m["run"][k], abs=0.15)
     agent, bank = Agent.load(run), world.bank("select")
     answers = search_all(agent.policy, bank, *questions(len(bank), 2), TINY.moves)
     own = agent.evaluate(bank, world.data["select"])
     assert m["run"]["hit_rate"] == own.localisation.hit_rate and len(answers) == 24
-    for c in m["calibration"].values(): assert len(c["predicted"]) == len(c["observed"]) and 0 <= c["ece"] <= 1
+    for c in m["calibration"].values():
+        assert len(c["predicted"]) == len(c["observed"]) and 0 <= c["ece"] <= 1
 
 
 def test_the_file_tells_where_it_comes_from(packed, results):
@@ -97,83 +131,121 @@ def test_the_file_tells_where_it_comes_from(packed, results):
     assert about["results"]["metrics"]["one_shot"] == found["metrics"]["seeds"][0]["one_shot"]
     assert about["results"]["aggregate"]["aar"] == found["metrics"]["aggregate"]["aar"]
     assert about["results"]["sha256"] == hashlib.sha256(results.read_bytes()).hexdigest()
-    assert about["command"] == "locrl pack tiny" and about["config"]["report_confidence"] == "region*iou" and packed.config.report_confidence == "region*iou"
+    assert (
+        about["command"] == "locrl pack tiny"
+        and about["config"]["report_confidence"] == "region*iou"
+        and packed.config.report_confidence == "region*iou"
+    )
 
 
 def test_results_of_another_run_are_refused(run, results, tmp_path):
     found = json.loads(results.read_text())
-    for change, words in ((lambda r: r["config"].update(gamma=.5), "gamma"), (lambda r: r["metrics"]["seeds"][0].update(seed=7), "does not hold seed 0"), (lambda r: r.clear(), None)):
+    for change, words in (
+        (lambda r: r["config"].update(gamma=0.5), "gamma"),
+        (lambda r: r["metrics"]["seeds"][0].update(seed=7), "does not hold seed 0"),
+        (lambda r: r.clear(), None),
+    ):
         other = json.loads(json.dumps(found))
         change(other)
-        (tmp_path/"other.json").write_text(json.dumps(other) if words else "no JSON")
-        with pytest.raises(PackError, match=words or "is no results file"): pack(run, tmp_path/"a.npz", tmp_path/"other.json")
-    assert not (tmp_path/"a.npz").exists()
+        (tmp_path / "other.json").write_text(json.dumps(other) if words else "no JSON")
+        with pytest.raises(PackError, match=words or "is no results file"):
+            pack(run, tmp_path / "a.npz", tmp_path / "other.json")
+    assert not (tmp_path / "a.npz").exists()
 
 
 @pytest.mark.parametrize("eight", pretrained._EIGHT)
 def test_shrunk_and_grown_again(eight):
     "Half floats keep three digits, eight bits the nearest of 255 steps up to the largest weight of an output, small arrays everything"
     rng = np.random.default_rng(0)
-    arrays = {"projection/matrix": rng.normal(size=(100, 64)), "classifier/hidden": rng.normal(size=(100, 64)), "q/0.weight": rng.normal(size=(64, 100))*rng.uniform(.01, 9, (64, 1)),
-              "q/0.bias": rng.normal(size=64), "projection/scale": np.array(.3)}
+    arrays = {
+        "projection/matrix": rng.normal(size=(100, 64)),
+        "classifier/hidden": rng.normal(size=(100, 64)),
+        "q/0.weight": rng.normal(size=(64, 100)) * rng.uniform(0.01, 9, (64, 1)),
+        "q/0.bias": rng.normal(size=64),
+        "projection/scale": np.array(0.3),
+    }
     arrays = {k: v.astype(np.float32) for k, v in arrays.items()}
     back = pretrained._grown(pretrained._shrunk(arrays, eight))
     assert back.keys() == arrays.keys()
     for name, x in arrays.items():
         assert back[name].dtype == np.float32 and back[name].shape == x.shape
-        if x.size < 4096: np.testing.assert_array_equal(back[name], x)
+        if x.size < 4096:
+            np.testing.assert_array_equal(back[name], x)
         elif any(name.startswith(e) for e in eight):
-            step = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True)/127
-            assert (np.abs(back[name] - x) <= step*.501).all() and (np.abs(back[name] - x).max(1 if name.startswith("q/") else 0) > 0).all()
-        else: np.testing.assert_allclose(back[name], x, rtol=1e-3, atol=1e-6)
+            step = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True) / 127
+            assert (np.abs(back[name] - x) <= step * 0.501).all() and (
+                np.abs(back[name] - x).max(1 if name.startswith("q/") else 0) > 0
+            ).all()
+        else:
+            np.testing.assert_allclose(back[name], x, rtol=1e-3, atol=1e-6)
 
 
 def test_it_shrinks_until_it_fits(run, tmp_path, monkeypatch):
     "Eight bits for the projection first, then for all; what does not fit then is refused"
-    agent = pack(run, tmp_path/"a.npz", confidence="presence*iou", measured=False)
+    agent = pack(run, tmp_path / "a.npz", confidence="presence*iou", measured=False)
     arrays = pretrained._arrays(agent, None)
-    sizes = {len(eight): len(pretrained._file(pretrained._shrunk(arrays, eight), agent.about)) for eight in pretrained._EIGHT}
+    sizes = {
+        len(eight): len(pretrained._file(pretrained._shrunk(arrays, eight), agent.about)) for eight in pretrained._EIGHT
+    }
     assert agent.classifier is None and agent.about["bits"] == dict(q=16, projection=16, prototypes=32)
 
     def packed(size):
         monkeypatch.setattr(pretrained, "LIMIT", size + pretrained._ROOM)
-        return pack(run, tmp_path/"a.npz", confidence="presence*iou", measured=False).about["bits"]
+        return pack(run, tmp_path / "a.npz", confidence="presence*iou", measured=False).about["bits"]
+
     assert packed(sizes[0] - 200) == dict(q=16, projection=8, prototypes=32)
     assert packed(sizes[1] - 200) == dict(q=8, projection=8, prototypes=32)
-    with pytest.raises(PackError, match="even in eight bits"): packed(sizes[3] - 1_000)
+    with pytest.raises(PackError, match="even in eight bits"):
+        packed(sizes[3] - 1_000)
 
 
 @pytest.mark.parametrize("damage", ["cut", "byte", "empty", "text", "array", "objects"])
 def test_a_damaged_file_is_named(file, damage):
     whole = file.read_bytes()
-    if damage == "cut": file.write_bytes(whole[:-500])
-    if damage == "byte": file.write_bytes(whole[:9_000] + bytes([whole[9_000] ^ 1]) + whole[9_001:])
-    if damage == "empty": file.write_bytes(b"")
-    if damage == "text": file.write_bytes(b"not an agent")
+    if damage == "cut":
+        file.write_bytes(whole[:-500])
+    if damage == "byte":
+        file.write_bytes(whole[:9_000] + bytes([whole[9_000] ^ 1]) + whole[9_001:])
+    if damage == "empty":
+        file.write_bytes(b"")
+    if damage == "text":
+        file.write_bytes(b"not an agent")
     if damage == "array":
-        with open(file, "wb") as f: np.save(f, np.zeros(3))
-    if damage == "objects": np.savez(file, about=np.array([{}], object), sha256=np.array("0"))
-    with pytest.raises(PackError, match=r"tiny\.npz is damaged.*install locrl again"): load_pretrained(file)
+        with open(file, "wb") as f:
+            np.save(f, np.zeros(3))
+    if damage == "objects":
+        np.savez(file, about=np.array([{}], object), sha256=np.array("0"))
+    with pytest.raises(PackError, match=r"tiny\.npz is damaged.*install locrl again"):
+        load_pretrained(file)
 
 
 def test_changed_numbers_and_other_versions(file):
     "A file that is a good archive of other content, and one of a later format"
-    with np.load(file) as z: arrays = {k: z[k] for k in z.files}
+    with np.load(file) as z:
+        arrays = {k: z[k] for k in z.files}
     np.savez(file, **arrays | {"q/iou_head.bias": arrays["q/iou_head.bias"] + 1})
-    with pytest.raises(PackError, match="checksum does not match"): load_pretrained(file)
+    with pytest.raises(PackError, match="checksum does not match"):
+        load_pretrained(file)
     about = json.loads(arrays["about"].tobytes()) | {"format": pretrained.FORMAT + 1}
     np.savez(file, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
-    with pytest.raises(PackError, match=rf"format {pretrained.FORMAT + 1}, this locrl reads format {pretrained.FORMAT}: install the locrl that wrote it \(0"): load_pretrained(file)
+    with pytest.raises(
+        PackError,
+        match=rf"format {pretrained.FORMAT + 1}, this locrl reads format {pretrained.FORMAT}: install the locrl that wrote it \(0",
+    ):
+        load_pretrained(file)
 
 
 def test_unknown_names():
     assert "animals-5" in pretrained_names()
-    with pytest.raises(PackError, match="no pretrained agent called 'animals-6': there are animals-5"): load_pretrained("animals-6")
-    with pytest.raises(PackError, match="there is no file .*mine.npz"): Localizer.pretrained("mine.npz")
+    with pytest.raises(PackError, match="no pretrained agent called 'animals-6': there are animals-5"):
+        load_pretrained("animals-6")
+    with pytest.raises(PackError, match="there is no file .*mine.npz"):
+        Localizer.pretrained("mine.npz")
 
 
 def test_another_encoder_is_refused(packed):
-    with pytest.raises(ConfigError, match="learned from an encoder with fingerprint 0000"): replace(packed, fingerprint="0000").world()
+    with pytest.raises(ConfigError, match="learned from an encoder with fingerprint 0000"):
+        replace(packed, fingerprint="0000").world()
 
 
 def test_a_localizer_from_either(run, packed, world):
@@ -182,9 +254,10 @@ def test_a_localizer_from_either(run, packed, world):
     mine, theirs = Localizer(packed, world.encoder, classifier=packed.classifier), Localizer.from_run(run)
     assert mine.confidence == theirs.confidence == "region*iou"
     pairs = list(zip(mine.locate(scenes, "a cat"), theirs.locate(scenes, "a cat")))
-    assert np.mean([iou(a.box, b.box) > .9 for a, b in pairs]) > .6
+    assert np.mean([iou(a.box, b.box) > 0.9 for a, b in pairs]) > 0.6
     for a, b in pairs:
-        if (a.box == b.box).all(): assert a.confidence == pytest.approx(b.confidence, abs=.02)
+        if (a.box == b.box).all():
+            assert a.confidence == pytest.approx(b.confidence, abs=0.02)
 
 
 @pytest.mark.parametrize("restarts", ["corners", "windows"])
@@ -193,18 +266,19 @@ def test_all_of_them(packed, world, restarts):
     agent = replace(packed, config=replace(packed.config, restarts=restarts))
     localizer = Localizer(agent, world.encoder, "presence*iou")
     scene = world.data["select"].image(3)
-    found = localizer.locate_all(scene, "the dogs", least=.02)
+    found = localizer.locate_all(scene, "the dogs", least=0.02)
     bank = PictureBank([scene], world.encoder, agent.projection, ("dog",), agent.prototypes)
     regions = search_several(agent.policy, bank, np.array([0]), np.array([0]), TINY.moves, restarts=restarts)
     score = np.exp(confidence_of(regions, "presence*iou"))
-    best = [k for k in suppress(regions, score) if score[k] >= .02]
+    best = [k for k in suppress(regions, score) if score[k] >= 0.02]
     assert len(found) == len(best) > 0
     np.testing.assert_allclose([x.confidence for x in found], sorted(score[best], reverse=True), atol=1e-6)
     boxes = np.array([x.box for x in found])
-    assert (pairwise_iou(boxes, boxes)[~np.eye(len(boxes), dtype=bool)] <= .3).all()
+    assert (pairwise_iou(boxes, boxes)[~np.eye(len(boxes), dtype=bool)] <= 0.3).all()
     for x in found:
         assert len(x.boxes) == len(x.actions) + 1 == len(x.q_values) + 1 == len(x.believed) + 1
-        for before, action, after in zip(x.boxes, x.actions, x.boxes[1:]): np.testing.assert_allclose(TINY.moves.apply(before, action), after, atol=1e-6)
+        for before, action, after in zip(x.boxes, x.actions, x.boxes[1:]):
+            np.testing.assert_allclose(TINY.moves.apply(before, action), after, atol=1e-6)
         np.testing.assert_array_equal(x.boxes[-1], x.box)
         np.testing.assert_array_equal(x.episode.boxes[-1], x.box)
     assert localizer.locate_all(scene, "dog", least=1.1) == []
@@ -214,33 +288,50 @@ def test_the_shipped_agent_is_small_and_tells_the_committed_results():
     agent = load_pretrained("animals-5")
     assert SHIPPED.stat().st_size < LIMIT == 2_000_000
     told = agent.about["results"]
-    committed = ROOT/told["file"]
-    assert told["sha256"] == hashlib.sha256(committed.read_bytes()).hexdigest(), "pack it again: the results file is another one now"
+    committed = ROOT / told["file"]
+    assert told["sha256"] == hashlib.sha256(committed.read_bytes()).hexdigest(), (
+        "pack it again: the results file is another one now"
+    )
     found = json.loads(committed.read_text())
-    mine, = [m for m in found["metrics"]["seeds"] if m["seed"] == agent.seed]
+    (mine,) = [m for m in found["metrics"]["seeds"] if m["seed"] == agent.seed]
     assert told["metrics"]["one_shot"] == mine["one_shot"] and told["metrics"]["hit_rate"] == mine["hit_rate"]
     m = agent.about["measured"]
-    for k in ("hit_rate", "mean_iou", "map11"): assert abs(m["packed"][k] - m["run"][k]) < .01
-    for word in ("/work", "/root", "/tmp", "/home"): assert word not in json.dumps(agent.about)
+    for k in ("hit_rate", "mean_iou", "map11"):
+        assert abs(m["packed"][k] - m["run"][k]) < 0.01
+    for word in ("/work", "/root", "/tmp", "/home"):
+        assert word not in json.dumps(agent.about)
 
 
 def test_it_works_at_once(tmp_path):
     "In an empty cache, with no data: the command finds the cat, and leaves nothing behind"
-    (tmp_path/"cache").mkdir()
-    here = os.environ | dict(LOCRL_CACHE=str(tmp_path/"cache"), LOCRL_DATA=str(tmp_path/"nowhere"))
-    done = subprocess.run([sys.executable, "-c", "from locrl.apps.cli import main; main()", "locate", str(EXAMPLE), "the cats"], env=here, cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "cache").mkdir()
+    here = os.environ | dict(LOCRL_CACHE=str(tmp_path / "cache"), LOCRL_DATA=str(tmp_path / "nowhere"))
+    done = subprocess.run(
+        [sys.executable, "-c", "from locrl.apps.cli import main; main()", "locate", str(EXAMPLE), "the cats"],
+        env=here,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     name, numbers = done.stdout.split(",")[0].split(": ")
     x1, y1, x2, y2 = map(int, numbers.split())
-    assert name == "cat" and (x2 - x1)*(y2 - y1) > .5*451*300
+    assert name == "cat" and (x2 - x1) * (y2 - y1) > 0.5 * 451 * 300
     assert [path.name for path in tmp_path.rglob("*")] == ["cache"]
 
 
 def test_source_distribution_holds_the_agent(tmp_path):
     "And the picture, and what setup.py reads; the wheel is looked at in test_package"
-    shutil.copytree(ROOT/"locrl", tmp_path/"locrl", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT/name, tmp_path)
-    subprocess.run([sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('dist')"], cwd=tmp_path, check=True, capture_output=True)
-    archive, = (tmp_path/"dist").glob("*.tar.gz")
-    with tarfile.open(archive) as t: names = {n.split("/", 1)[-1] for n in t.getnames()}
+    shutil.copytree(ROOT / "locrl", tmp_path / "locrl", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('dist')"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as t:
+        names = {n.split("/", 1)[-1] for n in t.getnames()}
     assert {"locrl/assets/agents/animals-5.npz", "locrl/assets/pictures/cat.jpg", "settings.ini"} <= names

@@ -1,4 +1,5 @@
 "Downloading PASCAL VOC, against a local server: connections that break, servers that cannot resume, wrong sums, full disks, evil archives"
+
 import errno
 import hashlib
 import http.server
@@ -21,37 +22,56 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, name = self.server, self.path.strip("/")
         server.asked.append((name, self.headers.get("Range")))
-        if name not in server.files: return self.send_error(404)
-        if name in server.refuse: return self.send_error(416)
+        if name not in server.files:
+            return self.send_error(404)
+        if name in server.refuse:
+            return self.send_error(416)
         body, first = server.files[name], 0
         if (wanted := self.headers.get("Range")) and server.ranges:
             first = int(wanted.split("=")[1].rstrip("-"))
-            if first >= len(body): return self.send_error(416)
+            if first >= len(body):
+                return self.send_error(416)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        else: self.send_response(200)
+        else:
+            self.send_response(200)
         self.send_header("Content-Length", str(len(body) - first))
         self.end_headers()
         stop = min(len(body), first + server.cut) if server.cut and name not in server.whole else len(body)
         self.wfile.write(body[first:stop])
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
 def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.asked, server.ranges, server.cut, server.whole, server.refuse = {}, [], True, 0, set(), set()
+    server.files = {}
+    server.asked = []
+    server.ranges = True
+    server.cut = 0
+    server.whole = set()
+    server.refuse = set()
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
-    server.shutdown(); server.server_close()
+    server.shutdown()
+    server.server_close()
 
 
 BODY = np.random.default_rng(0).bytes(300_000)
 
+
 def archive(server, *names, body=BODY, **kwargs):
-    return Archive("some.tar", hashlib.md5(body).hexdigest(), len(body), tuple(f"{server.url}/{n}" for n in names), "test", **kwargs)
+    return Archive(
+        "some.tar",
+        hashlib.md5(body).hexdigest(),
+        len(body),
+        tuple(f"{server.url}/{n}" for n in names),
+        "test",
+        **kwargs,
+    )
 
 
 def test_fetch(server, tmp_path):
@@ -65,14 +85,14 @@ def test_fetch(server, tmp_path):
 
 def test_fetch_resumes(server, tmp_path):
     server.files["good"] = BODY
-    (tmp_path/"some.tar.part").write_bytes(BODY[:100_000])
+    (tmp_path / "some.tar.part").write_bytes(BODY[:100_000])
     assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
     assert server.asked == [("good", "bytes=100000-")]
 
 
 def test_fetch_restarts_where_the_server_cannot_resume(server, tmp_path):
     server.files["good"], server.ranges = BODY, False
-    (tmp_path/"some.tar.part").write_bytes(b"x"*100_000)
+    (tmp_path / "some.tar.part").write_bytes(b"x" * 100_000)
     assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
 
 
@@ -84,10 +104,10 @@ def test_fetch_survives_a_breaking_connection(server, tmp_path):
 
 def test_fetch_drops_a_stale_part(server, tmp_path):
     server.files["good"] = BODY
-    for stale in b"x"*1000, BODY[::-1], BODY + b"x":
-        (tmp_path/"some.tar.part").write_bytes(stale)
+    for stale in b"x" * 1000, BODY[::-1], BODY + b"x":
+        (tmp_path / "some.tar.part").write_bytes(stale)
         assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
-        (tmp_path/"some.tar").unlink()
+        (tmp_path / "some.tar").unlink()
 
 
 def test_fetch_goes_on_to_the_next_mirror(server, tmp_path):
@@ -100,7 +120,7 @@ def test_fetch_keeps_the_part_of_a_broken_mirror(server, tmp_path):
     server.files.update(first=BODY, good=BODY)
     server.cut, server.whole = 100_000, {"good"}
     server.ranges = True
-    (tmp_path/"some.tar.part").write_bytes(BODY[:50_000])
+    (tmp_path / "some.tar.part").write_bytes(BODY[:50_000])
     assert fetch(archive(server, "gone", "good"), tmp_path).read_bytes() == BODY
     assert server.asked[-1] == ("good", "bytes=50000-")
 
@@ -109,9 +129,10 @@ def test_fetch_keeps_the_part_from_what_is_no_archive(server, tmp_path):
     "A page that answers in the archive's place, with 200, writes over nothing"
     server.files.update(page=b"<html>log in</html>")
     server.ranges = False
-    (tmp_path/"some.tar.part").write_bytes(BODY[:100_000])
-    with pytest.raises(DataError, match="19 bytes instead of 300,000"): fetch(archive(server, "page"), tmp_path)
-    assert (tmp_path/"some.tar.part").read_bytes() == BODY[:100_000]
+    (tmp_path / "some.tar.part").write_bytes(BODY[:100_000])
+    with pytest.raises(DataError, match="19 bytes instead of 300,000"):
+        fetch(archive(server, "page"), tmp_path)
+    assert (tmp_path / "some.tar.part").read_bytes() == BODY[:100_000]
 
 
 def test_fetch_goes_on_after_a_refused_beginning(server, tmp_path):
@@ -126,30 +147,37 @@ def test_fetch_says_what_to_do(server, tmp_path):
     closed = "http://127.0.0.1:9/closed"
     wanted = archive(server, "missing", "bad")
     wanted = Archive(wanted.name, wanted.md5, wanted.size, (*wanted.urls, closed), "test")
-    with pytest.raises(DataError) as e: fetch(wanted, tmp_path, tries=1)
-    for part in "404", "wrong MD5", "refused", str(tmp_path/"some.tar"), "LOCRL_DATA", "Scenes": assert part in str(e.value)
-    assert not (tmp_path/"some.tar").exists()
+    with pytest.raises(DataError) as e:
+        fetch(wanted, tmp_path, tries=1)
+    for part in "404", "wrong MD5", "refused", str(tmp_path / "some.tar"), "LOCRL_DATA", "Scenes":
+        assert part in str(e.value)
+    assert not (tmp_path / "some.tar").exists()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_fetch_on_a_full_or_read_only_disk(server, tmp_path, monkeypatch, code):
-    def fail(*args): raise OSError(code, os.strerror(code))
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
     monkeypatch.setattr(downloads, "_resume", fail)
-    with pytest.raises(DataError, match=r"cannot write .*some\.tar\.part .*LOCRL_DATA"): fetch(archive(server, "good"), tmp_path)
+    with pytest.raises(DataError, match=r"cannot write .*some\.tar\.part .*LOCRL_DATA"):
+        fetch(archive(server, "good"), tmp_path)
 
 
 def test_fetch_refuses_a_wrong_file_in_place(server, tmp_path):
-    (tmp_path/"some.tar").write_text("something else")
-    with pytest.raises(DataError, match=r"some\.tar has the MD5 sum .*: delete"): fetch(archive(server, "good"), tmp_path)
+    (tmp_path / "some.tar").write_text("something else")
+    with pytest.raises(DataError, match=r"some\.tar has the MD5 sum .*: delete"):
+        fetch(archive(server, "good"), tmp_path)
 
 
 @pytest.fixture
 def tar(tmp_path):
-    folder = VocFolder(tmp_path/"source")
-    (folder.path/"SegmentationClass").mkdir()
-    (folder.path/"SegmentationClass"/"a.png").write_text("not needed")
+    folder = VocFolder(tmp_path / "source")
+    (folder.path / "SegmentationClass").mkdir()
+    (folder.path / "SegmentationClass" / "a.png").write_text("not needed")
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as file: file.add(folder.root/"VOCdevkit", "VOCdevkit")
+    with tarfile.open(fileobj=out, mode="w") as file:
+        file.add(folder.root / "VOCdevkit", "VOCdevkit")
     return out.getvalue()
 
 
@@ -159,17 +187,18 @@ def test_download(server, tar, tmp_path, monkeypatch):
     folder = download(2007, tmp_path)
     assert VOC("2007", "test", root=tmp_path).image(0).size == (100, 80)
     assert sorted(p.name for p in folder.iterdir()) == ["Annotations", "ImageSets", "JPEGImages"]
-    assert not (tmp_path/"some.tar").exists()
+    assert not (tmp_path / "some.tar").exists()
     download("2007", tmp_path)
     assert len(server.asked) == 1
-    (folder/"JPEGImages"/"b.jpg").unlink()
+    (folder / "JPEGImages" / "b.jpg").unlink()
     download("2007", tmp_path, keep_archive=True)
-    assert (folder/"JPEGImages"/"b.jpg").exists() and (tmp_path/"some.tar").exists() and len(server.asked) == 2
+    assert (folder / "JPEGImages" / "b.jpg").exists() and (tmp_path / "some.tar").exists() and len(server.asked) == 2
 
 
 def test_download_wants_room(server, tar, tmp_path, monkeypatch):
     monkeypatch.setitem(downloads.ARCHIVES, "2007", (Archive("some.tar", "", 10**18, (server.url,), "test"),))
-    with pytest.raises(DataError, match="GB free: make room"): download("2007", tmp_path)
+    with pytest.raises(DataError, match="GB free: make room"):
+        download("2007", tmp_path)
     assert not server.asked
 
 
@@ -177,33 +206,44 @@ def test_download_counts_what_is_there(server, tar, tmp_path, monkeypatch):
     "Room for the archive and what is unpacked from it, less the part that was downloaded before"
     server.files["tar"] = tar
     monkeypatch.setitem(downloads.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
-    (tmp_path/"some.tar.part").write_bytes(tar[:1000])
-    def free(n): monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: SimpleNamespace(free=n))
-    free(2*len(tar) - 1001)
-    with pytest.raises(DataError, match="make room"): download("2007", tmp_path)
-    free(2*len(tar) - 1000)
+    (tmp_path / "some.tar.part").write_bytes(tar[:1000])
+
+    def free(n):
+        monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: SimpleNamespace(free=n))
+
+    free(2 * len(tar) - 1001)
+    with pytest.raises(DataError, match="make room"):
+        download("2007", tmp_path)
+    free(2 * len(tar) - 1000)
     assert download("2007", tmp_path).is_dir()
 
 
 def test_download_to_a_place_that_cannot_be_written(server, tar, tmp_path, monkeypatch):
     monkeypatch.setitem(downloads.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
-    (tmp_path/"file").write_text("")
-    with pytest.raises(DataError, match="cannot write to .*LOCRL_DATA"): download("2007", tmp_path/"file")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write to .*LOCRL_DATA"):
+        download("2007", tmp_path / "file")
 
 
 def test_download_of_what_is_no_tar(server, tmp_path, monkeypatch):
     server.files["good"] = BODY
     monkeypatch.setitem(downloads.ARCHIVES, "2007", (archive(server, "good"),))
-    with pytest.raises(DataError, match=r"some\.tar cannot be unpacked .*delete"): download("2007", tmp_path)
+    with pytest.raises(DataError, match=r"some\.tar cannot be unpacked .*delete"):
+        download("2007", tmp_path)
 
 
-@pytest.mark.parametrize("name, kind", [("../evil", tarfile.REGTYPE), ("/evil", tarfile.REGTYPE), ("VOCdevkit/VOC2007/JPEGImages/a", tarfile.SYMTYPE)])
+@pytest.mark.parametrize(
+    "name, kind",
+    [("../evil", tarfile.REGTYPE), ("/evil", tarfile.REGTYPE), ("VOCdevkit/VOC2007/JPEGImages/a", tarfile.SYMTYPE)],
+)
 def test_unpack_stays_in_its_folder(tmp_path, name, kind):
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, "/etc/passwd"
-    with tarfile.open(tmp_path/"evil.tar", "w") as file: file.addfile(member, io.BytesIO())
-    with pytest.raises(DataError, match="which no VOC archive does"): unpack(tmp_path/"evil.tar", tmp_path/"out")
-    assert not (tmp_path/"evil").exists() and not (tmp_path/"out").exists()
+    with tarfile.open(tmp_path / "evil.tar", "w") as file:
+        file.addfile(member, io.BytesIO())
+    with pytest.raises(DataError, match="which no VOC archive does"):
+        unpack(tmp_path / "evil.tar", tmp_path / "out")
+    assert not (tmp_path / "evil").exists() and not (tmp_path / "out").exists()
 
 
 def test_the_official_addresses():

@@ -1,4 +1,5 @@
 "The environment: Gymnasium's and SB3's checks, and the vectorised twin against single environments"
+
 import subprocess
 import sys
 import warnings
@@ -27,7 +28,8 @@ FULL_VIEW = ObservationConfig(box=True, steps=True, local_saliency=5, grid=2)
 
 
 @pytest.fixture(scope="module")
-def data(): return Scenes(20, seed=4, size=(64, 96), classes=(*CLASSES, "bird"))
+def data():
+    return Scenes(20, seed=4, size=(64, 96), classes=(*CLASSES, "bird"))
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +39,18 @@ def bank(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def targets(data): return Targets.of(data, CLASSES)
+def targets(data):
+    return Targets.of(data, CLASSES)
 
 
 def invented(n=30, seed=0, empty=True):
     "Questions about up to three random boxes; with `empty`, about every fourth has none"
     rng = np.random.default_rng(seed)
     corners = np.sort(rng.random((n, 3, 2, 2), np.float32), 2)
-    boxes = corners.reshape(n, 3, 4)*(rng.random((n, 3, 1)) < .6)
+    boxes = corners.reshape(n, 3, 4) * (rng.random((n, 3, 1)) < 0.6)
     boxes[:, 0] = corners.reshape(n, 3, 4)[:, 0]
-    if empty: boxes[::4] = 0
+    if empty:
+        boxes[::4] = 0
     return Targets(np.arange(n), rng.integers(0, 2, n), boxes.astype(np.float32))
 
 
@@ -55,7 +59,9 @@ def invented(n=30, seed=0, empty=True):
 
 def test_import_registers_the_environment():
     code = "import locrl, gymnasium, sys; print(gymnasium.spec('locrl/Localization-v0').entry_point, 'torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert answer == ["locrl.envs.localization:LocalizationEnv", "False"]
 
 
@@ -74,10 +80,22 @@ def test_made_without_arguments():
     assert not env.step(0)[2]
 
 
-@pytest.mark.parametrize("config", [ObservationConfig(), FULL_VIEW, ObservationConfig(embedding=False, history=False)], ids=["default", "all", "saliency"])
+@pytest.mark.parametrize(
+    "config",
+    [ObservationConfig(), FULL_VIEW, ObservationConfig(embedding=False, history=False)],
+    ids=["default", "all", "saliency"],
+)
 @pytest.mark.parametrize("reward", REWARDS)
 def test_checkers(data, bank, config, reward):
-    env = gym.make("locrl/Localization-v0", data=data, bank=bank, observation=config, reward=reward, render_mode="rgb_array", max_steps=7)
+    env = gym.make(
+        "locrl/Localization-v0",
+        data=data,
+        bank=bank,
+        observation=config,
+        reward=reward,
+        render_mode="rgb_array",
+        max_steps=7,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*Box observation space (minimum|maximum) value is -?infinity")
@@ -86,10 +104,14 @@ def test_checkers(data, bank, config, reward):
 
 
 def test_bad_arguments_are_named(data, bank):
-    with pytest.raises(ValueError, match="needs bank=FeatureBank"): LocalizationEnv(data)
-    with pytest.raises(ValueError, match="render_mode='human'"): LocalizationEnv(data, bank, render_mode="human")
-    with pytest.raises(ValueError, match="no reward called 'gold'"): LocalizationEnv(data, bank, reward="gold")
-    with pytest.raises(DataError, match="holds no sofa"): Targets.of(data, ("sofa",))
+    with pytest.raises(ValueError, match="needs bank=FeatureBank"):
+        LocalizationEnv(data)
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        LocalizationEnv(data, bank, render_mode="human")
+    with pytest.raises(ValueError, match="no reward called 'gold'"):
+        LocalizationEnv(data, bank, reward="gold")
+    with pytest.raises(DataError, match="holds no sofa"):
+        Targets.of(data, ("sofa",))
 
 
 def test_seed_and_options_decide_the_question(data, bank, targets):
@@ -97,7 +119,10 @@ def test_seed_and_options_decide_the_question(data, bank, targets):
         env = LocalizationEnv(data, bank)
         first = env.reset(seed=seed)
         return [first[1]["image"]] + [env.reset()[1]["image"] for _ in range(10)], first[0]
-    (a, x), (b, y), (c, _) = asked(1), asked(1), asked(2)
+
+    (a, x) = asked(1)
+    (b, y) = asked(1)
+    (c, _) = asked(2)
     assert a == b != c and np.array_equal(x, y)
     env = LocalizationEnv(data, bank, targets=targets)
     for k in (0, 3, len(targets) - 1):
@@ -107,14 +132,15 @@ def test_seed_and_options_decide_the_question(data, bank, targets):
 def test_the_picture_shows_the_box(data, bank):
     env = LocalizationEnv(data, bank, render_mode="rgb_array")
     _, info = env.reset(seed=1)
-    for action in (5, 5, 0, 3): _, _, _, _, info = env.step(action)
+    for action in (5, 5, 0, 3):
+        _, _, _, _, info = env.step(action)
     picture = env.render()
     width, height = data.size(info["image"])
     assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
     orange = (picture == np.array([213, 94, 0])).all(-1)
     rows, columns = np.flatnonzero(orange.any(1)), np.flatnonzero(orange.any(0))
-    found = [columns[0]/width, rows[0]/height, (columns[-1] + 1)/width, (rows[-1] + 1)/height]
-    np.testing.assert_allclose(found, info["box"], atol=3/64)
+    found = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    np.testing.assert_allclose(found, info["box"], atol=3 / 64)
     assert LocalizationEnv(data, bank).render() is None
 
 
@@ -130,10 +156,11 @@ def test_targets_hold_what_the_annotations_say(data):
             a = data.annotation(i)
             for k, name in enumerate(CLASSES):
                 boxes = a.boxes[(a.labels == data.classes.index(name)) & ~a.difficult]
-                if not len(boxes) and not negatives: assert (i, k) not in pairs
+                if not len(boxes) and not negatives:
+                    assert (i, k) not in pairs
                 else:
                     there = pairs[i, k]
-                    assert np.array_equal(there[:len(boxes)], boxes) and not there[len(boxes):].any()
+                    assert np.array_equal(there[: len(boxes)], boxes) and not there[len(boxes) :].any()
         assert negatives or asked.positive.all()
 
 
@@ -143,36 +170,51 @@ def test_every_question_is_asked_once_a_round():
     for _ in range(15):
         search.start()
         asked += search.episode.tolist()
-    for round in range(6): assert sorted(asked[10*round:10*round + 10]) == list(range(10))
+    for round in range(6):
+        assert sorted(asked[10 * round : 10 * round + 10]) == list(range(10))
 
 
 # The game
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(REWARDS), st.sampled_from([Moves(), Moves(n_actions=9), Moves(border="keep_size"), Moves(alpha=.5, min_side=.1)]),
-       st.integers(1, 12), st.integers(1, 9))
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(REWARDS),
+    st.sampled_from([Moves(), Moves(n_actions=9), Moves(border="keep_size"), Moves(alpha=0.5, min_side=0.1)]),
+    st.integers(1, 12),
+    st.integers(1, 9),
+)
 def test_the_vectorised_twin_plays_the_same_game(seed, reward, moves, max_steps, n):
     "Boxes, IoU, rewards, ends and keys of `n` searches side by side are those of `n` searches on their own"
     targets, rng = invented(12, seed), np.random.default_rng(seed)
     vec = LocalizationVecEnv(Search(targets, n, moves, named_reward(reward), max_steps, seed))
     singles = [Search(targets, 1, moves, named_reward(reward), max_steps) for _ in range(n)]
-    keys, returns, lengths = vec.reset(), np.zeros(n), np.zeros(n, int)
-    for i, single in enumerate(singles): single.start(episode=vec.search.episode[i])
-    for _ in range(2*max_steps + 3):
+    keys = vec.reset()
+    returns = np.zeros(n)
+    lengths = np.zeros(n, int)
+    for i, single in enumerate(singles):
+        single.start(episode=vec.search.episode[i])
+    for _ in range(2 * max_steps + 3):
         assert np.array_equal(keys, np.concatenate([s.keys for s in singles]))
         assert all(k in vec.observation_space for k in keys)
         actions = rng.integers(0, moves.n_actions, n)
         keys, rewards, dones, infos = vec.step(actions)
         for i, single in enumerate(singles):
-            _, reward_i, terminated, truncated = single.step(actions[i:i + 1])
+            _, reward_i, terminated, truncated = single.step(actions[i : i + 1])
             returns[i], lengths[i] = returns[i] + reward_i[0], lengths[i] + 1
             assert reward_i[0] == rewards[i] and dones[i] == (terminated | truncated)[0]
             assert terminated[0] == (actions[i] == TRIGGER) and not (terminated & truncated)[0]
-            if not dones[i]: assert infos[i] == {}; continue
-            assert infos[i]["TimeLimit.truncated"] == truncated[0] == (lengths[i] == max_steps and actions[i] != TRIGGER)
+            if not dones[i]:
+                assert infos[i] == {}
+                continue
+            assert (
+                infos[i]["TimeLimit.truncated"] == truncated[0] == (lengths[i] == max_steps and actions[i] != TRIGGER)
+            )
             assert np.array_equal(infos[i]["terminal_observation"], single.keys[0])
-            assert infos[i]["episode"]["l"] == lengths[i] and infos[i]["episode"]["r"] == pytest.approx(returns[i], abs=1e-4)
+            assert infos[i]["episode"]["l"] == lengths[i] and infos[i]["episode"]["r"] == pytest.approx(
+                returns[i], abs=1e-4
+            )
             returns[i], lengths[i] = 0, 0
             single.start(episode=vec.search.episode[i])
 
@@ -191,7 +233,8 @@ def test_observations_of_keys_are_those_of_the_environments(data, bank, targets,
             seen[i], reward, terminated, truncated, info = env.step(int(actions[i]))
             assert reward == rewards[i] and (terminated or truncated) == dones[i]
             assert info["iou"] == pytest.approx(env.search.iou[0])
-            if dones[i]: seen[i], _ = env.reset(options={"episode": vec.search.episode[i]})
+            if dones[i]:
+                seen[i], _ = env.reset(options={"episode": vec.search.episode[i]})
 
 
 def test_time_is_up_by_truncation_and_a_trigger_terminates():
@@ -201,8 +244,9 @@ def test_time_is_up_by_truncation_and_a_trigger_terminates():
     assert not np.any(ends)
     assert [x[0] for x in search.step(np.array([2]))[2:]] == [False, True]
     search.start()
-    for a in (0, 1): search.step(np.array([a]))
-    assert [x[0] for x in search.step(np.array([TRIGGER]))[2:]] == [True, False]   # at the last moment, still an answer
+    for a in (0, 1):
+        search.step(np.array([a]))
+    assert [x[0] for x in search.step(np.array([TRIGGER]))[2:]] == [True, False]  # at the last moment, still an answer
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -240,7 +284,8 @@ def test_try_all_foresees_step_and_changes_nothing(seed, reward):
 def test_keys_hold_the_newest_action_first():
     search = Search(invented(3, empty=False), 1, seed=0)
     search.start()
-    for action in range(12): search.step(np.array([action % 8]))
+    for action in range(12):
+        search.step(np.array([action % 8]))
     key = search.keys[0]
     assert key.shape == (KEY_SIZE,) and key.dtype == np.float32 and key[6] == 12
     assert key[7:].tolist() == [float(a % 8) for a in range(11, 1, -1)]
@@ -250,7 +295,7 @@ def test_keys_hold_the_newest_action_first():
 
 
 def test_the_best_overlap_counts():
-    boxes = np.array([[[0, 0, .2, .2], [.5, .5, 1, 1]]], np.float32)
+    boxes = np.array([[[0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1]]], np.float32)
     search = Search(Targets(np.zeros(1, int), np.zeros(1, int), boxes))
     search.start()
     for towards in range(2):
@@ -259,22 +304,29 @@ def test_the_best_overlap_counts():
 
 
 def test_random_starts_are_a_share_and_head_for_the_nearest_object():
-    boxes = np.array([[[0, 0, .2, .2], [.7, .7, 1, 1], [0, 0, 0, 0]]], np.float32)
+    boxes = np.array([[[0, 0, 0.2, 0.2], [0.7, 0.7, 1, 1], [0, 0, 0, 0]]], np.float32)
     targets = Targets(np.zeros(1, int), np.zeros(1, int), boxes)
-    search = Search(targets, 4000, reward=named_reward("potential"), seed=0, random_starts=.3)
+    search = Search(targets, 4000, reward=named_reward("potential"), seed=0, random_starts=0.3)
     search.start()
     inside = ~(search.box == FULL).all(1)
-    assert abs(inside.mean() - .3) < .03 and (search.box >= 0).all() and (search.box <= 1 + 1e-6).all()
-    search.box[:2] = [[.3, .3, .5, .5], [.45, .45, .65, .65]]   # they overlap nothing; one is nearer to the first object, the other to the second
+    assert abs(inside.mean() - 0.3) < 0.03 and (search.box >= 0).all() and (search.box <= 1 + 1e-6).all()
+    search.box[:2] = [
+        [0.3, 0.3, 0.5, 0.5],
+        [0.45, 0.45, 0.65, 0.65],
+    ]  # they overlap nothing; one is nearer to the first object, the other to the second
     rewards = search.try_all()[1][:2]
     left, right = ACTIONS.index("left"), ACTIONS.index("right")
     assert rewards[0, left] > 0 > rewards[0, right] and rewards[1, right] > 0 > rewards[1, left]
 
 
 def test_without_random_starts_nothing_is_drawn():
-    searches = [Search(invented(7), 4, seed=3, **kwargs) for kwargs in ({}, dict(random_starts=0.))]
-    for s in searches: s.start(); s.start()
-    assert searches[0].rng.bit_generator.state == searches[1].rng.bit_generator.state and (searches[1].box == FULL).all()
+    searches = [Search(invented(7), 4, seed=3, **kwargs) for kwargs in ({}, dict(random_starts=0.0))]
+    for s in searches:
+        s.start()
+        s.start()
+    assert (
+        searches[0].rng.bit_generator.state == searches[1].rng.bit_generator.state and (searches[1].box == FULL).all()
+    )
 
 
 # States
@@ -286,9 +338,17 @@ def test_a_saved_state_goes_on_exactly(seed, before):
     rng = np.random.default_rng(seed)
     vec = LocalizationVecEnv(Search(invented(7, seed), 4, max_steps=6, seed=seed))
     vec.reset()
-    for _ in range(before): vec.step(rng.integers(0, 10, 4))
+    for _ in range(before):
+        vec.step(rng.integers(0, 10, 4))
     state, actions = vec.state(), rng.integers(0, 10, (25, 4))
-    def play(env): return [(k.tolist(), r.tolist(), d.tolist()) for k, r, d, _ in map(env.step, actions)], env.finished, env.returns.tolist()
+
+    def play(env):
+        return (
+            [(k.tolist(), r.tolist(), d.tolist()) for k, r, d, _ in map(env.step, actions)],
+            env.finished,
+            env.returns.tolist(),
+        )
+
     first = play(vec)
     vec.load_state(state)
     assert play(vec) == first
@@ -301,7 +361,7 @@ def test_sb3_sees_a_vec_env():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vec = LocalizationVecEnv(Search(invented(5), 3, seed=0))
-    assert vec.num_envs == 3 and vec.render_mode is None and vec.env_is_wrapped(gym.Wrapper) == [False]*3
+    assert vec.num_envs == 3 and vec.render_mode is None and vec.env_is_wrapped(gym.Wrapper) == [False] * 3
     vec.seed(7)
     a = vec.reset()
     vec.seed(7)
@@ -310,10 +370,10 @@ def test_sb3_sees_a_vec_env():
     assert vec.get_attr("num_envs", indices=[0, 1]) == [3, 3]
 
 
-@pytest.mark.parametrize("share", [0, .4])
+@pytest.mark.parametrize("share", [0, 0.4])
 def test_guided_exploration_by_hand(share):
     "What pays is worth exploring, and nothing else: a move that changes nothing earns 0 and is not; TRIGGER gets its share beside the others"
-    search = Search(invented(40), 40, reward=named_reward("potential"), seed=0, random_starts=.5)
+    search = Search(invented(40), 40, reward=named_reward("potential"), seed=0, random_starts=0.5)
     vec = LocalizationVecEnv(search, share)
     vec.reset()
     paid, unchanged = search.try_all()[1], (search.moves.all(search.box) == search.box[:, None]).all(-1)
@@ -326,20 +386,30 @@ def test_guided_exploration_by_hand(share):
         expected = np.zeros(10)
         expected[good] = 1
         others = [a for a in good if a != TRIGGER]
-        if share and TRIGGER in good and others: expected[TRIGGER] = len(others)*share/(1 - share)
+        if share and TRIGGER in good and others:
+            expected[TRIGGER] = len(others) * share / (1 - share)
         np.testing.assert_allclose(row, expected)
         seen.add((TRIGGER in good, bool(others)))
     assert {(True, True), (False, True)} <= seen
 
 
-@pytest.mark.parametrize("actions, message", [([-1, -2], "-1 is no action"), ([0, 10], "10 is no action"), ([0], "needs 2 integers"), ([[0, 1]], "needs 2 integers"),
-                                              ([0., 1.], "needs 2 integers, one for each episode, got float64")])
+@pytest.mark.parametrize(
+    "actions, message",
+    [
+        ([-1, -2], "-1 is no action"),
+        ([0, 10], "10 is no action"),
+        ([0], "needs 2 integers"),
+        ([[0, 1]], "needs 2 integers"),
+        ([0.0, 1.0], "needs 2 integers, one for each episode, got float64"),
+    ],
+)
 def test_actions_that_are_none(actions, message):
     "What is no action is refused before anything has changed"
-    search = Search(Targets(np.zeros(1, int), np.zeros(1, int), np.array([[[0, 0, .5, .5]]], np.float32)), 2)
+    search = Search(Targets(np.zeros(1, int), np.zeros(1, int), np.array([[[0, 0, 0.5, 0.5]]], np.float32)), 2)
     search.start()
     before = search.state()
-    with pytest.raises(ValueError, match=message): search.step(np.array(actions))
+    with pytest.raises(ValueError, match=message):
+        search.step(np.array(actions))
     assert all(np.array_equal(before[name], search.state()[name]) for name in ("box", "step_count", "history"))
     search.step(np.array([0, 1]))
 
@@ -350,10 +420,12 @@ def test_one_environment_after_bad_calls(data, bank):
     env.reset(options={"episode": 0})
     env.step(np.array([0]))
     for bad in (10, -1, [0, 1], 1.5):
-        with pytest.raises(ValueError, match="actions: "): env.step(bad)
+        with pytest.raises(ValueError, match="actions: "):
+            env.step(bad)
     assert env.search.step_count[0] == 1
     for bad in (-1, 10**6):
-        with pytest.raises(ValueError, match="there are questions 0 to "): env.reset(options={"episode": bad})
+        with pytest.raises(ValueError, match="there are questions 0 to "):
+            env.reset(options={"episode": bad})
     env.step(1)
     env.reset()
     assert env.search.step_count[0] == 0

@@ -1,4 +1,5 @@
 """Rewards: bounds, monotonicity, ties, and the batch against an explicit loop."""
+
 from dataclasses import asdict, replace
 import json
 
@@ -7,16 +8,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locrl.envs.rewards import (BinaryTrigger, ContinuousTrigger, DeltaReward, Reward, SignReward, named_reward, register_reward)
+from locrl.envs.rewards import (
+    BinaryTrigger,
+    ContinuousTrigger,
+    DeltaReward,
+    Reward,
+    SignReward,
+    named_reward,
+    register_reward,
+)
 
 unit = st.floats(0, 1)
 
 
 @st.composite
 def continuous(draw):
-    eta = draw(st.floats(.1, 10))
-    return ContinuousTrigger(threshold=draw(st.floats(.05, .95)), eta=eta, base=draw(unit)*eta, edge=draw(unit)*eta,
-                             power=draw(st.floats(.1, 10)), fail_power=draw(st.floats(.1, 10)))
+    eta = draw(st.floats(0.1, 10))
+    return ContinuousTrigger(
+        threshold=draw(st.floats(0.05, 0.95)),
+        eta=eta,
+        base=draw(unit) * eta,
+        edge=draw(unit) * eta,
+        power=draw(st.floats(0.1, 10)),
+        fail_power=draw(st.floats(0.1, 10)),
+    )
 
 
 triggers = st.one_of(continuous(), st.builds(BinaryTrigger, threshold=unit, eta=st.floats(0, 10)))
@@ -26,8 +41,8 @@ triggers = st.one_of(continuous(), st.builds(BinaryTrigger, threshold=unit, eta=
 def test_triggers_never_fall_with_iou_and_stay_within_eta(trigger, ious):
     ious = np.sort(ious)
     for values in (trigger(ious), trigger(ious.astype(np.float32))):
-        assert (np.diff(values) >= -1e-5*max(1, trigger.eta)).all()
-        assert (np.abs(values) <= trigger.eta*(1 + 1e-5)).all()  # a power of a float32 may end a little above 1
+        assert (np.diff(values) >= -1e-5 * max(1, trigger.eta)).all()
+        assert (np.abs(values) <= trigger.eta * (1 + 1e-5)).all()  # a power of a float32 may end a little above 1
         assert np.isfinite(values).all()
 
 
@@ -37,7 +52,7 @@ def test_continuous_trigger_meets_its_named_values(t):
     np.testing.assert_allclose(ends[[0, 2, 3]], [-t.eta, t.base, t.eta], atol=1e-9)
     assert replace(t, fail_power=1)(np.nextafter(t.threshold, 0)) == pytest.approx(-t.edge, abs=1e-6)
     closed = replace(t, base=0, edge=0, power=1, fail_power=1)
-    assert abs(closed(t.threshold + 1e-9) - closed(t.threshold - 1e-9)) < 1e-5*t.eta
+    assert abs(closed(t.threshold + 1e-9) - closed(t.threshold - 1e-9)) < 1e-5 * t.eta
 
 
 def test_continuous_trigger_is_strictly_increasing_by_default():
@@ -46,41 +61,46 @@ def test_continuous_trigger_is_strictly_increasing_by_default():
 
 def test_rounding_of_iou_is_harmless():
     """float32 IoU may be a hair above 1 or below 0, which a fractional power must survive."""
-    values = ContinuousTrigger(power=.5, fail_power=.5)(np.array([-1e-7, 1 + 1e-7], dtype=np.float32))
+    values = ContinuousTrigger(power=0.5, fail_power=0.5)(np.array([-1e-7, 1 + 1e-7], dtype=np.float32))
     np.testing.assert_allclose(values, [-3, 3], atol=1e-5)
 
 
 @given(unit, unit, unit, unit, st.sampled_from(["negative", "centre"]))
 def test_sign_reward_has_two_values_and_follows_the_iou(before, after, d0, d1, ties):
-    value = SignReward(ties=ties, size=2.)(before, after, d0, d1)
+    value = SignReward(ties=ties, size=2.0)(before, after, d0, d1)
     assert abs(value) == 2
-    if abs(after - before) > 2e-6: assert value == 2*np.sign(after - before)
-    elif abs(after - before) < 5e-7: assert value == (2 if ties == "centre" and d0 - d1 > 1e-6 else -2)
+    if abs(after - before) > 2e-6:
+        assert value == 2 * np.sign(after - before)
+    elif abs(after - before) < 5e-7:
+        assert value == (2 if ties == "centre" and d0 - d1 > 1e-6 else -2)
 
 
 def test_noise_below_eps_is_a_tie():
-    iou = np.float32(.3)
+    iou = np.float32(0.3)
     noisy = np.nextafter(iou, np.float32(1))
     assert SignReward()(iou, noisy) == -1
-    assert SignReward(ties="centre")(iou, noisy, .2, .1) == 1
-    assert SignReward(ties="centre")(iou, noisy, .2, .2) == -1
+    assert SignReward(ties="centre")(iou, noisy, 0.2, 0.1) == 1
+    assert SignReward(ties="centre")(iou, noisy, 0.2, 0.2) == -1
 
 
-@given(st.lists(unit, min_size=2, max_size=20), st.floats(.1, 10), st.floats(.5, 1))
+@given(st.lists(unit, min_size=2, max_size=20), st.floats(0.1, 10), st.floats(0.5, 1))
 def test_delta_reward_telescopes(ious, scale, gamma):
     ious, part = np.array(ious), DeltaReward(scale, gamma)
-    discounted = (part(ious[:-1], ious[1:])*gamma**np.arange(len(ious) - 1)).sum()
-    np.testing.assert_allclose(discounted, scale*(gamma**(len(ious) - 1)*ious[-1] - ious[0]), atol=1e-9)
+    discounted = (part(ious[:-1], ious[1:]) * gamma ** np.arange(len(ious) - 1)).sum()
+    np.testing.assert_allclose(discounted, scale * (gamma ** (len(ious) - 1) * ious[-1] - ious[0]), atol=1e-9)
 
 
 def loop(name, before, after, triggered, d0, d1):
     "The named rewards, written out with `if`"
     if triggered:
-        if name == "paper": return 3. if after >= .6 else -3.
-        return .5 + 2.5*(after - .5)/.5 if after >= .5 else -.5 - 2.5*(1 - after/.5)
-    if name == "potential": return 5*((after - .5*d1) - (before - .5*d0))
-    if name == "centre" and abs(after - before) <= 1e-6: return 1. if d0 - d1 > 1e-6 else -1.
-    return 1. if after - before > 1e-6 else -1.
+        if name == "paper":
+            return 3.0 if after >= 0.6 else -3.0
+        return 0.5 + 2.5 * (after - 0.5) / 0.5 if after >= 0.5 else -0.5 - 2.5 * (1 - after / 0.5)
+    if name == "potential":
+        return 5 * ((after - 0.5 * d1) - (before - 0.5 * d0))
+    if name == "centre" and abs(after - before) <= 1e-6:
+        return 1.0 if d0 - d1 > 1e-6 else -1.0
+    return 1.0 if after - before > 1e-6 else -1.0
 
 
 @pytest.mark.parametrize("name", ["paper", "continuous", "centre", "potential"])
@@ -88,8 +108,8 @@ def test_batch_equals_explicit_loop(name):
     rng = np.random.default_rng(0)
     n = 500
     before, d0, d1 = rng.uniform(size=(3, n))
-    triggered = rng.uniform(size=n) < .3
-    after = np.where(triggered | (rng.uniform(size=n) < .4), before, rng.uniform(size=n))
+    triggered = rng.uniform(size=n) < 0.3
+    after = np.where(triggered | (rng.uniform(size=n) < 0.4), before, rng.uniform(size=n))
     got = named_reward(name)(before, after, triggered, d0, d1)
     assert got.shape == (n,) and got.dtype == np.float32
     np.testing.assert_allclose(got, [loop(name, *row) for row in zip(before, after, triggered, d0, d1)], atol=1e-6)
@@ -97,27 +117,33 @@ def test_batch_equals_explicit_loop(name):
 
 def test_any_batch_shape_and_scalars():
     reward = named_reward("centre")
-    assert reward(.3, .4, False, .2, .1) == 1
-    assert reward(np.zeros((2, 3)), np.ones((2, 3)), np.ones((2, 3), bool), np.zeros((2, 3)), np.zeros((2, 3))).shape == (2, 3)
+    assert reward(0.3, 0.4, False, 0.2, 0.1) == 1
+    assert reward(
+        np.zeros((2, 3)), np.ones((2, 3)), np.ones((2, 3), bool), np.zeros((2, 3)), np.zeros((2, 3))
+    ).shape == (2, 3)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: SignReward(ties="zero"), "'negative' or 'centre'"),
-    (lambda: SignReward(size=-1), "SignReward(size=-1)"),
-    (lambda: DeltaReward(gamma=1.1), "DeltaReward(gamma=1.1)"),
-    (lambda: BinaryTrigger(threshold=1.5), "from 0 to 1"),
-    (lambda: BinaryTrigger(eta=float("nan")), "eta=nan"),
-    (lambda: ContinuousTrigger(edge=5), "edge=5"),
-    (lambda: ContinuousTrigger(power=0), "power=0"),
-    (lambda: ContinuousTrigger(threshold=True), "threshold=True"),
-    (lambda: Reward(move="sign"), "must be callable"),
-    (lambda: named_reward("papr"), "known are 'centre', 'continuous', 'flat', 'paper'"),
-    (lambda: register_reward("paper", Reward(trigger=ContinuousTrigger())), "taken by"),
-    (lambda: register_reward("mine", SignReward()), "not a Reward"),
-    (lambda: named_reward("centre")(np.zeros(2), np.zeros(2), np.zeros(2, bool)), "needs distance_before"),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: SignReward(ties="zero"), "'negative' or 'centre'"),
+        (lambda: SignReward(size=-1), "SignReward(size=-1)"),
+        (lambda: DeltaReward(gamma=1.1), "DeltaReward(gamma=1.1)"),
+        (lambda: BinaryTrigger(threshold=1.5), "from 0 to 1"),
+        (lambda: BinaryTrigger(eta=float("nan")), "eta=nan"),
+        (lambda: ContinuousTrigger(edge=5), "edge=5"),
+        (lambda: ContinuousTrigger(power=0), "power=0"),
+        (lambda: ContinuousTrigger(threshold=True), "threshold=True"),
+        (lambda: Reward(move="sign"), "must be callable"),
+        (lambda: named_reward("papr"), "known are 'centre', 'continuous', 'flat', 'paper'"),
+        (lambda: register_reward("paper", Reward(trigger=ContinuousTrigger())), "taken by"),
+        (lambda: register_reward("mine", SignReward()), "not a Reward"),
+        (lambda: named_reward("centre")(np.zeros(2), np.zeros(2), np.zeros(2, bool)), "needs distance_before"),
+    ],
+)
 def test_mistakes_are_named(make, words):
-    with pytest.raises(ValueError) as error: make()
+    with pytest.raises(ValueError) as error:
+        make()
     assert words in str(error.value)
 
 

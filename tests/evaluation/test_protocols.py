@@ -1,4 +1,5 @@
 """Search, the two protocols and the baselines: against one question at a time, and by the sanity identities."""
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +8,19 @@ from evaluation.test_confidence import CLASSES, MapBank, Squares
 from locrl.agents.double_dqn import DoubleDQN
 from locrl.data.boxes import FULL, TRIGGER, iou
 from locrl.envs.localization import LocalizationVecEnv, Search, Targets
-from locrl.evaluation.protocols import (CONFIDENCE, Searches, baselines, confidence_of, evaluate, evidence_inside, questions, score, search_all,
-                            sources_of, trace)
+from locrl.evaluation.protocols import (
+    CONFIDENCE,
+    Searches,
+    baselines,
+    confidence_of,
+    evaluate,
+    evidence_inside,
+    questions,
+    score,
+    search_all,
+    sources_of,
+    trace,
+)
 from locrl.envs.observation import ObservationConfig
 from locrl.agents.policy import RegionPolicy, policy_kwargs
 
@@ -19,9 +31,19 @@ def world():
     bank = MapBank(data)
     env = LocalizationVecEnv(Search(Targets.of(data), n=4, seed=0))
     config = ObservationConfig(saliency=False, local_saliency=6, box=True, steps=True)
-    policy = DoubleDQN(RegionPolicy, env, policy_kwargs=policy_kwargs(bank.dim, config, (32, 32), 8), seed=3, device="cpu", buffer_size=100).policy
-    while search_all(policy, bank, *questions(len(data), 2), max_steps=10).triggered.mean() < .2:   # so that some searches trigger
-        with torch.no_grad(): policy.q_net.q_net[-1].bias[TRIGGER] += .01
+    policy = DoubleDQN(
+        RegionPolicy,
+        env,
+        policy_kwargs=policy_kwargs(bank.dim, config, (32, 32), 8),
+        seed=3,
+        device="cpu",
+        buffer_size=100,
+    ).policy
+    while (
+        search_all(policy, bank, *questions(len(data), 2), max_steps=10).triggered.mean() < 0.2
+    ):  # so that some searches trigger
+        with torch.no_grad():
+            policy.q_net.q_net[-1].bias[TRIGGER] += 0.01
     return data, bank, policy
 
 
@@ -29,7 +51,17 @@ def answers(data, box, confidence=None, triggered=True):
     "One answer for every question"
     image, label = questions(len(data), len(data.classes))
     n = len(image)
-    return Searches(image, label, np.asarray(box, np.float32), np.full(n, triggered), np.ones(n, int), np.zeros(n) if confidence is None else confidence, np.ones(n), np.ones(n), np.ones(n))
+    return Searches(
+        image,
+        label,
+        np.asarray(box, np.float32),
+        np.full(n, triggered),
+        np.ones(n, int),
+        np.zeros(n) if confidence is None else confidence,
+        np.ones(n),
+        np.ones(n),
+        np.ones(n),
+    )
 
 
 def true_boxes(data, otherwise=FULL):
@@ -39,7 +71,8 @@ def true_boxes(data, otherwise=FULL):
     for k, (i, c) in enumerate(zip(image, label)):
         a = data.annotation(int(i))
         mine = np.flatnonzero((a.labels == c) & ~a.difficult)
-        if len(mine): box[k], there[k] = a.boxes[mine[0]], True
+        if len(mine):
+            box[k], there[k] = a.boxes[mine[0]], True
     return box, there
 
 
@@ -76,8 +109,8 @@ def test_steps_are_limited(world):
 def test_evidence_inside_by_hand(world):
     "The mean of the cells whose centre the box holds; the nearest cell for a box that holds none"
     _, bank, _ = world
-    maps, none = bank.saliency.numpy(), np.float32([[.51, .51, .52, .52]])
-    half = evidence_inside(bank, np.array([4]), np.array([1]), np.float32([[0, 0, .5, 1]]))
+    maps, none = bank.saliency.numpy(), np.float32([[0.51, 0.51, 0.52, 0.52]])
+    half = evidence_inside(bank, np.array([4]), np.array([1]), np.float32([[0, 0, 0.5, 1]]))
     assert half[0] == pytest.approx(maps[4, 1, :, :8].mean(), abs=1e-5)
     assert evidence_inside(bank, np.array([4]), np.array([1]), none)[0] == pytest.approx(maps[4, 1, 8, 8], abs=1e-5)
 
@@ -87,27 +120,40 @@ def test_perfect_boxes_give_one():
     data = Squares(60, seed=1)
     box, there = true_boxes(data)
     e = score(answers(data, box, there.astype(float)), data, CLASSES, "q_trigger")
-    assert e.detection.map11 == e.detection.map_area == 1 and e.localisation.hit_rate == 1 and e.localisation.mean_iou == pytest.approx(1)
-    assert score(answers(data, box), data, CLASSES, "q_trigger").detection.map_area < .8    # without a ranking the negatives cost
+    assert (
+        e.detection.map11 == e.detection.map_area == 1
+        and e.localisation.hit_rate == 1
+        and e.localisation.mean_iou == pytest.approx(1)
+    )
+    assert (
+        score(answers(data, box), data, CLASSES, "q_trigger").detection.map_area < 0.8
+    )  # without a ranking the negatives cost
 
 
 def test_constant_scores_give_the_square_of_the_hit_rate():
     "The mark of an evaluator that ranks nothing: one box per positive picture, right with probability p, gives an area near p^2"
-    data, p = Squares(3000, seed=4, classes=("cat",)), .6
+    data, p = Squares(3000, seed=4, classes=("cat",)), 0.6
     data.objects = [[(o[0][0], 0, False, False)] for o in data.objects]
     box, _ = true_boxes(data)
-    box[np.random.default_rng(0).random(len(data)) > p] = [0, 0, .02, .02]
+    box[np.random.default_rng(0).random(len(data)) > p] = [0, 0, 0.02, 0.02]
     e = score(answers(data, box), data, ("cat",), "q_trigger")
-    assert e.localisation.hit_rate == pytest.approx(p, abs=.03) and e.detection.map_area == pytest.approx(p**2, abs=.04)
+    assert e.localisation.hit_rate == pytest.approx(p, abs=0.03) and e.detection.map_area == pytest.approx(
+        p**2, abs=0.04
+    )
 
 
 def test_order_of_answers_does_not_matter():
     data, rng = Squares(80, seed=5), np.random.default_rng(0)
     box, there = true_boxes(data)
-    box = np.sort((box + rng.normal(scale=.1, size=box.shape)).clip(0, 1).reshape(-1, 2, 2), 1).reshape(-1, 4)
+    box = np.sort((box + rng.normal(scale=0.1, size=box.shape)).clip(0, 1).reshape(-1, 2, 2), 1).reshape(-1, 4)
     s = answers(data, box, there + rng.random(len(box)))
     mixed = rng.permutation(len(box))
-    t = Searches(*(getattr(s, f)[mixed] for f in ("image", "label", "box", "triggered", "steps", "q_trigger", "iou", "presence", "evidence")))
+    t = Searches(
+        *(
+            getattr(s, f)[mixed]
+            for f in ("image", "label", "box", "triggered", "steps", "q_trigger", "iou", "presence", "evidence")
+        )
+    )
     a, b = (score(x, data, CLASSES, "q_trigger") for x in (s, t))
     assert a.detection.to_dict() == b.detection.to_dict() and a.localisation.hit_rate == b.localisation.hit_rate
 
@@ -122,7 +168,10 @@ def test_difficult_objects_are_neither():
     e = score(s, data, ("cat",), "q_trigger")
     assert e.detection.map_area == 1 and e.detection["cat"].npos == 30
     assert score(s, without, ("cat",), "q_trigger").detection.map_area < 1
-    assert e.localisation.trigger_rate_negatives is None and score(s, without, ("cat",), "q_trigger").localisation.trigger_rate_negatives == 1
+    assert (
+        e.localisation.trigger_rate_negatives is None
+        and score(s, without, ("cat",), "q_trigger").localisation.trigger_rate_negatives == 1
+    )
 
 
 def test_classes_are_matched_by_name():
@@ -132,9 +181,12 @@ def test_classes_are_matched_by_name():
     box = np.tile(FULL, (len(image), 1))
     for k, (i, c) in enumerate(zip(image, label)):
         b, l, difficult, _ = data.objects[i][0]
-        if l == data.classes.index(("cow", "cat")[c]) and not difficult: box[k] = b
+        if l == data.classes.index(("cow", "cat")[c]) and not difficult:
+            box[k] = b
     n = len(image)
-    s = Searches(image, label, box, np.ones(n, bool), np.ones(n, int), -iou(box, FULL), np.ones(n), np.ones(n), np.ones(n))
+    s = Searches(
+        image, label, box, np.ones(n, bool), np.ones(n, int), -iou(box, FULL), np.ones(n), np.ones(n), np.ones(n)
+    )
     e = score(s, data, ("cow", "cat"), "q_trigger")
     assert e.detection.recall_ceiling == 1 and [c.name for c in e.detection.per_class] == ["cow", "cat"]
 
@@ -143,16 +195,21 @@ def test_confidence_sources(world):
     data, bank, policy = world
     s = search_all(policy, bank, *questions(len(data), 2))
     assert sources_of(s) == [name for name in CONFIDENCE if "region" not in name]
-    for name in sources_of(s): assert confidence_of(s, name).dtype == np.float64 or np.isfinite(confidence_of(s, name)).all()
-    assert np.allclose(np.exp(confidence_of(s, "presence*iou")), s.presence*s.iou, atol=1e-5)
-    with pytest.raises(ValueError, match="no confidence called 'luck'"): confidence_of(s, "luck")
+    for name in sources_of(s):
+        assert confidence_of(s, name).dtype == np.float64 or np.isfinite(confidence_of(s, name)).all()
+    assert np.allclose(np.exp(confidence_of(s, "presence*iou")), s.presence * s.iou, atol=1e-5)
+    with pytest.raises(ValueError, match="no confidence called 'luck'"):
+        confidence_of(s, "luck")
 
 
 def test_evaluate_is_search_and_score(world):
     data, bank, policy = world
     e = evaluate(policy, bank, data)
     assert len(e.searches) == 60 and e.row("agent")["mAP (11 pt)"] == e.detection.map11
-    assert e.to_dict()["one_shot"]["map_area"] == score(search_all(policy, bank, *questions(len(data), 2)), data, CLASSES).detection.map_area
+    assert (
+        e.to_dict()["one_shot"]["map_area"]
+        == score(search_all(policy, bank, *questions(len(data), 2)), data, CLASSES).detection.map_area
+    )
 
 
 def test_baselines(world):
@@ -160,7 +217,7 @@ def test_baselines(world):
     data, bank, _ = world
     rows = baselines(bank, data)
     whole = iou(FULL, Targets.of(data).boxes).max(1)
-    assert rows["whole image"].localisation.hit_rate == pytest.approx((whole >= .5).mean())
+    assert rows["whole image"].localisation.hit_rate == pytest.approx((whole >= 0.5).mean())
     assert rows["planning oracle"].localisation.hit_rate == 1
     assert rows["greedy oracle"].localisation.hit_rate <= rows["centre-tie oracle"].localisation.hit_rate <= 1
     assert max(e.searches.steps.max() for e in rows.values()) <= 40

@@ -1,4 +1,5 @@
 """Iterations as data, and the whole history in half a minute: every iteration trains on Scenes without divergence."""
+
 import json
 from dataclasses import asdict, replace
 
@@ -24,7 +25,8 @@ def test_an_iteration_is_its_predecessor_with_named_fields_replaced(on, name):
     "Nothing but the declared fields differs, on every configuration; data and budget are those of the configuration"
     config, i = find_config(f"{on}/{name}"), ITERATIONS[name]
     assert all(getattr(config, f) == getattr(CONFIGS[on], f) for f in (*LOOKS, "steps", "eval_every"))
-    if i.after is None: return
+    if i.after is None:
+        return
     before = asdict(find_config(f"{on}/{i.after}"))
     assert {k for k, v in asdict(config).items() if v != before[k]} - {"name"} == set(i.changes)
 
@@ -39,23 +41,48 @@ def test_every_iteration_says_why_and_what_would_count(name):
 
 def test_one_agent_per_class_as_in_the_paper():
     "The class code shrinks with the classes; a configuration whose code does not fit is refused"
-    cats = replace(find_config("animals-5/paper"), observation=replace(find_config("animals-5/paper").observation, n_classes=1), classes=("cat",))
+    cats = replace(
+        find_config("animals-5/paper"),
+        observation=replace(find_config("animals-5/paper").observation, n_classes=1),
+        classes=("cat",),
+    )
     assert cats.observation.n_classes == 1
-    with pytest.raises(ConfigError, match="class code is for 5"): replace(find_config("animals-5/paper"), classes=("cat",))
+    with pytest.raises(ConfigError, match="class code is for 5"):
+        replace(find_config("animals-5/paper"), classes=("cat",))
 
 
-@pytest.mark.parametrize("field, value", [("trigger_share", 1.), ("dropout", -.1), ("margin_end", 2.), ("confidence", "luck"), ("reward", "candy"), ("margin_labels", "many"),
-                                          ("learning_rate", float("nan")), ("demo_oracle", "none"), ("warmup_loss", "hinge"), ("alpha", -1.), ("iou_weight", -1.), ("n_steps", 0), ("gamma", 1.)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("trigger_share", 1.0),
+        ("dropout", -0.1),
+        ("margin_end", 2.0),
+        ("confidence", "luck"),
+        ("reward", "candy"),
+        ("margin_labels", "many"),
+        ("learning_rate", float("nan")),
+        ("demo_oracle", "none"),
+        ("warmup_loss", "hinge"),
+        ("alpha", -1.0),
+        ("iou_weight", -1.0),
+        ("n_steps", 0),
+        ("gamma", 1.0),
+    ],
+)
 def test_impossible_settings_name_the_field(field, value):
     "Refused when the configuration is made"
-    with pytest.raises(ConfigError, match=field): replace(CONFIGS["demo"], **{field: value})
+    with pytest.raises(ConfigError, match=field):
+        replace(CONFIGS["demo"], **{field: value})
 
 
 def test_settings_that_need_each_other():
     "A margin needs demonstrations, a trigger share needs guidance"
-    with pytest.raises(ConfigError, match="margin_weight.*demo_ratio"): replace(CONFIGS["demo"], margin_weight=1.)
-    with pytest.raises(ConfigError, match="warmup_loss.*margin_weight"): replace(CONFIGS["demo"], demo_ratio=.1, warmup=10, warmup_loss="dqfd")
-    with pytest.raises(ConfigError, match="trigger_share.*guided"): replace(CONFIGS["demo"], trigger_share=.5, guided=False)
+    with pytest.raises(ConfigError, match="margin_weight.*demo_ratio"):
+        replace(CONFIGS["demo"], margin_weight=1.0)
+    with pytest.raises(ConfigError, match="warmup_loss.*margin_weight"):
+        replace(CONFIGS["demo"], demo_ratio=0.1, warmup=10, warmup_loss="dqfd")
+    with pytest.raises(ConfigError, match="trigger_share.*guided"):
+        replace(CONFIGS["demo"], trigger_share=0.5, guided=False)
 
 
 def result_of(**metrics):
@@ -65,45 +92,60 @@ def result_of(**metrics):
 
 def test_a_rise_within_the_noise_is_none():
     "The interval of the difference has to exclude zero, and a fall is no rise"
-    old, wide, clear = result_of(x=[.3, .5, .4]), result_of(x=[.4, .6, .5]), result_of(x=[.9, .91, .92])
+    old = result_of(x=[0.3, 0.5, 0.4])
+    wide = result_of(x=[0.4, 0.6, 0.5])
+    clear = result_of(x=[0.9, 0.91, 0.92])
     assert [rises("x")(new, old).passed for new in (wide, clear, old)] == [False, True, False]
     assert rises("x")(old, clear).passed is False
     assert rises("x")(result_of(x=[2, 2, 2]), result_of(x=[1, 1, 1])).passed is True
-    assert rises("x", by=.5)(clear, old).passed is False
+    assert rises("x", by=0.5)(clear, old).passed is False
 
 
 def test_a_gain_is_of_each_seed_over_itself():
     "A small gain that every seed has counts, however much the seeds differ; seeds are matched by name"
-    old, new = result_of(seed=[0, 1, 2], x=[.3, .5, .4]), result_of(seed=[2, 0, 1], x=[.41, .312, .511])
+    old, new = result_of(seed=[0, 1, 2], x=[0.3, 0.5, 0.4]), result_of(seed=[2, 0, 1], x=[0.41, 0.312, 0.511])
     assert rises("x")(new, old).passed is False and gains("x")(new, old).passed is True
-    assert gains("x", by=.01)(new, old).passed is False and gains("x")(old, new).passed is False
-    assert gains("x")(result_of(seed=[0, 1, 2], x=[.4, .5, .4]), old).passed is False    # one seed alone
+    assert gains("x", by=0.01)(new, old).passed is False and gains("x")(old, new).passed is False
+    assert gains("x")(result_of(seed=[0, 1, 2], x=[0.4, 0.5, 0.4]), old).passed is False  # one seed alone
     assert gains("x")(old, old).passed is False and gains("x")(old, None).passed is None
 
 
 @pytest.mark.parametrize("judge", [rises("x"), gains("x")])
 def test_a_verdict_in_numbers(judge):
     "Mean difference with its interval, by hand, where each seed gains what the others do; two seeds suffice and one does not"
-    old, new = (dict(metrics=dict(seeds=[dict(seed=s, x=x + up) for s, x in enumerate((.25, .5))])) for up in (0, .125))
+    old, new = (
+        dict(metrics=dict(seeds=[dict(seed=s, x=x + up) for s, x in enumerate((0.25, 0.5))])) for up in (0, 0.125)
+    )
     verdict = judge(new, old)
-    assert verdict.text.startswith("x 0.375 -> 0.500, ") and " difference of +0.125 [" in verdict.text and verdict.passed is not None
+    assert (
+        verdict.text.startswith("x 0.375 -> 0.500, ")
+        and " difference of +0.125 [" in verdict.text
+        and verdict.passed is not None
+    )
     low, high = (float(x) for x in verdict.text.split("[")[1].split("]")[0].split(","))
-    half = 0 if "seed by seed" in verdict.text else 4.303*.125*2**.5   # Student's t with 2 degrees of freedom times the standard error
-    assert (low, high) == (pytest.approx(.125 - half, abs=2e-3), pytest.approx(.125 + half, abs=2e-3)) and verdict.passed == (half == 0)
-    for r in (new, old): r["metrics"]["seeds"].pop()
+    half = (
+        0 if "seed by seed" in verdict.text else 4.303 * 0.125 * 2**0.5
+    )  # Student's t with 2 degrees of freedom times the standard error
+    assert (low, high) == (
+        pytest.approx(0.125 - half, abs=2e-3),
+        pytest.approx(0.125 + half, abs=2e-3),
+    ) and verdict.passed == (half == 0)
+    for r in (new, old):
+        r["metrics"]["seeds"].pop()
     assert judge(new, old).passed is None
 
 
 def test_a_range_holds_for_every_seed():
     "One seed outside fails it"
-    assert within("x", 0, 1)(result_of(x=[.1, .2, 1.]), None).passed is True
-    assert within("x", 0, 1)(result_of(x=[.1, .2, 1.1]), None).passed is False
+    assert within("x", 0, 1)(result_of(x=[0.1, 0.2, 1.0]), None).passed is True
+    assert within("x", 0, 1)(result_of(x=[0.1, 0.2, 1.1]), None).passed is False
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     "A few simple scenes through a small input, shared by all iterations"
     import os
+
     before = os.environ.get("LOCRL_CACHE")
     os.environ["LOCRL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     try:
@@ -112,14 +154,31 @@ def world(tmp_path_factory):
         yield made
     finally:
         os.environ.pop("LOCRL_CACHE")
-        if before is not None: os.environ["LOCRL_CACHE"] = before
+        if before is not None:
+            os.environ["LOCRL_CACHE"] = before
 
 
 def small(name):
     "The iteration on `demo`, with little to look at and little time"
     config = find_config(f"demo/{name}")
-    return replace(config, train="simple-scenes:train:200", select="simple-scenes:val:60", input_size=160, dim=48, net_arch=(128, 128), n_envs=64, batch_size=128,
-                   gradient_steps=2, learning_starts=512, target_update_interval=1024, buffer_size=20_000, demo_episodes=300, warmup=min(config.warmup, 100), steps=8192, eval_every=4096)
+    return replace(
+        config,
+        train="simple-scenes:train:200",
+        select="simple-scenes:val:60",
+        input_size=160,
+        dim=48,
+        net_arch=(128, 128),
+        n_envs=64,
+        batch_size=128,
+        gradient_steps=2,
+        learning_starts=512,
+        target_update_interval=1024,
+        buffer_size=20_000,
+        demo_episodes=300,
+        warmup=min(config.warmup, 100),
+        steps=8192,
+        eval_every=4096,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES[:6])
@@ -128,25 +187,43 @@ def test_every_iteration_trains(name, world, tmp_path):
     v7 and v9.2, whose margin holds the demonstrations' policy (0.65 to 0.95 over four seeds). What the greedy policy of the others
     does after so few steps is chance: seeds of torch 2.8 and 2.15 gave 0 to 0.85 for `paper` and 0.07 to 0.92 for `v10`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     config = small(name)
     folder = train(config, 0, tmp_path, world=world, progress=False)
-    rows = [json.loads(line) for line in (folder/"metrics.jsonl").read_text().splitlines()]
-    limit = 1/(1 - config.gamma)    # a reward of 1 for ever; a trigger pays 3 at most, once
-    assert len(rows) == 2 and all(abs(r["q_mean"]) < limit and r["q_max"] < 2*limit for r in rows)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    limit = 1 / (1 - config.gamma)  # a reward of 1 for ever; a trigger pays 3 at most, once
+    assert len(rows) == 2 and all(abs(r["q_mean"]) < limit and r["q_max"] < 2 * limit for r in rows)
     events = EventAccumulator(str(folder)).Reload()
-    assert max(e.value for e in events.Scalars("rollout/trigger_rate")) > .05
-    assert name not in ("v7", "v9.2") or rows[-1]["trigger_rate"] > .3
-    agent = Agent.load(folder)      # the network it was trained as: dropout, and whether a trained head judges boxes
+    assert max(e.value for e in events.Scalars("rollout/trigger_rate")) > 0.05
+    assert name not in ("v7", "v9.2") or rows[-1]["trigger_rate"] > 0.3
+    agent = Agent.load(folder)  # the network it was trained as: dropout, and whether a trained head judges boxes
     net = agent.policy.q_net
     assert net.judges == bool(config.iou_weight or config.rank_weight)
-    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [config.dropout]*2*bool(config.dropout)
+    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [config.dropout] * 2 * bool(
+        config.dropout
+    )
     best = next(r for r in rows if r["step"] == agent.step)
     again = agent.evaluate(world.bank("select"), world.data["select"])
-    assert abs(again.localisation.mean_iou - best["mean_iou"]) < 1e-6 and abs(again.detection.map_area - best["map_area"]) < 1e-6
+    assert (
+        abs(again.localisation.mean_iou - best["mean_iou"]) < 1e-6
+        and abs(again.detection.map_area - best["map_area"]) < 1e-6
+    )
 
 
 def test_a_plan_to_learn_from_and_the_losses_of_dqfd(world, tmp_path):
     "Demonstrations of the planning oracle, the warm-up by temporal differences and margin, a margin that fades, a share for TRIGGER: all at once"
-    config = replace(small("v10"), name="all", demo_oracle="planning", warmup=60, warmup_loss="dqfd", margin_end=.1, trigger_share=.3, steps=2048, eval_every=2048)
-    row = json.loads((train(config, 0, tmp_path, world=world.under(config), progress=False)/"metrics.jsonl").read_text())
-    assert row["pretrain_accuracy"] > .1 and abs(row["q_mean"]) < 10 and row["rollout_trigger_rate"] > .1
+    config = replace(
+        small("v10"),
+        name="all",
+        demo_oracle="planning",
+        warmup=60,
+        warmup_loss="dqfd",
+        margin_end=0.1,
+        trigger_share=0.3,
+        steps=2048,
+        eval_every=2048,
+    )
+    row = json.loads(
+        (train(config, 0, tmp_path, world=world.under(config), progress=False) / "metrics.jsonl").read_text()
+    )
+    assert row["pretrain_accuracy"] > 0.1 and abs(row["q_mean"]) < 10 and row["rollout_trigger_rate"] > 0.1

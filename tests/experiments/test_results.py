@@ -1,4 +1,5 @@
 """Searches kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -20,11 +21,13 @@ from tiny import TINY
 def first(tiny_runs):
     "Agent, features and data of the first seed, and no kept searches"
     (agent,), _, bank, data = opened(tiny_runs[0], "report")
-    for file in (agent.folder / "searches").glob("*"): file.unlink()
+    for file in (agent.folder / "searches").glob("*"):
+        file.unlink()
     return agent, bank, data
 
 
-def never(*args, **kwargs): raise AssertionError("searched again")
+def never(*args, **kwargs):
+    raise AssertionError("searched again")
 
 
 def test_second_time_is_read_and_equal(first, monkeypatch):
@@ -47,37 +50,50 @@ def test_the_search_for_several_is_kept_as_its_score(first, monkeypatch, restart
     assert made == evaluate_multi(agent.policy, bank, data, restarts=restarts).to_dict()
     monkeypatch.setattr(results, "search_several", never)
     assert results._several(agent, bank, data, "presence*iou", False) == made
-    with pytest.raises(AssertionError, match="searched again"): results._several(agent, bank, data, "iou", False)
+    with pytest.raises(AssertionError, match="searched again"):
+        results._several(agent, bank, data, "iou", False)
     agent.config = replace(agent.config, restarts="windows" if restarts == "corners" else "corners")
-    with pytest.raises(AssertionError, match="searched again"): results._several(agent, bank, data, "presence*iou", False)
+    with pytest.raises(AssertionError, match="searched again"):
+        results._several(agent, bank, data, "presence*iou", False)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b[:200] + bytes([b[200] ^ 255]) + b[201:], lambda b: b"not an archive"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b[:200] + bytes([b[200] ^ 255]) + b[201:],
+        lambda b: b"not an archive",
+    ],
+)
 def test_damage_is_told_and_mended(first, damage):
     agent, bank, _ = first
     made = searches_of(agent, bank)
-    file, = (agent.folder / "searches").glob("*.npz")
+    (file,) = (agent.folder / "searches").glob("*.npz")
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.warns(UserWarning, match="made anew"): again = searches_of(agent, bank)
+    with pytest.warns(UserWarning, match="made anew"):
+        again = searches_of(agent, bank)
     np.testing.assert_array_equal(made.box, again.box)
-    searches_of(agent, bank)        # whole again: no warning
+    searches_of(agent, bank)  # whole again: no warning
 
 
 def test_answers_of_others_are_not_taken(first):
     agent, bank, _ = first
     searches_of(agent, bank)
-    own, = (agent.folder / "searches").glob("*.npz")
-    bank.presence[0, 0] += .25      # other evidence, other key
+    (own,) = (agent.folder / "searches").glob("*.npz")
+    bank.presence[0, 0] += 0.25  # other evidence, other key
     searches_of(agent, bank)
     other = next(f for f in (agent.folder / "searches").glob("*.npz") if f != own)
     other.write_bytes(own.read_bytes())
-    with pytest.warns(UserWarning, match="of other searches"): searches_of(agent, bank)
+    with pytest.warns(UserWarning, match="of other searches"):
+        searches_of(agent, bank)
 
 
 def test_a_changed_policy_has_another_key(first):
     agent, bank, _ = first
     searches_of(agent, bank)
-    with torch.no_grad(): agent.policy.q_net.iou_head.bias += 1
+    with torch.no_grad():
+        agent.policy.q_net.iou_head.bias += 1
     searches_of(agent, bank)
     assert len(list((agent.folder / "searches").glob("*.npz"))) == 2
 
@@ -89,33 +105,48 @@ def test_each_policy_has_a_region_classifier_of_its_own(first, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(results, "fit_region_classifier", never)
         assert results.classifier_of(agent).digest == made.digest
-        for change in (lambda: agent.policy.q_net.iou_head.bias.add_(1), lambda: setattr(agent, "config", replace(agent.config, classifiers=2))):
-            with torch.no_grad(): change()
-            with pytest.raises(AssertionError, match="searched again"): results.classifier_of(agent)
+        for change in (
+            lambda: agent.policy.q_net.iou_head.bias.add_(1),
+            lambda: setattr(agent, "config", replace(agent.config, classifiers=2)),
+        ):
+            with torch.no_grad():
+                change()
+            with pytest.raises(AssertionError, match="searched again"):
+                results.classifier_of(agent)
     results.classifier_file(agent).write_bytes(b"no archive")
-    with pytest.warns(UserWarning, match="made anew"): assert results.classifier_of(agent).digest != made.digest
+    with pytest.warns(UserWarning, match="made anew"):
+        assert results.classifier_of(agent).digest != made.digest
 
 
 def test_where_nothing_can_be_written_the_answers_still_come(first, monkeypatch):
     agent, bank, _ = first
-    def full(*args): raise OSError(28, "No space left on device")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(results, "write_atomic", full)
-    with pytest.warns(UserWarning, match="not kept"): assert len(searches_of(agent, bank)) == 60
+    with pytest.warns(UserWarning, match="not kept"):
+        assert len(searches_of(agent, bank)) == 60
 
 
 def test_compare_with_itself_is_no_difference(tiny_runs):
     same = compare(tiny_runs, tiny_runs, split="report", resamples=50)
-    for d in same.metrics.values(): assert (d.difference, d.low, d.high, d.improvement) == (0, 0, 0, .5)
+    for d in same.metrics.values():
+        assert (d.difference, d.low, d.high, d.improvement) == (0, 0, 0, 0.5)
 
 
 def test_transfer_says_what_was_new(tiny_runs, tmp_path):
     result = transfer(tiny_runs[0], ["horse"], "scenes:test:30", fit_on="scenes:train:40")
-    assert result["transfer"] == dict(trained_on=["cat", "dog"], new_classes=["horse"], evidence="prototypes", evidence_from="scenes:train:40")
+    assert result["transfer"] == dict(
+        trained_on=["cat", "dog"], new_classes=["horse"], evidence="prototypes", evidence_from="scenes:train:40"
+    )
     assert set(result["baselines"]) >= {"random policy", "saliency box", "planning oracle"}
     page = write_folder(tmp_path, "transfer", {"Results": results_table(result)}, result, class_records(result))
     assert "planning oracle" in page.read_text() and (tmp_path / "results.csv").read_text().count("\n") == 3
-    with pytest.raises(ConfigError, match="the run's own"): transfer(tiny_runs[0], ["cat"])
-    with pytest.raises(ConfigError, match="use 'prototypes' or 'encoder'"): transfer(tiny_runs[0], ["horse"], "scenes:test:30", evidence="none")
+    with pytest.raises(ConfigError, match="the run's own"):
+        transfer(tiny_runs[0], ["cat"])
+    with pytest.raises(ConfigError, match="use 'prototypes' or 'encoder'"):
+        transfer(tiny_runs[0], ["horse"], "scenes:test:30", evidence="none")
 
 
 @pytest.mark.parametrize("answer", ["stop", "surest"])
@@ -123,10 +154,16 @@ def test_answers_are_chosen_as_the_configuration_says(first, monkeypatch, answer
     agent, bank, _ = first
     agent.config = replace(agent.config, answer=answer)
     made = answers_of(agent, bank, "presence*iou")
-    expected = {way: answer_all(agent.policy, bank, *questions(len(bank), len(bank.classes)), answer=way, confidence="presence*iou") for way in ANSWER}
+    expected = {
+        way: answer_all(
+            agent.policy, bank, *questions(len(bank), len(bank.classes)), answer=way, confidence="presence*iou"
+        )
+        for way in ANSWER
+    }
     np.testing.assert_array_equal(made.box, expected[answer].box)
     assert not np.array_equal(expected["stop"].box, expected["surest"].box)
-    for name in ("search_all", "answer_all"): monkeypatch.setattr(results, name, never)
+    for name in ("search_all", "answer_all"):
+        monkeypatch.setattr(results, name, never)
     np.testing.assert_array_equal(answers_of(agent, bank, "presence*iou").box, made.box)
 
 
@@ -134,17 +171,27 @@ def test_the_table_says_what_the_report_does(tiny_runs):
     result = report(tiny_runs, multi=True)
     made = results_table(result).rows
     (agent,), several = [[r for r in made if r["method"].startswith(s)] for s in ("agent", "the same")]
-    assert agent["method"] == "agent (2 seeds)" and results_table(report(tiny_runs[:1])).rows[-1]["method"] == "agent (1 seed)"
-    assert agent["hit rate"][0] == result["metrics"]["aggregate"]["hit_rate"]["mean"] and agent["mAP (11 pt)"][0] == result["metrics"]["aggregate"]["one_shot"]["map11"]["mean"]
-    assert [r["mAP (area)"][0] for r in several] == [result["metrics"]["aggregate"][mode]["map_area"]["mean"] for mode in ("tr", "aar")] and all(r.get("hit rate") is None for r in several)
+    assert (
+        agent["method"] == "agent (2 seeds)"
+        and results_table(report(tiny_runs[:1])).rows[-1]["method"] == "agent (1 seed)"
+    )
+    assert (
+        agent["hit rate"][0] == result["metrics"]["aggregate"]["hit_rate"]["mean"]
+        and agent["mAP (11 pt)"][0] == result["metrics"]["aggregate"]["one_shot"]["map11"]["mean"]
+    )
+    assert [r["mAP (area)"][0] for r in several] == [
+        result["metrics"]["aggregate"][mode]["map_area"]["mean"] for mode in ("tr", "aar")
+    ] and all(r.get("hit rate") is None for r in several)
     assert [r["method"] for r in made if r not in (agent, *several)] == list(result["baselines"])
 
 
 def test_report_has_both_kinds_of_search(tiny_runs):
     m = report(tiny_runs, multi=True)["metrics"]["aggregate"]
-    for mode in ("one_shot", "tr", "aar"): assert 0 <= m[mode]["map11"]["mean"] <= m[mode]["recall_ceiling"]["mean"] + 1/11
+    for mode in ("one_shot", "tr", "aar"):
+        assert 0 <= m[mode]["map11"]["mean"] <= m[mode]["recall_ceiling"]["mean"] + 1 / 11
 
 
 def test_a_seed_counts_once(tiny_runs):
     "The same run twice, or two runs of one seed, is no interval over two seeds"
-    with pytest.raises(results.ConfigError, match="the same seed twice"): report([tiny_runs[0], tiny_runs[0]])
+    with pytest.raises(results.ConfigError, match="the same seed twice"):
+        report([tiny_runs[0], tiny_runs[0]])

@@ -1,4 +1,5 @@
 """Sweeps: which trials there are, what is left of them after failures, kills and interruptions, and where they run; iterations to their verdict."""
+
 import json
 import multiprocessing
 import sys
@@ -16,7 +17,16 @@ from locrl.experiments import sweep
 from locrl.experiments.config import CONFIGS, Config, ConfigError, prepare
 from locrl.experiments.iterate import SweepError, iterate
 from locrl.experiments.iterations import ITERATIONS, find_config, rises
-from locrl.experiments.sweep import Progress, parse_values, run_here, run_on_ray, run_sweep, sweep_table, trials, with_values
+from locrl.experiments.sweep import (
+    Progress,
+    parse_values,
+    run_here,
+    run_on_ray,
+    run_sweep,
+    sweep_table,
+    trials,
+    with_values,
+)
 from locrl.experiments.train import load_checkpoint, train
 from tiny import TINIEST, no_film
 
@@ -43,8 +53,15 @@ def same_weights(a, b):
     return all(torch.equal(v, y["model"]["policy"][k]) for k, v in x["model"]["policy"].items())
 
 
-FIELDS = {"learning_rate": st.floats(1e-6, 1, allow_subnormal=False), "gamma": st.floats(0, .99), "n_steps": st.integers(1, 9), "guided": st.booleans(),
-          "observation.grid": st.integers(0, 3), "net_arch": st.lists(st.integers(1, 512), min_size=1, max_size=3), "confidence": st.sampled_from(["q_trigger", "presence", "presence*iou"])}
+FIELDS = {
+    "learning_rate": st.floats(1e-6, 1, allow_subnormal=False),
+    "gamma": st.floats(0, 0.99),
+    "n_steps": st.integers(1, 9),
+    "guided": st.booleans(),
+    "observation.grid": st.integers(0, 3),
+    "net_arch": st.lists(st.integers(1, 512), min_size=1, max_size=3),
+    "confidence": st.sampled_from(["q_trigger", "presence", "presence*iou"]),
+}
 
 
 @given(st.fixed_dictionaries({}, optional=FIELDS), st.randoms())
@@ -52,7 +69,8 @@ def test_a_name_says_what_differs_and_nothing_else(values, random):
     config = with_values(TINY, values)
     for field, value in values.items():
         got = config
-        for part in field.split("."): got = getattr(got, part)
+        for part in field.split("."):
+            got = getattr(got, part)
         assert got == (tuple(value) if isinstance(value, list) else value)
     shuffled = dict(random.sample(list(values.items()), len(values)))
     assert with_values(TINY, shuffled) == config
@@ -61,11 +79,22 @@ def test_a_name_says_what_differs_and_nothing_else(values, random):
     assert Config.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("text, words", [
-    ("name=other", "no field 'name'"), ("learning_rte=1", "no field 'learning_rte'"), ("observation.gird=1", "no field 'observation.gird'"), ("gamma.x=1", "no field 'gamma.x'"),
-    ("observation=1", "set one of them"), ("learning_rate=fast", "learning_rate='fast': must be float"), ("batch_size=1.5", "must be int"), ("double=1", "must be bool"),
-    ("gamma=1.5", "must lie in [0, 1)"), ("reward=gold", "gold"), ("gamma", "write FIELD=VALUE"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("name=other", "no field 'name'"),
+        ("learning_rte=1", "no field 'learning_rte'"),
+        ("observation.gird=1", "no field 'observation.gird'"),
+        ("gamma.x=1", "no field 'gamma.x'"),
+        ("observation=1", "set one of them"),
+        ("learning_rate=fast", "learning_rate='fast': must be float"),
+        ("batch_size=1.5", "must be int"),
+        ("double=1", "must be bool"),
+        ("gamma=1.5", "must lie in [0, 1)"),
+        ("reward=gold", "gold"),
+        ("gamma", "write FIELD=VALUE"),
+    ],
+)
 def test_what_cannot_be_is_refused_before_anything_runs(text, words):
     with pytest.raises(ConfigError) as e:
         field, values = parse_values(text)
@@ -74,13 +103,16 @@ def test_what_cannot_be_is_refused_before_anything_runs(text, words):
 
 
 def test_trials_are_the_product_and_the_iterations_own_runs(tmp_path):
-    runs = trials("tiny", ["v11", "v12"], 2, {"learning_rate": [1e-4, 8e-4], "gamma": [.5, .8, .5]}, tmp_path)
-    assert len(runs) == 2*2*2*2 == len({t.folder for t in runs}) and [t.seed for t in runs] == [0]*8 + [1]*8
+    runs = trials("tiny", ["v11", "v12"], 2, {"learning_rate": [1e-4, 8e-4], "gamma": [0.5, 0.8, 0.5]}, tmp_path)
+    assert len(runs) == 2 * 2 * 2 * 2 == len({t.folder for t in runs}) and [t.seed for t in runs] == [0] * 8 + [1] * 8
     own = trials("tiny", ["v11"], 1, {"learning_rate": [find_config("tiny/v11").learning_rate]}, tmp_path)
-    assert [t.folder for t in own] == [tmp_path/"tiny/v11/seed-0"]
-    with pytest.raises(ConfigError, match="at least 1"): trials("tiny", seeds=0)
-    with pytest.raises(ConfigError, match="known are paper"): trials("tiny", ["v99"])
-    with pytest.raises(ConfigError, match="share the folder"): trials("tiny", values={"train": ["scenes:train:24", "scenes:train:25", "scenes;train:25"]})
+    assert [t.folder for t in own] == [tmp_path / "tiny/v11/seed-0"]
+    with pytest.raises(ConfigError, match="at least 1"):
+        trials("tiny", seeds=0)
+    with pytest.raises(ConfigError, match="known are paper"):
+        trials("tiny", ["v99"])
+    with pytest.raises(ConfigError, match="share the folder"):
+        trials("tiny", values={"train": ["scenes:train:24", "scenes:train:25", "scenes;train:25"]})
 
 
 def little_process(*args):
@@ -91,6 +123,7 @@ def little_process(*args):
 
 def slow_process(*args):
     "The same, slow enough to be watched: each validation takes longer than a look does"
+
     def slow_film(episode, n):
         time.sleep(2)
         return no_film(episode, n)
@@ -106,31 +139,37 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     "A trial is killed by the system, then interrupted by Ctrl-C, then goes on; another cannot be; a finished one is left alone"
     monkeypatch.setattr(sweep, "_in_process", little_process)
     monkeypatch.setattr(sweep, "cores", lambda: 1)
-    stopped, taken, finished, _ = trials("tiny", seeds=2, values={"gamma": [.9, .5]}, root=tmp_path)
+    stopped, taken, finished, _ = trials("tiny", seeds=2, values={"gamma": [0.9, 0.5]}, root=tmp_path)
     train(finished.config, 1, tmp_path, prepare(TINY), progress=False)
-    before = (finished.folder/"last.pt").stat().st_mtime_ns
+    before = (finished.folder / "last.pt").stat().st_mtime_ns
     taken.folder.parent.mkdir(parents=True)
     taken.folder.write_text("in the way")
     shots = []
 
     def kill(running, failed):
-        if not shots: shots.extend(child.kill() for child in multiprocessing.active_children() if child.name == str(stopped))
+        if not shots:
+            shots.extend(child.kill() for child in multiprocessing.active_children() if child.name == str(stopped))
+
     errors = run_here([stopped, taken], 1, tell=kill)
-    assert errors.keys() == {stopped, taken} and "exit code -9" in errors[stopped] and "FileExistsError" in errors[taken]
+    assert (
+        errors.keys() == {stopped, taken} and "exit code -9" in errors[stopped] and "FileExistsError" in errors[taken]
+    )
 
     def interrupt(running, failed):
-        if stopped.step: raise KeyboardInterrupt
+        if stopped.step:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, "_in_process", slow_process)
-    with pytest.raises(KeyboardInterrupt): run_here([stopped], tell=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_here([stopped], tell=interrupt)
     assert not multiprocessing.active_children() and 0 < stopped.step < TINY.steps and not stopped.finished
     taken.folder.unlink()
     taken.folder.mkdir()
-    (taken.folder/"config.json").write_text(json.dumps(dict(config=TINY.to_dict(), seed=7)))
+    (taken.folder / "config.json").write_text(json.dumps(dict(config=TINY.to_dict(), seed=7)))
     runs = [stopped, taken, finished]
     again = run_sweep(runs, 1, progress=False)
     assert again.keys() == {taken} and "holds another run" in again[taken] and stopped.finished
-    assert (finished.folder/"last.pt").stat().st_mtime_ns == before and same_weights(stopped.folder, whole[0])
+    assert (finished.folder / "last.pt").stat().st_mtime_ns == before and same_weights(stopped.folder, whole[0])
     text = str(sweep_table(runs, again))
     assert "| tiny | 2 of 2 |" in text and "| tiny/gamma=0.5 | 0 of 1 |" in text and text.rstrip(" |").endswith("1")
 
@@ -138,9 +177,9 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
 def test_a_folder_of_another_run_and_pictures_that_are_not_there(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run_here", lambda *args, **kwargs: pytest.fail("nothing can be trained"))
     train(TINY, 0, tmp_path, prepare(TINY), stop_after=1, progress=False)
-    monkeypatch.setitem(CONFIGS, "tiny", with_values(TINY, {"gamma": .3}))
-    monkeypatch.setenv("LOCRL_DATA", str(tmp_path/"nowhere"))
-    other = [sweep.Trial(Config.from_dict(with_values(TINY, {"gamma": .3}).to_dict() | {"name": "tiny"}), 0, tmp_path)]
+    monkeypatch.setitem(CONFIGS, "tiny", with_values(TINY, {"gamma": 0.3}))
+    monkeypatch.setenv("LOCRL_DATA", str(tmp_path / "nowhere"))
+    other = [sweep.Trial(Config.from_dict(with_values(TINY, {"gamma": 0.3}).to_dict() | {"name": "tiny"}), 0, tmp_path)]
     gone = trials("animals-5", seeds=1, root=tmp_path)
     errors = run_sweep(other + gone, progress=False)
     assert "holds another run (gamma: 0.9 -> 0.3)" in errors[other[0]] and errors[gone[0]].startswith("DataError")
@@ -150,47 +189,64 @@ def test_progress_counts_all(whole, capsys):
     done = trials("tiny", seeds=3, root=whole[0].parents[1])
     bar = Progress(done)
     bar({done[2]: 160}, failed=1, again=2)
-    assert bar.bar.n == 2*320 + 160 and bar.bar.total == 3*320
+    assert bar.bar.n == 2 * 320 + 160 and bar.bar.total == 3 * 320
     assert "2 finished; 1 failed; 2 picked up again; tiny seed 2 at 160" in capsys.readouterr().err
 
 
 def test_an_iteration_to_its_verdict(tmp_path, monkeypatch):
     config, world = find_config("tiny/v13"), prepare(TINY)
-    asked = dict(on="tiny", out=tmp_path/"results", root=tmp_path/"runs", progress=False)
+    asked = dict(on="tiny", out=tmp_path / "results", root=tmp_path / "runs", progress=False)
     trained = []
 
     def here(runs, *args, **kwargs):
         for t in runs:
-            if not t.finished: trained.append(train(t.config, t.seed, t.root, world.under(t.config), progress=False))
+            if not t.finished:
+                trained.append(train(t.config, t.seed, t.root, world.under(t.config), progress=False))
         return {}
+
     monkeypatch.setattr(iteration, "run_sweep", here)
     monkeypatch.setitem(ITERATIONS, "v13", replace(ITERATIONS["v13"], criterion=rises("hit_rate")))
     result, verdict, file = iterate("v13", seeds=2, **asked)
-    assert verdict.passed is None and file == tmp_path/"results/v13-efficientnet_lite0.json"
-    assert json.loads(file.read_text()) == json.loads(json.dumps(result)) and result["seeds"] == [0, 1] and len(trained) == 2
-    assert result["command"] == "locrl iterate v13 --on tiny --seeds 2 --split report" and {"one_shot", "tr", "aar"} <= result["metrics"]["seeds"][0].keys()
-    for folder in trained: assert (file.parent/f"v13-{folder.name}.jsonl").read_bytes() == (folder/"metrics.jsonl").read_bytes()
+    assert verdict.passed is None and file == tmp_path / "results/v13-efficientnet_lite0.json"
+    assert (
+        json.loads(file.read_text()) == json.loads(json.dumps(result))
+        and result["seeds"] == [0, 1]
+        and len(trained) == 2
+    )
+    assert (
+        result["command"] == "locrl iterate v13 --on tiny --seeds 2 --split report"
+        and {"one_shot", "tr", "aar"} <= result["metrics"]["seeds"][0].keys()
+    )
+    for folder in trained:
+        assert (file.parent / f"v13-{folder.name}.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
-    former = json.loads(file.read_text())        # the iteration before was much better
-    for m in former["metrics"]["seeds"]: m["hit_rate"] = .9 + .01*m["seed"]
-    (file.parent/"v12-efficientnet_lite0.json").write_text(json.dumps(former))
+    former = json.loads(file.read_text())  # the iteration before was much better
+    for m in former["metrics"]["seeds"]:
+        m["hit_rate"] = 0.9 + 0.01 * m["seed"]
+    (file.parent / "v12-efficientnet_lite0.json").write_text(json.dumps(former))
     with monkeypatch.context() as m:
         m.setattr(iteration, "run_sweep", lambda *args, **kwargs: pytest.fail("nothing is missing"))
         again, verdict, _ = iterate("v13", seeds=2, **asked)
     assert again == json.loads(file.read_text()) and verdict.passed is False and "0.905 ->" in str(verdict)
 
     assert iterate("v13", seeds=3, split="select", **asked | dict(multi=False))[0]["data"]["report"] == config.select
-    assert [f.name for f in trained] == ["seed-0", "seed-1", "seed-2"] and (file.parent/"v13-efficientnet_lite0-select.json").exists()
+    assert [f.name for f in trained] == ["seed-0", "seed-1", "seed-2"] and (
+        file.parent / "v13-efficientnet_lite0-select.json"
+    ).exists()
     assert iterate("v13", seeds=3, confidence="q_trigger", **asked)[0]["seeds"] == [0, 1, 2] and len(trained) == 3
-    with pytest.raises(ConfigError, match="is of another configuration"): iterate("v13", **asked | dict(on="demo"))
-    with pytest.raises(ConfigError, match="use 'report' or 'select'"): iterate("v13", split="test", **asked)
+    with pytest.raises(ConfigError, match="is of another configuration"):
+        iterate("v13", **asked | dict(on="demo"))
+    with pytest.raises(ConfigError, match="use 'report' or 'select'"):
+        iterate("v13", split="test", **asked)
     monkeypatch.setattr(iteration, "run_sweep", lambda runs, *args, **kwargs: {runs[1]: "OSError: disk full"})
-    with pytest.raises(SweepError, match="tiny/v12 seed 1: OSError: disk full"): iterate("v12", **asked | dict(out=tmp_path/"other"))
+    with pytest.raises(SweepError, match="tiny/v12 seed 1: OSError: disk full"):
+        iterate("v12", **asked | dict(out=tmp_path / "other"))
 
 
 def test_without_ray_the_cure_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r'pip install "locrl\[ray\]"'): run_on_ray(trials("tiny", root=tmp_path))
+    with pytest.raises(ImportError, match=r'pip install "locrl\[ray\]"'):
+        run_on_ray(trials("tiny", root=tmp_path))
 
 
 @pytest.mark.slow
@@ -199,16 +255,24 @@ def test_a_lost_node_of_a_ray_cluster(whole, tmp_path, shared):
     "Two nodes, a trial on each; one is killed after its first validation, and its trial goes on where it was"
     pytest.importorskip("ray", reason='needs Ray: pip install "locrl[ray]"')
     from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
-    second, runs, seen = cluster.add_node(num_cpus=1), trials("tiny", seeds=2, root=tmp_path/"runs"), []
+    second = cluster.add_node(num_cpus=1)
+    runs = trials("tiny", seeds=2, root=tmp_path / "runs")
+    seen = []
 
     def watch(running, failed, again):
         seen.append((dict(running), again))
-        if len(running) == 2 and not again and second in cluster.worker_nodes: threading.Thread(target=cluster.remove_node, args=[second, False]).start()
-    try: errors = run_on_ray(runs, "test", cluster.address, None if shared else str(tmp_path/"storage"), tell=watch)
-    finally: cluster.shutdown()
+        if len(running) == 2 and not again and second in cluster.worker_nodes:
+            threading.Thread(target=cluster.remove_node, args=[second, False]).start()
+
+    try:
+        errors = run_on_ray(runs, "test", cluster.address, None if shared else str(tmp_path / "storage"), tell=watch)
+    finally:
+        cluster.shutdown()
     assert not errors and all(t.finished for t in runs)
     assert seen[-1][1] == 1, "one trial was picked up again"
     back = [[steps[t] for steps, _ in seen if t in steps] for t in runs]
     assert all(steps == sorted(steps) for steps in back), "no trial began anew"
-    for t, folder in zip(runs, whole): assert same_weights(t.folder, folder)
+    for t, folder in zip(runs, whole):
+        assert same_weights(t.folder, folder)

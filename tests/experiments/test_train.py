@@ -1,4 +1,5 @@
 "Training runs that are killed, stopped, damaged or mixed up"
+
 import errno
 import json
 import os
@@ -25,41 +26,58 @@ from tiny import TINIEST as TINY
 pytestmark = pytest.mark.usefixtures("film_left_out")
 
 
-def same_weights(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def same_weights(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
-def world(): return prepare(TINY)
+def world():
+    return prepare(TINY)
 
 
 @pytest.fixture(scope="module")
-def whole(world, tmp_path_factory): return train(TINY, seed=5, root=tmp_path_factory.mktemp("whole"), world=world, progress=False)
+def whole(world, tmp_path_factory):
+    return train(TINY, seed=5, root=tmp_path_factory.mktemp("whole"), world=world, progress=False)
 
 
 @pytest.fixture(scope="module")
-def stopped(world, tmp_path_factory): return train(TINY, seed=5, root=tmp_path_factory.mktemp("half"), world=world, stop_after=300, progress=False)
+def stopped(world, tmp_path_factory):
+    return train(TINY, seed=5, root=tmp_path_factory.mktemp("half"), world=world, stop_after=300, progress=False)
 
 
 @pytest.fixture
 def half(stopped, tmp_path):
     "A copy of the run that was stopped at 320 of its 640 steps, in `tmp_path`"
-    return Path(shutil.copytree(stopped, tmp_path/"tiny"/"seed-5"))
+    return Path(shutil.copytree(stopped, tmp_path / "tiny" / "seed-5"))
 
 
 def same_run(a, b):
     "Weights, replay, and the log but for the clock"
-    x, y = load_checkpoint(a/"last.pt"), load_checkpoint(b/"last.pt")
-    for k in ("policy", "optimizer", "counters", "replay", "env", "random"): assert same_state(x["model"][k], y["model"][k]), k
-    assert same_weights(load_checkpoint(a/"best.pt")["policy"], load_checkpoint(b/"best.pt")["policy"]) and x["best"] == y["best"]
-    rows = [[{k: v for k, v in json.loads(row).items() if k not in CLOCK} for row in (f/"metrics.jsonl").read_text().splitlines()] for f in (a, b)]
+    x, y = load_checkpoint(a / "last.pt"), load_checkpoint(b / "last.pt")
+    for k in ("policy", "optimizer", "counters", "replay", "env", "random"):
+        assert same_state(x["model"][k], y["model"][k]), k
+    assert (
+        same_weights(load_checkpoint(a / "best.pt")["policy"], load_checkpoint(b / "best.pt")["policy"])
+        and x["best"] == y["best"]
+    )
+    rows = [
+        [
+            {k: v for k, v in json.loads(row).items() if k not in CLOCK}
+            for row in (f / "metrics.jsonl").read_text().splitlines()
+        ]
+        for f in (a, b)
+    ]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0]] == [160, 320, 480, 640]
     return True
 
 
 def same_state(a, b):
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same_state, a, b))
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
     return np.array_equal(a, b)
 
 
@@ -90,13 +108,19 @@ print(kills)
 def test_a_run_killed_at_random_moments_resumes_to_the_same_bits(whole, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     environment = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
-    ran = subprocess.run([sys.executable, "-c", KILLED, tmp_path, ROOT/"tests", str(seed)], capture_output=True, text=True, env=environment, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path, ROOT / "tests", str(seed)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout.split()[-1]) >= 1 and same_run(whole, tmp_path/"tiny"/"seed-5"), seed
+    assert int(ran.stdout.split()[-1]) >= 1 and same_run(whole, tmp_path / "tiny" / "seed-5"), seed
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, half, world, tmp_path):
-    file = half/"last.pt"
+    file = half / "last.pt"
     damaged = bytearray(file.read_bytes())
     damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
     file.write_bytes(damaged)
@@ -106,14 +130,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, half, world, t
 
 
 def test_nothing_whole_left_is_said(half, world, tmp_path):
-    for name in ("last.pt", "last.pt.previous"): (half/name).write_bytes((half/name).read_bytes()[:1000])
-    with warnings.catch_warnings(), pytest.raises(ConfigError, match="no whole checkpoint at .*last.pt: delete the run's folder"):
+    for name in ("last.pt", "last.pt.previous"):
+        (half / name).write_bytes((half / name).read_bytes()[:1000])
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ConfigError, match="no whole checkpoint at .*last.pt: delete the run's folder"),
+    ):
         warnings.simplefilter("ignore")
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
 
 
-@pytest.mark.parametrize("change, named", [(dict(gamma=.5), "gamma: 0.9 -> 0.5"), (dict(net_arch=(8,)), r"net_arch: \[16, 16\] -> \[8\]"),
-                                           (dict(train="scenes:train:25"), "scenes:train:24"), (dict(reward="paper"), "reward: 'potential' -> 'paper'")])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(gamma=0.5), "gamma: 0.9 -> 0.5"),
+        (dict(net_arch=(8,)), r"net_arch: \[16, 16\] -> \[8\]"),
+        (dict(train="scenes:train:25"), "scenes:train:24"),
+        (dict(reward="paper"), "reward: 'potential' -> 'paper'"),
+    ],
+)
 def test_a_run_of_another_config_is_refused(whole, world, change, named):
     before = {f.name: f.read_bytes() for f in whole.iterdir()}
     with pytest.raises(ConfigError, match=f"holds another run .*{named}.*another name or root"):
@@ -122,47 +157,59 @@ def test_a_run_of_another_config_is_refused(whole, world, change, named):
 
 
 def test_a_finished_run_is_left_as_it_is(whole, world):
-    before = {f: (whole/f).read_bytes() for f in ("last.pt", "best.pt", "metrics.jsonl")}
+    before = {f: (whole / f).read_bytes() for f in ("last.pt", "best.pt", "metrics.jsonl")}
     train(TINY, seed=5, root=whole.parent.parent, world=world, progress=False)
-    assert {f: (whole/f).read_bytes() for f in before} == before
+    assert {f: (whole / f).read_bytes() for f in before} == before
 
 
 def test_training_leaves_arithmetic_as_it_was(whole):
     "Denormal numbers are flushed for speed while training, not in the process that called it"
-    assert np.float64(1e-310)*np.ones(1) > 0
+    assert np.float64(1e-310) * np.ones(1) > 0
 
 
 def test_another_seed_is_another_run(whole, world, tmp_path):
     other = train(TINY, seed=6, root=tmp_path, world=world, progress=False)
-    assert other.name == "seed-6" and not same_weights(*(load_checkpoint(f/"last.pt")["model"]["policy"] for f in (whole, other)))
+    assert other.name == "seed-6" and not same_weights(
+        *(load_checkpoint(f / "last.pt")["model"]["policy"] for f in (whole, other))
+    )
 
 
 def test_an_agent_is_loaded_with_what_it_needs(whole, world, tmp_path):
     agent = Agent.load(whole)
-    row = max(map(json.loads, (whole/"metrics.jsonl").read_text().splitlines()), key=lambda r: (r["map_area"], r["step"]))
+    row = max(
+        map(json.loads, (whole / "metrics.jsonl").read_text().splitlines()), key=lambda r: (r["map_area"], r["step"])
+    )
     assert agent.step == row["step"] and agent.projection.digest == world.projection.digest
     seen = agent.world()
-    assert agent.evaluate(seen.bank("select"), seen.data["select"]).detection.map_area == pytest.approx(row["map_area"], abs=1e-9)
-    with pytest.raises(ConfigError, match="is no run .config.json is missing"): Agent.load(tmp_path)
+    assert agent.evaluate(seen.bank("select"), seen.data["select"]).detection.map_area == pytest.approx(
+        row["map_area"], abs=1e-9
+    )
+    with pytest.raises(ConfigError, match="is no run .config.json is missing"):
+        Agent.load(tmp_path)
 
 
 def test_a_state_goes_on_exactly(world, tmp_path):
     "The saved state of a model put into two others: both continue alike"
+
     def go(model, n):
         for _ in range(n):
-            model.collect_rollouts(model.env, quiet(model), model.train_freq, model.replay_buffer, learning_starts=TINY.learning_starts)
+            model.collect_rollouts(
+                model.env, quiet(model), model.train_freq, model.replay_buffer, learning_starts=TINY.learning_starts
+            )
             model.train(1, TINY.batch_size)
         return model_state(model)
+
     def fresh(seed):
         model = make_model(world, seed)
         model._setup_learn(TINY.steps)
         return model
+
     a, b = fresh(0), fresh(1)
-    save_checkpoint(tmp_path/"state", go(a, 60))   # beyond the size of the replay buffer
+    save_checkpoint(tmp_path / "state", go(a, 60))  # beyond the size of the replay buffer
     assert a.replay_buffer.full
     ends = []
     for model in (a, b):
-        training.load_model_state(model, load_checkpoint(tmp_path/"state"))
+        training.load_model_state(model, load_checkpoint(tmp_path / "state"))
         ends.append(go(model, 20))
     assert same_state(*ends)
 
@@ -177,7 +224,7 @@ def test_chunks_by_minutes_give_the_same_bits(whole, world, tmp_path):
     "A call that has no minute to spare stops at the first checkpoint; four of them are the whole run"
     for steps in (160, 320, 480, 640):
         run = train(TINY, seed=5, root=tmp_path, world=world, minutes=0, progress=False)
-        assert load_checkpoint(run/"last.pt")["model"]["counters"]["num_timesteps"] == steps
+        assert load_checkpoint(run / "last.pt")["model"]["counters"]["num_timesteps"] == steps
     assert same_run(whole, run)
 
 
@@ -187,79 +234,99 @@ def test_a_chunk_with_time_left_goes_on(whole, world, tmp_path):
 
 def test_the_clock_goes_on_where_it_stopped(half, world, tmp_path):
     "Minutes count those of the chunks before, and not the time between"
-    state = load_checkpoint(half/"last.pt")
-    save_checkpoint(half/"last.pt", state | dict(minutes=30.))
+    state = load_checkpoint(half / "last.pt")
+    save_checkpoint(half / "last.pt", state | dict(minutes=30.0))
     train(TINY, seed=5, root=tmp_path, world=world, progress=False)
-    minutes = [json.loads(row)["minutes"] for row in (half/"metrics.jsonl").read_text().splitlines()]
+    minutes = [json.loads(row)["minutes"] for row in (half / "metrics.jsonl").read_text().splitlines()]
     assert minutes[1] < 5 and 30 <= minutes[2] <= minutes[3] < 35
-    assert minutes[3] - .02 <= load_checkpoint(half/"last.pt")["minutes"] < 35
+    assert minutes[3] - 0.02 <= load_checkpoint(half / "last.pt")["minutes"] < 35
 
 
 def flaky(monkeypatch, fails):
     "Every file's first `fails` writes end in an input/output error; waits take no time. Gives the names that were written"
     counts, real = {}, training.write_atomic
+
     def write(file, content):
         counts[file] = counts.get(file, 0) + 1
-        if counts[file] <= fails: raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if counts[file] <= fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(file, content)
+
     monkeypatch.setattr(training, "write_atomic", write)
-    monkeypatch.setattr(training, "WAIT", 0.)
+    monkeypatch.setattr(training, "WAIT", 0.0)
     return counts
 
 
 def test_a_disk_that_fails_twice_at_each_file_changes_nothing(whole, world, tmp_path, monkeypatch):
     counts = flaky(monkeypatch, 2)
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
-    assert {"config.json", "projection.npz", "prototypes.pt", "metrics.jsonl", "best.pt.new", "last.pt.new", "last.pt.sha256"} <= {f.name for f in counts}
+    assert {
+        "config.json",
+        "projection.npz",
+        "prototypes.pt",
+        "metrics.jsonl",
+        "best.pt.new",
+        "last.pt.new",
+        "last.pt.sha256",
+    } <= {f.name for f in counts}
 
 
 def test_a_disk_that_fails_for_good_loses_nothing(whole, half, world, tmp_path, monkeypatch):
-    before = (half/"last.pt").read_bytes()
+    before = (half / "last.pt").read_bytes()
     with monkeypatch.context() as m:
         flaky(m, 10**6)
-        with pytest.raises(OSError, match="cannot write .*(metrics.jsonl|best.pt): .*Input/output error.*run the same command again"):
+        with pytest.raises(
+            OSError, match="cannot write .*(metrics.jsonl|best.pt): .*Input/output error.*run the same command again"
+        ):
             train(TINY, seed=5, root=tmp_path, world=world, progress=False)
-    assert (half/"last.pt").read_bytes() == before
+    assert (half / "last.pt").read_bytes() == before
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
 
 
 def rewrite(run, change):
     "Change what `config.json` and the checkpoint say of the run"
-    about = json.loads((run/"config.json").read_text())
+    about = json.loads((run / "config.json").read_text())
     change(about)
-    (run/"config.json").write_text(json.dumps(about))
-    state = load_checkpoint(run/"last.pt")
-    if "about" in state: change(state["about"])
-    save_checkpoint(run/"last.pt", state)
+    (run / "config.json").write_text(json.dumps(about))
+    state = load_checkpoint(run / "last.pt")
+    if "about" in state:
+        change(state["about"])
+    save_checkpoint(run / "last.pt", state)
 
 
 def test_another_encoder_is_refused_with_both_fingerprints(half, world, tmp_path):
     rewrite(half, lambda about: about["encoder"].update(fingerprint="abc123"))
     with pytest.raises(ConfigError, match=f"fingerprint abc123, this one has {world.encoder.fingerprint}"):
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
-    with pytest.raises(ConfigError, match=f"fingerprint abc123, this one has {world.encoder.fingerprint}"): Agent.load(half).world()
+    with pytest.raises(ConfigError, match=f"fingerprint abc123, this one has {world.encoder.fingerprint}"):
+        Agent.load(half).world()
 
 
 def test_a_checkpoint_put_into_another_folder_is_refused(half, world, tmp_path):
     other = train(TINY, seed=6, root=tmp_path, world=world, stop_after=1, progress=False)
-    for name in ("last.pt", "last.pt.sha256"): (other/name).write_bytes((half/name).read_bytes())
-    with pytest.raises(ConfigError, match="last.pt holds another run .seed: 5 -> 6"): train(TINY, seed=6, root=tmp_path, world=world, progress=False)
+    for name in ("last.pt", "last.pt.sha256"):
+        (other / name).write_bytes((half / name).read_bytes())
+    with pytest.raises(ConfigError, match="last.pt holds another run .seed: 5 -> 6"):
+        train(TINY, seed=6, root=tmp_path, world=world, progress=False)
 
 
 def test_another_minor_version_does_not_go_on(half, world, tmp_path):
     rewrite(half, lambda about: about["versions"].update(locrl="7.3.1"))
-    with pytest.raises(ConfigError, match="trained with locrl 7.3.1, this is .*go on with locrl 7.3, or start anew under another name"):
+    with pytest.raises(
+        ConfigError, match="trained with locrl 7.3.1, this is .*go on with locrl 7.3, or start anew under another name"
+    ):
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
     assert Agent.load(half).step
 
 
 def test_another_torch_is_a_warning(half, world, tmp_path):
     rewrite(half, lambda about: about["versions"].update(torch="1.0"))
-    with pytest.warns(UserWarning, match="torch: '1.0' -> .*bit for bit"): train(TINY, seed=5, root=tmp_path, world=world, progress=False)
+    with pytest.warns(UserWarning, match="torch: '1.0' -> .*bit for bit"):
+        train(TINY, seed=5, root=tmp_path, world=world, progress=False)
 
 
 def test_a_finished_run_of_another_version_is_left_as_it_is(whole, world, tmp_path):
-    run = tmp_path/"tiny"/"seed-5"
+    run = tmp_path / "tiny" / "seed-5"
     shutil.copytree(whole, run)
     rewrite(run, lambda about: about["versions"].update(locrl="7.3.1"))
     assert train(TINY, seed=5, root=tmp_path, world=world, progress=False) == run
@@ -267,31 +334,89 @@ def test_a_finished_run_of_another_version_is_left_as_it_is(whole, world, tmp_pa
 
 def test_a_run_that_noted_neither_encoder_nor_more_goes_on(whole, half, world, tmp_path):
     "As runs did before fingerprints were kept"
-    about = json.loads((half/"config.json").read_text())
+    about = json.loads((half / "config.json").read_text())
     del about["encoder"]
-    (half/"config.json").write_text(json.dumps(about))
-    state = load_checkpoint(half/"last.pt")
+    (half / "config.json").write_text(json.dumps(about))
+    state = load_checkpoint(half / "last.pt")
     del state["about"]
-    save_checkpoint(half/"last.pt", state)
+    save_checkpoint(half / "last.pt", state)
     assert Agent.load(half).world().encoder.fingerprint == world.encoder.fingerprint
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
 
 
-EVERYTHING = replace(TINY, name="everything", reward="centre", random_starts=.3, trigger_share=.2, dropout=.1, rank_weight=.2, n_steps=3, alpha=.6, demo_ratio=.5, demo_episodes=16,
-                     demo_oracle="greedy", warmup=4, warmup_loss="dqfd", margin_weight=.5, margin_end=.5, exploration_fraction=.5, buffer_size=128, steps=240, eval_every=240)
-CHANGED = dict(observation=replace(TINY.observation, grid=2), moves=Moves(alpha=.1), reward="paper", double=False, gamma=.8, n_envs=4, gradient_steps=2, batch_size=8,
-               learning_rate=4e-4, buffer_size=64, learning_starts=128, target_update_interval=160, exploration_fraction=.9, exploration_initial_eps=.6,
-               exploration_final_eps=.3, random_starts=.9, guided=False, trigger_share=.6, net_arch=(8, 8), region_width=6, dropout=.3, iou_weight=.5, rank_weight=.6,
-               iou_gradient=False, n_steps=2, alpha=.3, beta=.9, demo_ratio=.25, demo_episodes=8, demo_oracle="planning", warmup=6, warmup_loss="cross_entropy",
-               margin=.3, margin_weight=.2, margin_end=.1, margin_labels="single", steps=248)
+EVERYTHING = replace(
+    TINY,
+    name="everything",
+    reward="centre",
+    random_starts=0.3,
+    trigger_share=0.2,
+    dropout=0.1,
+    rank_weight=0.2,
+    n_steps=3,
+    alpha=0.6,
+    demo_ratio=0.5,
+    demo_episodes=16,
+    demo_oracle="greedy",
+    warmup=4,
+    warmup_loss="dqfd",
+    margin_weight=0.5,
+    margin_end=0.5,
+    exploration_fraction=0.5,
+    buffer_size=128,
+    steps=240,
+    eval_every=240,
+)
+CHANGED = dict(
+    observation=replace(TINY.observation, grid=2),
+    moves=Moves(alpha=0.1),
+    reward="paper",
+    double=False,
+    gamma=0.8,
+    n_envs=4,
+    gradient_steps=2,
+    batch_size=8,
+    learning_rate=4e-4,
+    buffer_size=64,
+    learning_starts=128,
+    target_update_interval=160,
+    exploration_fraction=0.9,
+    exploration_initial_eps=0.6,
+    exploration_final_eps=0.3,
+    random_starts=0.9,
+    guided=False,
+    trigger_share=0.6,
+    net_arch=(8, 8),
+    region_width=6,
+    dropout=0.3,
+    iou_weight=0.5,
+    rank_weight=0.6,
+    iou_gradient=False,
+    n_steps=2,
+    alpha=0.3,
+    beta=0.9,
+    demo_ratio=0.25,
+    demo_episodes=8,
+    demo_oracle="planning",
+    warmup=6,
+    warmup_loss="cross_entropy",
+    margin=0.3,
+    margin_weight=0.2,
+    margin_end=0.1,
+    margin_labels="single",
+    steps=248,
+)
 
 
 @pytest.fixture(scope="module")
 def learned(world, tmp_path_factory):
     "The weights that `EVERYTHING` with some fields changed ends with"
+
     def again(**changes):
-        folder = train(replace(EVERYTHING, **changes), seed=0, root=tmp_path_factory.mktemp("fields"), world=world, progress=False)
-        return load_checkpoint(folder/"last.pt")["model"]["policy"]
+        folder = train(
+            replace(EVERYTHING, **changes), seed=0, root=tmp_path_factory.mktemp("fields"), world=world, progress=False
+        )
+        return load_checkpoint(folder / "last.pt")["model"]["policy"]
+
     base = again()
     assert same_weights(base, again())
     return lambda **changes: again(**changes) if changes else base
@@ -300,11 +425,13 @@ def learned(world, tmp_path_factory):
 @pytest.mark.parametrize("field", CHANGED)
 def test_no_field_is_idle(field, learned):
     "Each field that learning depends on changes what is learned; `margin_end` and the like would otherwise be read by nobody, unnoticed"
-    shared = dict(trigger_share=0.) if field == "guided" else {}   # which needs it
+    shared = dict(trigger_share=0.0) if field == "guided" else {}  # which needs it
     assert getattr(EVERYTHING, field) != CHANGED[field]
     assert not same_weights(learned(**shared), learned(**shared | {field: CHANGED[field]}))
 
 
 def test_all_fields_of_learning_are_tried():
     "Those left out say what is looked at, when it is validated, or what happens to a trained agent"
-    assert {f.name for f in fields(Config)} - set(LOOKS) - set(AFTER_TRAINING) - {"eval_every", "confidence"} == set(CHANGED)
+    assert {f.name for f in fields(Config)} - set(LOOKS) - set(AFTER_TRAINING) - {"eval_every", "confidence"} == set(
+        CHANGED
+    )

@@ -1,4 +1,5 @@
 """Scored where it was not trained: the weights stay, what was new is named, and what cannot be asked is refused."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -18,17 +19,18 @@ NEW = dict(classes=["horse", "car"], data="scenes:test:30", fit_on="scenes:train
 
 
 @pytest.fixture(scope="module")
-def result(tiny_runs): return transfer(tiny_runs, **NEW)
+def result(tiny_runs):
+    return transfer(tiny_runs, **NEW)
 
 
 def test_the_weights_and_the_checkpoint_stay(tiny_runs):
-    before = (tiny_runs[0]/"best.pt").read_bytes()
+    before = (tiny_runs[0] / "best.pt").read_bytes()
     agent = Agent.load(tiny_runs[0])
     weights = {k: v.clone() for k, v in agent.policy.state_dict().items()}
     bank, _ = elsewhere(agent, NEW["classes"], NEW["data"], fit_on=NEW["fit_on"])
     searches_of(agent, bank)
     assert all(torch.equal(v, agent.policy.state_dict()[k]) for k, v in weights.items())
-    assert (tiny_runs[0]/"best.pt").read_bytes() == before
+    assert (tiny_runs[0] / "best.pt").read_bytes() == before
 
 
 def test_it_looks_through_the_projection_of_the_run(tiny_runs):
@@ -49,12 +51,22 @@ def test_numbers_are_those_of_the_evaluator(tiny_runs, result):
 
 
 def test_what_was_new_and_where_its_evidence_is_from(result):
-    assert result["transfer"] == dict(trained_on=["cat", "dog"], new_classes=["horse", "car"], evidence="prototypes", evidence_from="scenes:train:60")
+    assert result["transfer"] == dict(
+        trained_on=["cat", "dog"], new_classes=["horse", "car"], evidence="prototypes", evidence_from="scenes:train:60"
+    )
     assert result["seeds"] == [0, 1] and result["data"]["classes"] == ["horse", "car"]
 
 
 def test_every_baseline_stands_beside(result):
-    assert set(result["baselines"]) == {"whole image", "centre box", "random policy", "saliency box", "greedy oracle", "centre-tie oracle", "planning oracle"}
+    assert set(result["baselines"]) == {
+        "whole image",
+        "centre box",
+        "random policy",
+        "saliency box",
+        "greedy oracle",
+        "centre-tie oracle",
+        "planning oracle",
+    }
 
 
 def test_own_classes_on_other_data_use_the_runs_own_prototypes(tiny_runs):
@@ -65,23 +77,27 @@ def test_own_classes_on_other_data_use_the_runs_own_prototypes(tiny_runs):
 def test_a_class_code_cannot_be_asked_for_others(tiny_runs):
     agent = Agent.load(tiny_runs[0])
     agent.config = replace(TINY, observation=replace(TINY.observation, n_classes=2))
-    with pytest.raises(ConfigError, match="one-hot code of its 2 classes"): elsewhere(agent, ["horse"], "scenes:test:30")
+    with pytest.raises(ConfigError, match="one-hot code of its 2 classes"):
+        elsewhere(agent, ["horse"], "scenes:test:30")
 
 
 def test_runs_of_two_configurations_are_refused(tiny_runs, tmp_path):
-    other = shutil.copytree(tiny_runs[0], tmp_path/"other")
-    about = json.loads((other/"config.json").read_text())
-    about["config"]["gamma"] = .5
-    (other/"config.json").write_text(json.dumps(about))
+    other = shutil.copytree(tiny_runs[0], tmp_path / "other")
+    about = json.loads((other / "config.json").read_text())
+    about["config"]["gamma"] = 0.5
+    (other / "config.json").write_text(json.dumps(about))
     for name in ("best.pt", "last.pt"):
-        state = load_checkpoint(other/name)
-        save_checkpoint(other/name, state | dict(about=about) if "about" in state else state)
-    with pytest.raises(ConfigError, match="of another configuration .gamma"): transfer([tiny_runs[0], other], ["horse"], "scenes:test:10", fit_on="scenes:train:20")
+        state = load_checkpoint(other / name)
+        save_checkpoint(other / name, state | dict(about=about) if "about" in state else state)
+    with pytest.raises(ConfigError, match="of another configuration .gamma"):
+        transfer([tiny_runs[0], other], ["horse"], "scenes:test:10", fit_on="scenes:train:20")
 
 
 def test_classes_without_boxes_to_learn_from(tiny_runs):
-    with pytest.raises(ConfigError, match=r"has no boxes of horse .*fit_on"): transfer(tiny_runs[0], ["horse"], "scenes:test:10")
+    with pytest.raises(ConfigError, match=r"has no boxes of horse .*fit_on"):
+        transfer(tiny_runs[0], ["horse"], "scenes:test:10")
 
 
 def test_nothing_given():
-    with pytest.raises(ConfigError, match="name at least one run folder"): transfer([])
+    with pytest.raises(ConfigError, match="name at least one run folder"):
+        transfer([])

@@ -1,5 +1,6 @@
 """CLIP through open_clip: agreement with the published formulas, windows, text embeddings and their cache, fingerprints, memory, and
 what a user is told on failure."""
+
 import json
 import socket
 import warnings
@@ -11,8 +12,20 @@ import torch.nn.functional as F
 from PIL import Image
 
 from locrl.vision import clip
-from locrl.vision.clip import (BACKGROUND, OpenClipEncoder, WeightsError, dense_unsupported, encode_texts, forms, joint_tokens, last_block, phrases,
-                        resize_position_embedding, rivals, sliding_dense)
+from locrl.vision.clip import (
+    BACKGROUND,
+    OpenClipEncoder,
+    WeightsError,
+    dense_unsupported,
+    encode_texts,
+    forms,
+    joint_tokens,
+    last_block,
+    phrases,
+    resize_position_embedding,
+    rivals,
+    sliding_dense,
+)
 from locrl.data.voc import VOC_CLASSES
 from locrl.vision.encoders import ensure_torchvision, load_encoder
 from locrl.vision.saliency import METHODS
@@ -20,20 +33,29 @@ from locrl.vision.saliency import METHODS
 ensure_torchvision()
 open_clip = pytest.importorskip("open_clip")
 
-TINY = dict(embed_dim=24, vision_cfg=dict(image_size=64, layers=3, width=64, head_width=16, patch_size=8),
-            text_cfg=dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=2))
+TINY = dict(
+    embed_dim=24,
+    vision_cfg=dict(image_size=64, layers=3, width=64, head_width=16, patch_size=8),
+    text_cfg=dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=2),
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny(tmp_path_factory):
     "Registers three small models: a plain one, one with layer scale and without ln_pre, one as OpenAI's archives are"
     folder = tmp_path_factory.mktemp("configs")
-    (folder/"tiny-ViT-8.json").write_text(json.dumps(TINY))
-    (folder/"tiny-ViT-8-quickgelu.json").write_text(json.dumps(TINY | dict(quick_gelu=True)))
-    (folder/"tiny-scaled.json").write_text(json.dumps(TINY | dict(vision_cfg=TINY["vision_cfg"] | dict(ls_init_value=0.5, no_ln_pre=True))))
-    openai = dict(embed_dim=64, quick_gelu=True, vision_cfg=dict(image_size=32, layers=2, width=128, patch_size=8),
-                  text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=2))
-    (folder/"tiny-openai.json").write_text(json.dumps(openai))
+    (folder / "tiny-ViT-8.json").write_text(json.dumps(TINY))
+    (folder / "tiny-ViT-8-quickgelu.json").write_text(json.dumps(TINY | dict(quick_gelu=True)))
+    (folder / "tiny-scaled.json").write_text(
+        json.dumps(TINY | dict(vision_cfg=TINY["vision_cfg"] | dict(ls_init_value=0.5, no_ln_pre=True)))
+    )
+    openai = dict(
+        embed_dim=64,
+        quick_gelu=True,
+        vision_cfg=dict(image_size=32, layers=2, width=128, patch_size=8),
+        text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=2),
+    )
+    (folder / "tiny-openai.json").write_text(json.dumps(openai))
     open_clip.add_model_config(folder)
 
 
@@ -50,7 +72,8 @@ def lively(name, seed=0):
         model = open_clip.create_model(name).eval().requires_grad_(False)
         for block in model.visual.transformer.resblocks:
             block.attn.in_proj_weight.mul_(3)
-            for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.ln_1.bias, block.ln_2.bias): bias.normal_(std=0.1)
+            for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.ln_1.bias, block.ln_2.bias):
+                bias.normal_(std=0.1)
         return model
 
 
@@ -70,29 +93,48 @@ def entering_last_block(visual, pixels):
 
 def formula(visual, pixels, method):
     "The published last block in NumPy and float64, one head at a time"
-    def array(t): return t.detach().double().numpy()
+
+    def array(t):
+        return t.detach().double().numpy()
+
     block = visual.transformer.resblocks[-1]
     d, width = block.attn.head_dim, block.attn.embed_dim
+
     def norm(m, a):
         centred = a - a.mean(-1, keepdims=True)
-        return centred/np.sqrt((centred**2).mean(-1, keepdims=True) + m.eps)*array(m.weight) + array(m.bias)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + m.eps) * array(m.weight) + array(m.bias)
+
     def softmax(a):
         e = np.exp(a - a.max(-1, keepdims=True))
-        return e/e.sum(-1, keepdims=True)
-    def gamma(m): return array(m.gamma) if hasattr(m, "gamma") else 1.
+        return e / e.sum(-1, keepdims=True)
+
+    def gamma(m):
+        return array(m.gamma) if hasattr(m, "gamma") else 1.0
+
     x = array(entering_last_block(visual, pixels))
     qkv = norm(block.ln_1, x) @ array(block.attn.in_proj_weight).T + array(block.attn.in_proj_bias)
     heads = []
     for h in range(block.attn.num_heads):
-        q, k, v = (qkv[..., i*width + h*d:i*width + (h + 1)*d] for i in range(3))
-        def weights(a, b): return softmax(a @ b.transpose(0, 2, 1)/np.sqrt(d))
-        heads.append({"vanilla": lambda: weights(q, k) @ v, "sclip": lambda: (weights(q, q) + weights(k, k)) @ v,
-                      "clearclip": lambda: weights(q, q) @ v, "maskclip": lambda: v}[method]())
-    out = (np.concatenate(heads, -1) @ array(block.attn.out_proj.weight).T + array(block.attn.out_proj.bias))*gamma(block.ls_1)
+        q, k, v = (qkv[..., i * width + h * d : i * width + (h + 1) * d] for i in range(3))
+
+        def weights(a, b):
+            return softmax(a @ b.transpose(0, 2, 1) / np.sqrt(d))
+
+        heads.append(
+            {
+                "vanilla": lambda: weights(q, k) @ v,
+                "sclip": lambda: (weights(q, q) + weights(k, k)) @ v,
+                "clearclip": lambda: weights(q, q) @ v,
+                "maskclip": lambda: v,
+            }[method]()
+        )
+    out = (np.concatenate(heads, -1) @ array(block.attn.out_proj.weight).T + array(block.attn.out_proj.bias)) * gamma(
+        block.ls_1
+    )
     if method != "clearclip":
         out = x + out
         hidden = norm(block.ln_2, out) @ array(block.mlp.c_fc.weight).T + array(block.mlp.c_fc.bias)
-        out = out + array(block.mlp.c_proj(block.mlp.gelu(torch.tensor(hidden).float())))*gamma(block.ls_2)
+        out = out + array(block.mlp.c_proj(block.mlp.gelu(torch.tensor(hidden).float()))) * gamma(block.ls_2)
     return norm(visual.ln_post, out) @ array(visual.proj)
 
 
@@ -103,20 +145,23 @@ def check_formulas(name):
     for method in METHODS:
         outputs[method] = joint_tokens(model.visual, pixels, method)
         expected = formula(model.visual, pixels, method)
-        difference = np.abs(outputs[method].numpy() - expected).max()/max(1, np.abs(expected).max())
+        difference = np.abs(outputs[method].numpy() - expected).max() / max(1, np.abs(expected).max())
         assert difference < 1e-5, (name, method, difference)
     torch.testing.assert_close(outputs["vanilla"][:, 0], model.encode_image(pixels), atol=1e-5, rtol=1e-5)
     for a in METHODS:
-        for b in METHODS: assert a == b or (outputs[a] - outputs[b]).abs().max() > 0.01, (a, b)
+        for b in METHODS:
+            assert a == b or (outputs[a] - outputs[b]).abs().max() > 0.01, (a, b)
 
 
 @pytest.mark.parametrize("name", ["tiny-ViT-8", "tiny-ViT-8-quickgelu", "tiny-scaled"])
-def test_formulas_small(name): check_formulas(name)
+def test_formulas_small(name):
+    check_formulas(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
-def test_formulas_real_shapes(name): check_formulas(name)
+def test_formulas_real_shapes(name):
+    check_formulas(name)
 
 
 def test_vanilla_equals_the_blocks_own_forward():
@@ -124,16 +169,23 @@ def test_vanilla_equals_the_blocks_own_forward():
     x = torch.randn(2, 10, 64)
     block = model.visual.transformer.resblocks[-1]
     torch.testing.assert_close(last_block(block, x, "vanilla"), block(x), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="nope"): last_block(block, x, "nope")
+    with pytest.raises(ValueError, match="nope"):
+        last_block(block, x, "nope")
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 136])
 def test_other_sizes_as_open_clip_resizes_them(size, tmp_path):
     model = lively("tiny-ViT-8")
-    torch.save(model.state_dict(), tmp_path/"w.pt")
-    other = open_clip.create_model("tiny-ViT-8", pretrained=str(tmp_path/"w.pt"), force_image_size=size).eval().requires_grad_(False)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    other = (
+        open_clip.create_model("tiny-ViT-8", pretrained=str(tmp_path / "w.pt"), force_image_size=size)
+        .eval()
+        .requires_grad_(False)
+    )
     pixels = torch.randn(2, 3, size, size)
-    torch.testing.assert_close(joint_tokens(model.visual, pixels, "vanilla")[:, 0], other.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        joint_tokens(model.visual, pixels, "vanilla")[:, 0], other.encode_image(pixels), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_position_embedding_native_is_untouched():
@@ -147,21 +199,33 @@ def test_vit_l14_is_768_dimensional():
     assert config["embed_dim"] == 768 and dense_unsupported(config) is None
 
 
-@pytest.mark.parametrize("name,why", [("RN50", "ResNet"), ("ViT-B-16-SigLIP", "timm"), ("coca_ViT-B-32", "attention"), ("ViT-L-14-CLIPA", "avg")])
+@pytest.mark.parametrize(
+    "name,why",
+    [("RN50", "ResNet"), ("ViT-B-16-SigLIP", "timm"), ("coca_ViT-B-32", "attention"), ("ViT-L-14-CLIPA", "avg")],
+)
 def test_unsupported_models_are_refused_with_the_reason(name, why):
-    with pytest.raises(ValueError, match=f"{name}.*{why}"): OpenClipEncoder(name, pretrained=None)
+    with pytest.raises(ValueError, match=f"{name}.*{why}"):
+        OpenClipEncoder(name, pretrained=None)
 
 
 def test_encoder_on_pictures():
     encoder = random_encoder(input_size=96)
     rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 255, (50, 80, 3), dtype=np.uint8)), Image.new("L", (31, 200), 90), Image.new("RGBA", (1, 1))]
+    images = [
+        Image.fromarray(rng.integers(0, 255, (50, 80, 3), dtype=np.uint8)),
+        Image.new("L", (31, 200), 90),
+        Image.new("RGBA", (1, 1)),
+    ]
     dense = encoder.encode(images)
-    assert dense.shape == (3, 24, *encoder.grid) == (3, 24, 12, 12) and dense.dtype == torch.float32 and not dense.requires_grad
+    assert (
+        dense.shape == (3, 24, *encoder.grid) == (3, 24, 12, 12)
+        and dense.dtype == torch.float32
+        and not dense.requires_grad
+    )
     torch.testing.assert_close(dense.norm(dim=1), torch.ones(3, 12, 12))
     torch.testing.assert_close(random_encoder(input_size=96, batch_size=1).encode(images), dense, atol=1e-5, rtol=1e-4)
     tokens = F.normalize(joint_tokens(encoder.model.visual, encoder.preprocess(images), "sclip")[:, 1:], dim=-1)
-    torch.testing.assert_close(dense[:, :, 2, 5], tokens[:, 2*12 + 5], atol=1e-6, rtol=1e-5)  # row by row
+    torch.testing.assert_close(dense[:, :, 2, 5], tokens[:, 2 * 12 + 5], atol=1e-6, rtol=1e-5)  # row by row
 
 
 def test_crops_are_the_models_own_output():
@@ -169,28 +233,34 @@ def test_crops_are_the_models_own_output():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     box = [0.25, 0.5, 0.75, 1.0]
     from open_clip.transform import PreprocessCfg, image_transform_v2
+
     native = image_transform_v2(PreprocessCfg(size=64, resize_mode="squash"), is_train=False)
     expected = encoder.model.encode_image(native(image.crop((20, 30, 60, 60)))[None], normalize=True)
     torch.testing.assert_close(encoder.embed_crops([image], [box]), expected, atol=1e-4, rtol=1e-4)
     assert (encoder.embed_crops([image], [box], context=8) - expected).abs().max() > 1e-4
-    assert encoder.embed_crops([image]*5, [box]*5, context=8).shape == (5, 24)
+    assert encoder.embed_crops([image] * 5, [box] * 5, context=8).shape == (5, 24)
 
 
 def test_class_embeddings_are_the_zero_shot_classifier():
     encoder = random_encoder()
     tokenizer, names = open_clip.get_tokenizer("tiny-ViT-8"), ["horse", "cow", "bus"]
-    expected = open_clip.build_zero_shot_classifier(encoder.model, tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES).T
+    expected = open_clip.build_zero_shot_classifier(
+        encoder.model, tokenizer, names, open_clip.OPENAI_IMAGENET_TEMPLATES
+    ).T
     torch.testing.assert_close(encoder.class_embeddings(names), expected, atol=1e-5, rtol=1e-4)
     single = random_encoder(prompts="single").class_embeddings(["motorbike", "horse"])
     expected = encoder.model.encode_text(tokenizer(["a photo of a motorcycle.", "a photo of a horse."]), normalize=True)
     torch.testing.assert_close(single, expected, atol=1e-5, rtol=1e-4)
     for bad in ("", "  ", None):
-        with pytest.raises(ValueError, match="class name"): encoder.class_embeddings([bad])
+        with pytest.raises(ValueError, match="class name"):
+            encoder.class_embeddings([bad])
 
 
 def test_texts_without_padding():
     model = lively("tiny-ViT-8")
-    texts = open_clip.get_tokenizer("tiny-ViT-8")(["a", "a photo of a very long story about a dog " * 20, "a photo of a cat."])
+    texts = open_clip.get_tokenizer("tiny-ViT-8")(
+        ["a", "a photo of a very long story about a dog " * 20, "a photo of a cat."]
+    )
     torch.testing.assert_close(encode_texts(model, texts), model.encode_text(texts), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(encode_texts(model, texts[::2]), model.encode_text(texts[::2]), atol=1e-5, rtol=1e-5)
 
@@ -202,7 +272,7 @@ def test_evidence_and_presence():
     evidence = encoder.evidence(dense, names)
     bank = [b for b in encoder.bank if b != "horse"]
     scale = encoder.model.logit_scale.exp()
-    logits = torch.einsum("bdhw,cd->bchw", dense, encoder.class_embeddings(["horse", *bank]))*scale
+    logits = torch.einsum("bdhw,cd->bchw", dense, encoder.class_embeddings(["horse", *bank])) * scale
     torch.testing.assert_close(evidence[:, 0], logits.softmax(1)[:, 0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encoder.evidence(dense, ["sofa"]), evidence[:, 1:2])
     presence = encoder.presence(dense, names)
@@ -218,48 +288,82 @@ def test_a_cell_that_is_the_class_is_hot_and_one_of_the_background_is_cold():
 
 def windows_in_pixels(maps, size, window, stride, patch):
     "mmsegmentation's slide_inference as SCLIP uses it, on pixels: each window's map is blown up, added, and divided by how often it was seen"
-    steps, total, count = max(size - window + stride - 1, 0)//stride + 1, 0, torch.zeros(size, size)
+    steps = max(size - window + stride - 1, 0) // stride + 1
+    total = 0
+    count = torch.zeros(size, size)
     for row in range(steps):
         for col in range(steps):
-            y2, x2 = min(row*stride + window, size), min(col*stride + window, size)
+            y2, x2 = min(row * stride + window, size), min(col * stride + window, size)
             y1, x1 = max(y2 - window, 0), max(x2 - window, 0)
             large = maps(y1, x1).repeat_interleave(patch, -1).repeat_interleave(patch, -2)
             total = total + F.pad(large, (x1, size - x2, y1, size - y2))
             count[y1:y2, x1:x2] += 1
     assert (count > 0).all()
-    return (total/count)[..., ::patch, ::patch]
+    return (total / count)[..., ::patch, ::patch]
 
 
 def test_a_stride_wants_a_window():
-    with pytest.raises(ValueError, match="window too"): random_encoder(stride=16)
+    with pytest.raises(ValueError, match="window too"):
+        random_encoder(stride=16)
 
 
-@pytest.mark.parametrize("phrase, no_rivals", [("women", {"person"}), ("the black dogs", {"dog"}), ("buses", {"bus"}), ("a television", {"tvmonitor"}),
-                                               ("airplanes", {"aeroplane"}), ("a zebra", set())])
+@pytest.mark.parametrize(
+    "phrase, no_rivals",
+    [
+        ("women", {"person"}),
+        ("the black dogs", {"dog"}),
+        ("buses", {"bus"}),
+        ("a television", {"tvmonitor"}),
+        ("airplanes", {"aeroplane"}),
+        ("a zebra", set()),
+    ],
+)
 def test_rivals_know_the_plural(phrase, no_rivals):
     assert {b for b, is_rival in zip(VOC_CLASSES, rivals(phrase, VOC_CLASSES)) if not is_rival} == no_rivals
 
 
-def test_people_are_persons(): assert {"person"} <= set(forms("people")) & set(forms("men")) & set(forms("children"))
+def test_people_are_persons():
+    assert {"person"} <= set(forms("people")) & set(forms("men")) & set(forms("children"))
 
 
-@pytest.mark.parametrize("size,window,stride", [(64, 64, 32), (96, 64, 32), (96, 64, 16), (120, 64, 48), (128, 40, 40), (72, 64, 64)])
+@pytest.mark.parametrize(
+    "size,window,stride", [(64, 64, 32), (96, 64, 32), (96, 64, 16), (120, 64, 48), (128, 40, 40), (72, 64, 64)]
+)
 def test_windows_are_sclips(size, window, stride):
     model, pixels = lively("tiny-ViT-8"), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
-    def cells(x): return F.normalize(joint_tokens(model.visual, x, "sclip")[:, 1:], dim=-1).transpose(1, 2).unflatten(2, (window//8, window//8))
-    expected = windows_in_pixels(lambda y, x: cells(pixels[..., y:y + window, x:x + window]), size, window, stride, 8)
+
+    def cells(x):
+        return (
+            F.normalize(joint_tokens(model.visual, x, "sclip")[:, 1:], dim=-1)
+            .transpose(1, 2)
+            .unflatten(2, (window // 8, window // 8))
+        )
+
+    expected = windows_in_pixels(
+        lambda y, x: cells(pixels[..., y : y + window, x : x + window]), size, window, stride, 8
+    )
     got = sliding_dense(cells, pixels, window, stride, 8)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     encoder = random_encoder(input_size=size, window=window, stride=stride, batch_size=3)
     encoder.model = model
     torch.testing.assert_close(encoder.dense(pixels), expected, atol=1e-5, rtol=1e-5)
-    texts = F.normalize(torch.randn(4, 24), dim=1)   # the cosines of the mean are the mean of the cosines: SCLIP averages those
-    logits = windows_in_pixels(lambda y, x: torch.einsum("bdhw,cd->bchw", cells(pixels[..., y:y + window, x:x + window]), texts), size, window, stride, 8)
+    texts = F.normalize(
+        torch.randn(4, 24), dim=1
+    )  # the cosines of the mean are the mean of the cosines: SCLIP averages those
+    logits = windows_in_pixels(
+        lambda y, x: torch.einsum("bdhw,cd->bchw", cells(pixels[..., y : y + window, x : x + window]), texts),
+        size,
+        window,
+        stride,
+        8,
+    )
     torch.testing.assert_close(torch.einsum("bdhw,cd->bchw", got, texts), logits, atol=1e-5, rtol=1e-5)
 
 
 def test_windows_make_another_encoder():
-    whole, one, halves = random_encoder(input_size=96), random_encoder(input_size=96, window=96), random_encoder(input_size=96, window=64)
+    whole = random_encoder(input_size=96)
+    one = random_encoder(input_size=96, window=96)
+    halves = random_encoder(input_size=96, window=64)
     assert halves.stride == 32 and halves.grid == (12, 12) and halves.crop_size == 64
     pixels = torch.randn(1, 3, 96, 96)
     torch.testing.assert_close(whole.dense(pixels), one.dense(pixels))
@@ -269,13 +373,14 @@ def test_windows_make_another_encoder():
 
 # -- texts that are kept on disk --
 
+
 @pytest.fixture
 def texts(tmp_path, monkeypatch):
     "An empty cache, and a list that grows with every call of the text tower"
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
     calls, real = [], encode_texts
     monkeypatch.setattr(clip, "encode_texts", lambda *args: calls.append(len(args[1])) or real(*args))
-    return tmp_path/"texts", calls
+    return tmp_path / "texts", calls
 
 
 def test_texts_are_encoded_once(texts):
@@ -283,48 +388,70 @@ def test_texts_are_encoded_once(texts):
     names = ["horse", "tvmonitor"]
     made = random_encoder().class_embeddings(names)
     assert calls == [80, 160] and len(list(folder.iterdir())) == 2
-    assert torch.equal(random_encoder(method="clearclip", input_size=96).class_embeddings(names), made) and len(calls) == 2   # the same text tower
-    assert torch.equal(random_encoder(precision="bf16" if clip._bf16_cpu() else "fp32").class_embeddings(names), made) and len(calls) == 2
+    assert (
+        torch.equal(random_encoder(method="clearclip", input_size=96).class_embeddings(names), made) and len(calls) == 2
+    )  # the same text tower
+    assert (
+        torch.equal(random_encoder(precision="bf16" if clip._bf16_cpu() else "fp32").class_embeddings(names), made)
+        and len(calls) == 2
+    )
     for other in (dict(seed=1), dict(prompts="single"), dict(name="tiny-ViT-8-quickgelu")):
         before = len(calls)
-        assert not torch.equal(random_encoder(**other).class_embeddings(names), made) and len(calls) == before + 2, other
+        assert not torch.equal(random_encoder(**other).class_embeddings(names), made) and len(calls) == before + 2, (
+            other
+        )
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b)//2], lambda b: b"", lambda b: b[:150] + bytes([b[150] ^ 1]) + b[151:], lambda b: b"no archive"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b[:150] + bytes([b[150] ^ 1]) + b[151:],
+        lambda b: b"no archive",
+    ],
+)
 def test_a_damaged_text_is_noticed_and_made_anew(texts, damage):
     folder, calls = texts
     made = random_encoder().class_embeddings(["horse"])
-    file, = folder.iterdir()
+    (file,) = folder.iterdir()
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.warns(UserWarning, match=f"{file.name} is damaged"): again = random_encoder().class_embeddings(["horse"])
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+        again = random_encoder().class_embeddings(["horse"])
     assert torch.equal(again, made) and len(calls) == 2
     assert torch.equal(random_encoder().class_embeddings(["horse"]), made) and len(calls) == 2
 
 
 def test_a_text_of_another_size_is_no_text(texts):
     made = random_encoder().class_embeddings(["horse"])
-    file, = texts[0].iterdir()
+    (file,) = texts[0].iterdir()
     for wrong in (made[0, :5].numpy(), np.full(24, np.nan, np.float32), np.zeros(24, np.float32)):
         np.savez(file, embedding=wrong)
-        with pytest.warns(UserWarning, match="is damaged.*unit vector"): assert torch.equal(random_encoder().class_embeddings(["horse"]), made)
+        with pytest.warns(UserWarning, match="is damaged.*unit vector"):
+            assert torch.equal(random_encoder().class_embeddings(["horse"]), made)
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
-    (tmp_path/"file").write_text("")
-    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path/"file"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LOCRL_CACHE", str(tmp_path / "file"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # the folder cannot even be read
+        warnings.simplefilter("ignore")  # the folder cannot even be read
         assert random_encoder().class_embeddings(["horse"]).shape == (1, 24)
 
 
 def test_the_batch_halves_where_memory_runs_out(monkeypatch):
-    encoder, real, sizes = random_encoder(batch_size=8), clip.joint_tokens, []
+    encoder = random_encoder(batch_size=8)
+    real = clip.joint_tokens
+    sizes = []
     pixels = torch.randn(11, 3, 64, 64)
     expected = encoder.dense(pixels)
+
     def cramped(visual, x, method):
         sizes.append(len(x))
-        if len(x) > 3: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return real(visual, x, method)
+
     monkeypatch.setattr(clip, "joint_tokens", cramped)
     torch.testing.assert_close(encoder.dense(pixels), expected)
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 1] and encoder.batch_size == 2
@@ -340,7 +467,8 @@ def test_phrases_and_rivals():
 
 
 def test_random_weights_say_so():
-    with pytest.warns(UserWarning, match="RANDOM weights"): encoder = load_encoder("tiny-ViT-8", pretrained=None)
+    with pytest.warns(UserWarning, match="RANDOM weights"):
+        encoder = load_encoder("tiny-ViT-8", pretrained=None)
     assert "random" in encoder.name and "random" in repr(encoder)
 
 
@@ -348,34 +476,60 @@ def test_fingerprint_follows_weights_and_settings():
     base = random_encoder()
     assert random_encoder().fingerprint == base.fingerprint and len(base.fingerprint) == 64
     assert random_encoder(batch_size=3).fingerprint == base.fingerprint
-    others = [random_encoder(**k).fingerprint for k in (dict(seed=1), dict(method="maskclip"), dict(input_size=72), dict(prompts="single"),
-                                                        dict(bank=("sky",)), dict(scale=40.), dict(name="tiny-ViT-8-quickgelu"))]
+    others = [
+        random_encoder(**k).fingerprint
+        for k in (
+            dict(seed=1),
+            dict(method="maskclip"),
+            dict(input_size=72),
+            dict(prompts="single"),
+            dict(bank=("sky",)),
+            dict(scale=40.0),
+            dict(name="tiny-ViT-8-quickgelu"),
+        )
+    ]
     changed = random_encoder()
     changed.model.ln_final.bias[3] += 1e-3
     assert len({base.fingerprint, changed.fingerprint, *others}) == 9
 
 
-@pytest.mark.parametrize("kwargs,says", [(dict(method="dino"), "dino.*sclip"), (dict(input_size=100), "input_size=100.*patch size 8.*96"),
-                                         (dict(window=36, input_size=96), "window=36.*patch size 8.*32"), (dict(window=96), "window=96.*stride <= window <= input_size=64"),
-                         (dict(window=32, stride=40), "stride=40"), (dict(window=32, stride=12), "stride=12.*patch size 8"),
-                         (dict(prompts="many"), "many.*ensemble"), (dict(precision="fp16"), "GPU"), (dict(precision="fp8"), "fp8")])
+@pytest.mark.parametrize(
+    "kwargs,says",
+    [
+        (dict(method="dino"), "dino.*sclip"),
+        (dict(input_size=100), "input_size=100.*patch size 8.*96"),
+        (dict(window=36, input_size=96), "window=36.*patch size 8.*32"),
+        (dict(window=96), "window=96.*stride <= window <= input_size=64"),
+        (dict(window=32, stride=40), "stride=40"),
+        (dict(window=32, stride=12), "stride=12.*patch size 8"),
+        (dict(prompts="many"), "many.*ensemble"),
+        (dict(precision="fp16"), "GPU"),
+        (dict(precision="fp8"), "fp8"),
+    ],
+)
 def test_impossible_settings(kwargs, says):
-    with pytest.raises(ValueError, match=says): random_encoder(**kwargs)
+    with pytest.raises(ValueError, match=says):
+        random_encoder(**kwargs)
 
 
 def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch):
     for has in (False, True):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
-        if has: assert random_encoder(precision="bf16")._dtype is torch.bfloat16
+        if has:
+            assert random_encoder(precision="bf16")._dtype is torch.bfloat16
         else:
-            with pytest.raises(ValueError, match="bf16.*fp32"): random_encoder(precision="bf16")
+            with pytest.raises(ValueError, match="bf16.*fp32"):
+                random_encoder(precision="bf16")
 
 
 @pytest.mark.parametrize("native", [False, True])
 def test_precision_is_what_the_device_has(monkeypatch, native):
     monkeypatch.setattr(clip, "_bf16_cpu", lambda: native)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
-    assert clip._precision("auto", "cpu") == (torch.bfloat16 if native else None) and clip._precision("auto", "cuda") == torch.float16
+    assert (
+        clip._precision("auto", "cpu") == (torch.bfloat16 if native else None)
+        and clip._precision("auto", "cuda") == torch.float16
+    )
     assert isinstance(clip._bf16_cpu(), bool)
 
 
@@ -396,46 +550,63 @@ def check_half(half, full):
 
 
 @pytest.mark.gpu
-def test_half_precision_on_gpu(): check_half(random_encoder(device="cuda"), random_encoder())
+def test_half_precision_on_gpu():
+    check_half(random_encoder(device="cuda"), random_encoder())
 
 
 # -- weights that cannot be had --
 
+
 def test_unknown_name_gets_the_nearest():
-    with pytest.raises(ValueError, match="ViT-L-41.*ViT-L-14.*efficientnet_lite0"): load_encoder("ViT-L-41")
+    with pytest.raises(ValueError, match="ViT-L-41.*ViT-L-14.*efficientnet_lite0"):
+        load_encoder("ViT-L-41")
 
 
 def test_neither_tag_nor_file():
-    with pytest.raises(WeightsError, match="nowhere.pt.*openai.*efficientnet_lite0"): OpenClipEncoder("ViT-B-32", pretrained="nowhere.pt")
-    with pytest.raises(WeightsError, match="has no tags"): OpenClipEncoder("tiny-ViT-8", pretrained="openai")
+    with pytest.raises(WeightsError, match="nowhere.pt.*openai.*efficientnet_lite0"):
+        OpenClipEncoder("ViT-B-32", pretrained="nowhere.pt")
+    with pytest.raises(WeightsError, match="has no tags"):
+        OpenClipEncoder("tiny-ViT-8", pretrained="openai")
 
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     "A machine without network, proxies or anything in the Hugging Face cache"
     from huggingface_hub import constants
-    def refuse(*args, **kwargs): raise socket.gaierror(-2, "Name or service not known")
+
+    def refuse(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path/"hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_no_network_says_what_to_fetch(no_network):
-    with pytest.raises(WeightsError) as e: OpenClipEncoder("ViT-B-32", pretrained="openai")
-    for part in ("hf download timm/vit_base_patch32_clip_224.openai", "'ViT-B-32-quickgelu', pretrained='/path/to/file'", "efficientnet_lite0"):
+    with pytest.raises(WeightsError) as e:
+        OpenClipEncoder("ViT-B-32", pretrained="openai")
+    for part in (
+        "hf download timm/vit_base_patch32_clip_224.openai",
+        "'ViT-B-32-quickgelu', pretrained='/path/to/file'",
+        "efficientnet_lite0",
+    ):
         assert part in str(e.value)
-    with pytest.raises(WeightsError, match="hf download laion/some-model.*local-dir:.*efficientnet_lite0"): OpenClipEncoder("hf-hub:laion/some-model")
+    with pytest.raises(WeightsError, match="hf download laion/some-model.*local-dir:.*efficientnet_lite0"):
+        OpenClipEncoder("hf-hub:laion/some-model")
     from huggingface_hub import constants
+
     assert not constants.HF_HUB_OFFLINE
 
 
 def test_openai_tag_switches_quick_gelu_on(monkeypatch):
     asked, create = {}, open_clip.create_model
+
     def spy(name, **options):
         asked.update(options, name=name)
         return create("tiny-ViT-8")
+
     monkeypatch.setattr(open_clip, "create_model", spy)
     OpenClipEncoder("ViT-L/14", pretrained="openai")
     assert asked == dict(name="ViT-L-14", pretrained="openai", require_pretrained=True, force_quick_gelu=True)
@@ -446,28 +617,36 @@ def test_openai_tag_switches_quick_gelu_on(monkeypatch):
 
 def test_checkpoints_on_disk(tmp_path):
     from safetensors.torch import save_file
+
     encoder = random_encoder()
     state = encoder.model.state_dict()
-    torch.save(dict(state_dict={f"module.{k}": v for k, v in state.items()}, epoch=3), tmp_path/"trained.pt")
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path/"open_clip_model.safetensors")
-    (tmp_path/"open_clip_config.json").write_text(json.dumps(dict(model_cfg=TINY)))
-    for name, pretrained in [("tiny-ViT-8", str(tmp_path/"trained.pt")), ("tiny-ViT-8", tmp_path/"open_clip_model.safetensors")]:
+    torch.save(dict(state_dict={f"module.{k}": v for k, v in state.items()}, epoch=3), tmp_path / "trained.pt")
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=TINY)))
+    for name, pretrained in [
+        ("tiny-ViT-8", str(tmp_path / "trained.pt")),
+        ("tiny-ViT-8", tmp_path / "open_clip_model.safetensors"),
+    ]:
         loaded = OpenClipEncoder(name, pretrained=pretrained)
         assert loaded.fingerprint == encoder.fingerprint and "random" not in loaded.name
     folder = OpenClipEncoder(f"local-dir:{tmp_path}")
-    for k, v in folder.model.state_dict().items(): assert torch.equal(v, state[k])
+    for k, v in folder.model.state_dict().items():
+        assert torch.equal(v, state[k])
     assert folder.class_embeddings(["cat"]).shape == (1, 24)
 
 
 def test_damaged_or_foreign_checkpoints(tmp_path):
-    path = tmp_path/"w.pt"
+    path = tmp_path / "w.pt"
     torch.save(random_encoder().model.state_dict(), path)
-    with pytest.raises(WeightsError, match="tiny-openai.*w.pt"): OpenClipEncoder("tiny-openai", pretrained=str(path))
+    with pytest.raises(WeightsError, match="tiny-openai.*w.pt"):
+        OpenClipEncoder("tiny-openai", pretrained=str(path))
     path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(WeightsError, match="tiny-ViT-8.*w.pt"): OpenClipEncoder("tiny-ViT-8", pretrained=str(path))
-    (tmp_path/"open_clip_config.json").write_text(json.dumps(dict(model_cfg=TINY)))
+    with pytest.raises(WeightsError, match="tiny-ViT-8.*w.pt"):
+        OpenClipEncoder("tiny-ViT-8", pretrained=str(path))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=TINY)))
     path.unlink()
-    with pytest.raises(WeightsError, match="local-dir"): OpenClipEncoder(f"local-dir:{tmp_path}")
+    with pytest.raises(WeightsError, match="local-dir"):
+        OpenClipEncoder(f"local-dir:{tmp_path}")
 
 
 def test_torchscript_archive_as_openai_published(tmp_path):
@@ -476,16 +655,22 @@ def test_torchscript_archive_as_openai_published(tmp_path):
     model.attn_mask = mask  # no buffer, as in OpenAI's archives
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        archive = torch.jit.trace(model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)), check_trace=False)
-        archive.save(str(tmp_path/"ViT.pt"))
-    encoder = OpenClipEncoder("tiny-openai", pretrained=str(tmp_path/"ViT.pt"), precision="fp32")
+        archive = torch.jit.trace(
+            model, (torch.zeros(1, 3, 32, 32), torch.zeros(1, 77, dtype=torch.long)), check_trace=False
+        )
+        archive.save(str(tmp_path / "ViT.pt"))
+    encoder = OpenClipEncoder("tiny-openai", pretrained=str(tmp_path / "ViT.pt"), precision="fp32")
     pixels = pixels_for(model)
-    torch.testing.assert_close(encoder.embed_images(pixels), model.encode_image(pixels, normalize=True), atol=2e-3, rtol=5e-2)  # stored as float16
+    torch.testing.assert_close(
+        encoder.embed_images(pixels), model.encode_image(pixels, normalize=True), atol=2e-3, rtol=5e-2
+    )  # stored as float16
     assert "QuickGELU" in repr(encoder.model.visual)
-    with pytest.raises(WeightsError, match="does not fit tiny-ViT-8"): OpenClipEncoder("tiny-ViT-8", pretrained=str(tmp_path/"ViT.pt"))
+    with pytest.raises(WeightsError, match="does not fit tiny-ViT-8"):
+        OpenClipEncoder("tiny-ViT-8", pretrained=str(tmp_path / "ViT.pt"))
 
 
 # -- the whole path --
+
 
 @pytest.mark.parametrize("evidence", ["encoder", "prototypes"])
 def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
@@ -493,10 +678,30 @@ def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
     from locrl.experiments.config import Config, prepare
     from locrl.evaluation.protocols import evaluate
     from locrl.experiments.train import Agent, train
+
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
-    config = Config(name="clip", encoder="tiny-ViT-8", pretrained=None, input_size=64, dim=None, evidence=evidence, prompts="single", train="simple-scenes:train:24",
-                    select="simple-scenes:val:6", report="simple-scenes:test:6", flip=True, n_envs=4, batch_size=16, gradient_steps=1, net_arch=(16,), region_width=4,
-                    steps=320, eval_every=160, learning_starts=64, buffer_size=400)
+    config = Config(
+        name="clip",
+        encoder="tiny-ViT-8",
+        pretrained=None,
+        input_size=64,
+        dim=None,
+        evidence=evidence,
+        prompts="single",
+        train="simple-scenes:train:24",
+        select="simple-scenes:val:6",
+        report="simple-scenes:test:6",
+        flip=True,
+        n_envs=4,
+        batch_size=16,
+        gradient_steps=1,
+        net_arch=(16,),
+        region_width=4,
+        steps=320,
+        eval_every=160,
+        learning_starts=64,
+        buffer_size=400,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         world = prepare(config)
@@ -505,5 +710,7 @@ def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
         bank = world.bank("select")
         assert (bank.dim, tuple(bank.saliency.shape)) == (24, (6, 5, 16, 16)) and "random" in repr(world.encoder)
         result = evaluate(agent.policy, bank, world.data["select"])
-        again = evaluate(agent.policy, agent.world().bank("select"), world.data["select"])   # made anew from the run's folder
+        again = evaluate(
+            agent.policy, agent.world().bank("select"), world.data["select"]
+        )  # made anew from the run's folder
     assert np.array_equal(result.searches.box, again.searches.box) and 0 <= result.detection.map11 <= 1

@@ -1,4 +1,5 @@
 """Pictures of every kind through an encoder, and batches that fit into memory."""
+
 import io
 import os
 import platform
@@ -20,39 +21,56 @@ from locrl.vision.encoders import Batches, EfficientNetLite0, Prototypes, crop, 
 
 def cramped(capacity, error):
     "A function that doubles, and has room for `capacity` rows"
+
     def f(x):
         f.sizes.append(len(x))
-        if len(x) > capacity: raise error
-        return x*2
+        if len(x) > capacity:
+            raise error
+        return x * 2
+
     f.sizes = []
     return f
 
 
-ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
-          RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12")]
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    MemoryError(),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
+    ),
+]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.sampled_from(ERRORS))
 def test_batches_halve_until_they_fit(n, size, capacity, error):
-    f, batches, x = cramped(capacity, error), Batches(size=size), torch.arange(n)
-    assert torch.equal(batches(f, x), x*2)
+    f = cramped(capacity, error)
+    batches = Batches(size=size)
+    x = torch.arange(n)
+    assert torch.equal(batches(f, x), x * 2)
     assert batches.size <= max(size, 1) and all(s <= size for s in f.sizes)
     before = len(f.sizes)
     batches(f, x)
-    assert max(f.sizes[before:]) <= capacity   # what was learned stays
+    assert max(f.sizes[before:]) <= capacity  # what was learned stays
 
 
 def test_the_memory_error_of_torchs_own_allocator_is_known():
-    with pytest.raises(RuntimeError) as e: torch.empty(1 << 58)
+    with pytest.raises(RuntimeError) as e:
+        torch.empty(1 << 58)
     assert out_of_memory(e.value) and not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_other_errors_pass_and_one_that_does_not_fit_says_what_to_do():
     calls = []
-    def wrong(x): calls.append(x); raise RuntimeError("shapes cannot be multiplied")
-    with pytest.raises(RuntimeError, match="shapes"): Batches(size=8)(wrong, torch.zeros(8))
+
+    def wrong(x):
+        calls.append(x)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Batches(size=8)(wrong, torch.zeros(8))
     assert len(calls) == 1
-    with pytest.raises(MemoryError, match="no room for a single picture .*smaller input_size"): Batches(size=8)(cramped(0, ERRORS[0]), torch.zeros(8))
+    with pytest.raises(MemoryError, match="no room for a single picture .*smaller input_size"):
+        Batches(size=8)(cramped(0, ERRORS[0]), torch.zeros(8))
 
 
 def test_the_first_size_follows_the_memory(monkeypatch):
@@ -80,19 +98,27 @@ print(keep_freed_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of GNU's C library")
 def test_freed_memory_is_kept_for_the_next_pass():
     "Two blocks of 20 MB, twenty times: 4,883 pages each where the system has to give them anew"
-    def faults(how, **env): return subprocess.run([sys.executable, "-c", FAULTS, how], env=os.environ | env, capture_output=True, text=True, check=True).stdout.split()
+
+    def faults(how, **env):
+        return subprocess.run(
+            [sys.executable, "-c", FAULTS, how], env=os.environ | env, capture_output=True, text=True, check=True
+        ).stdout.split()
+
     kept, tuned = faults("kept"), faults("kept", MALLOC_MMAP_THRESHOLD_="65536")
     assert kept[0] == "True" and int(kept[1]) < 1000
-    assert tuned[0] == "False" and int(tuned[1]) > 50_000   # whoever sets the C library's own switches is left alone
+    assert tuned[0] == "False" and int(tuned[1]) > 50_000  # whoever sets the C library's own switches is left alone
 
 
 def test_the_embedded_encoder_halves_too(monkeypatch):
     encoder = EfficientNetLite0(64, batch_size=8)
     pixels = torch.randn(5, 3, 64, 64)
     expected, real = encoder.dense(pixels), EfficientNetLite0._side_by_side
+
     def small(self, x):
-        if len(x) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, x)
+
     monkeypatch.setattr(EfficientNetLite0, "_side_by_side", small)
     torch.testing.assert_close(encoder.dense(pixels), expected)
     assert encoder.batch_size == 2
@@ -102,13 +128,14 @@ def test_the_embedded_encoder_halves_too(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def encoder(): return EfficientNetLite0(64)
+def encoder():
+    return EfficientNetLite0(64)
 
 
 def scene(width=60, height=40):
     "A picture whose corners differ"
     y, x = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([255*x//width, 255*y//height, 0*x + 90], -1).astype(np.uint8))
+    return Image.fromarray(np.stack([255 * x // width, 255 * y // height, 0 * x + 90], -1).astype(np.uint8))
 
 
 def saved(image, format, **options):
@@ -118,34 +145,43 @@ def saved(image, format, **options):
     return Image.open(buffer)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"],
+)
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (60, 40)])
 def test_any_mode_and_size(encoder, mode, size):
     image = Image.new(mode, size)
     assert rgb(image).mode == "RGB" and rgb(image).size == size
     features = encoder.encode([image])
     assert features.shape == (1, 1280, 2, 2) and features.isfinite().all()
-    assert encoder.embed_crops([image], [[.2, .2, .21, .21]], context=16).isfinite().all()
+    assert encoder.embed_crops([image], [[0.2, 0.2, 0.21, 0.21]], context=16).isfinite().all()
 
 
 def test_forms_of_one_picture_agree():
     image = scene()
     plain, grey = np.asarray(image).astype(int), np.asarray(image.convert("L"))
-    def close(other, tolerance, to=plain): np.testing.assert_allclose(np.asarray(rgb(other)).astype(int), to, atol=tolerance)
+
+    def close(other, tolerance, to=plain):
+        np.testing.assert_allclose(np.asarray(rgb(other)).astype(int), to, atol=tolerance)
+
     close(saved(image, "PNG"), 0)
     close(saved(image.convert("RGBA"), "PNG"), 0)
     close(saved(image.convert("CMYK"), "TIFF"), 1)
     close(saved(image.convert("CMYK"), "JPEG", quality=95), 12)
     close(saved(image.quantize(256), "PNG"), 20)
-    close(saved(Image.fromarray(grey.astype(np.uint16)*257), "PNG"), 0, np.stack([grey]*3, -1))   # 16 bits: Pillow's convert makes it white
-    close(Image.fromarray(grey.astype(np.int32)*257), 0, np.stack([grey]*3, -1))
-    close(Image.fromarray(grey.astype(np.int32)), 0, np.stack([grey]*3, -1))
+    close(
+        saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), 0, np.stack([grey] * 3, -1)
+    )  # 16 bits: Pillow's convert makes it white
+    close(Image.fromarray(grey.astype(np.int32) * 257), 0, np.stack([grey] * 3, -1))
+    close(Image.fromarray(grey.astype(np.int32)), 0, np.stack([grey] * 3, -1))
 
 
 def test_transparency_shows_white():
     image = scene().convert("RGBA")
     image.putalpha(Image.new("L", image.size, 0))
-    for form in (image, saved(image, "PNG"), image.convert("LA")): assert np.asarray(rgb(form)).min() == 255
+    for form in (image, saved(image, "PNG"), image.convert("LA")):
+        assert np.asarray(rgb(form)).min() == 255
     palette = scene().quantize(8)
     clear = saved(palette, "PNG", transparency=palette.getpixel((0, 0)))
     assert rgb(clear).getpixel((0, 0)) == (255, 255, 255) and rgb(clear).getpixel((59, 39)) != (255, 255, 255)
@@ -154,64 +190,79 @@ def test_transparency_shows_white():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(encoder, orientation):
     "A camera that lay on its side stores the pixels turned and says so: what comes out is upright, with boxes to match"
-    turn = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]   # Pillow's Transpose that undoes the tag's
+    turn = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Pillow's Transpose that undoes the tag's
     stored, exif = scene() if turn is None else scene().transpose(Image.Transpose(turn)), Image.Exif()
     exif[0x0112] = orientation
     read = saved(stored, "JPEG", quality=100, subsampling=0, exif=exif)
     assert rgb(read).size == (60, 40)
     np.testing.assert_allclose(np.asarray(rgb(read)).astype(int), np.asarray(scene()).astype(int), atol=6)
-    assert torch.cosine_similarity(*(encoder.embed_crops([im], [[0, 0, .5, .5]]) for im in (read, scene()))) > .95
+    assert torch.cosine_similarity(*(encoder.embed_crops([im], [[0, 0, 0.5, 0.5]]) for im in (read, scene()))) > 0.95
 
 
 def test_twenty_megapixels(encoder):
     image = scene().resize((5000, 4000))
-    torch.testing.assert_close(encoder.encode([image]), encoder.encode([image.reduce(10)]), atol=.3, rtol=.3)
-    assert crop(image, [.5, .5, .5, .5]).size == (1, 1)
-    assert rgb(image) is image   # not copied for each of a search's crops
+    torch.testing.assert_close(encoder.encode([image]), encoder.encode([image.reduce(10)]), atol=0.3, rtol=0.3)
+    assert crop(image, [0.5, 0.5, 0.5, 0.5]).size == (1, 1)
+    assert rgb(image) is image  # not copied for each of a search's crops
 
 
-@pytest.mark.parametrize("context", [0., 16/224, .2])
+@pytest.mark.parametrize("context", [0.0, 16 / 224, 0.2])
 def test_context_is_a_share_of_the_whole_crop(context):
     "The box fills the crop but for its border, on all sides, which is black beyond the picture"
-    image, box = Image.new("RGB", (400, 300), "white"), np.array([.5, .25, 1, .75])   # 200 x 150 pixels at the right edge
+    image, box = (
+        Image.new("RGB", (400, 300), "white"),
+        np.array([0.5, 0.25, 1, 0.75]),
+    )  # 200 x 150 pixels at the right edge
     cut = crop(image, box, context)
-    border = context*np.array(cut.size)
-    np.testing.assert_allclose(np.array(cut.size) - 2*border, [200, 150], atol=1.5)
+    border = context * np.array(cut.size)
+    np.testing.assert_allclose(np.array(cut.size) - 2 * border, [200, 150], atol=1.5)
     white = np.asarray(cut)[..., 0] == 255
-    assert white[:, :round(200 + border[0])].all() and not white[:, round(200 + border[0]) + 1:].any()
-    assert cut.tobytes() == image.crop(tuple(np.round([200 - border[0], 75 - border[1], 400 + border[0], 225 + border[1]]).astype(int))).tobytes()
+    assert white[:, : round(200 + border[0])].all() and not white[:, round(200 + border[0]) + 1 :].any()
+    assert (
+        cut.tobytes()
+        == image.crop(
+            tuple(np.round([200 - border[0], 75 - border[1], 400 + border[0], 225 + border[1]]).astype(int))
+        ).tobytes()
+    )
 
 
 def test_prototypes_know_their_cells_from_background():
     "Well separated clusters: each cell goes to its class, the first class among them, the others to the background in the last row"
-    rng, centres = np.random.default_rng(0), 6*np.eye(4, 8)
+    rng, centres = np.random.default_rng(0), 6 * np.eye(4, 8)
     labels = rng.integers(-1, 3, 600)
-    fitted = Prototypes.fit(centres[labels] + rng.normal(size=(600, 8)), labels, ("a", "b", "c"))   # the background is at the last centre
+    fitted = Prototypes.fit(
+        centres[labels] + rng.normal(size=(600, 8)), labels, ("a", "b", "c")
+    )  # the background is at the last centre
     test = torch.from_numpy(centres).float()
     assert (test @ fitted.weight.T + fitted.bias).argmax(1).tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="no training cells for b, background"): Prototypes.fit(centres[:3], np.array([0, 0, 2]), ("a", "b", "c"))
+    with pytest.raises(ValueError, match="no training cells for b, background"):
+        Prototypes.fit(centres[:3], np.array([0, 0, 2]), ("a", "b", "c"))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (320, 240)])
-@pytest.mark.parametrize("box", [[.999, 0, 1, 1], [0, .999, 1, 1], [.999, .999, 1, 1]])
+@pytest.mark.parametrize("box", [[0.999, 0, 1, 1], [0, 0.999, 1, 1], [0.999, 0.999, 1, 1]])
 def test_a_sliver_is_of_the_picture(size, box):
     "And not of the black beside it"
     assert min(low for low, _ in crop(Image.new("RGB", size, "white"), box).getextrema()) == 255
 
 
 def test_a_picture_without_pixels():
-    with pytest.raises(DataError, match="0 x 3 pixels"): rgb(Image.new("RGB", (0, 3)))
+    with pytest.raises(DataError, match="0 x 3 pixels"):
+        rgb(Image.new("RGB", (0, 3)))
 
 
 def test_a_truncated_file_is_an_error_not_a_grey_half(encoder):
     buffer = io.BytesIO()
     scene(200, 200).save(buffer, "PNG")
-    with pytest.raises(OSError): encoder.encode([Image.open(io.BytesIO(buffer.getvalue()[:len(buffer.getvalue())//2]))])
+    with pytest.raises(OSError):
+        encoder.encode([Image.open(io.BytesIO(buffer.getvalue()[: len(buffer.getvalue()) // 2]))])
 
 
 def test_warp_is_the_same_for_all_pictures_of_a_batch():
     pictures = [scene(), scene(30, 80), Image.new("L", (3, 3), 7)]
     together = warp(pictures, 32)
     assert together.shape == (3, 3, 32, 32) and together.dtype == torch.float32
-    for one, picture in zip(together, pictures): assert torch.equal(one, warp([picture], 32)[0])
-    with pytest.raises(KeyError): warp(pictures, 32, "nearest-ish")
+    for one, picture in zip(together, pictures):
+        assert torch.equal(one, warp([picture], 32)[0])
+    with pytest.raises(KeyError):
+        warp(pictures, 32, "nearest-ish")

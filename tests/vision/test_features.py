@@ -1,4 +1,5 @@
 "The feature store against damage, kills and full disks; region pooling against an explicit loop"
+
 import errno
 import json
 import multiprocessing
@@ -21,46 +22,67 @@ from conftest import ROOT
 from locrl import files
 from locrl.data import voc as data_module
 from locrl.vision import features
-from locrl.vision.encoders import CropCache, EfficientNetLite0, Encoder, UnknownClass
-from locrl.vision.features import CropBank, FeatureBank, FeatureError, FeatureStore, Projection, build_store, integral_image, region_pool
+from locrl.vision.encoders import CropCache, EfficientNetLite0, Encoder, UnknownClassError
+from locrl.vision.features import (
+    CropBank,
+    FeatureBank,
+    FeatureError,
+    FeatureStore,
+    Projection,
+    build_store,
+    integral_image,
+    region_pool,
+)
 from locrl.data.scenes import Scenes
 
 
 class Mosaic(Encoder):
     "A quick encoder for tests: 8 x 8 pixel tiles through a fixed random matrix; it knows cats and dogs"
-    name, dim, input_size, grid = "mosaic", 12, 32, (4, 4)
 
-    def __init__(self, seed=0, pause=0.):
+    name = "mosaic"
+    dim = 12
+    input_size = 32
+    grid = (4, 4)
+
+    def __init__(self, seed=0, pause=0.0):
         self.fingerprint, self.pause = f"mosaic {seed}", pause
-        self.matrix = torch.randn(3*64, self.dim, generator=torch.Generator().manual_seed(seed))/14
+        self.matrix = torch.randn(3 * 64, self.dim, generator=torch.Generator().manual_seed(seed)) / 14
 
     def preprocess(self, images, size=None):
         pixels = np.stack([np.asarray(im.resize((32, 32), Image.BILINEAR), np.float32) for im in images])
-        return torch.from_numpy(pixels/255).permute(0, 3, 1, 2)
+        return torch.from_numpy(pixels / 255).permute(0, 3, 1, 2)
 
     def dense(self, pixels):
         time.sleep(self.pause)
         tiles = F.unfold(pixels, 8, stride=8)
         return torch.einsum("bkl,kd->bdl", tiles, self.matrix).unflatten(2, (4, 4))
 
-    def embed_images(self, pixels): return self.dense(pixels).mean((2, 3))
+    def embed_images(self, pixels):
+        return self.dense(pixels).mean((2, 3))
 
     def class_embeddings(self, names):
         for name in names:
-            if name not in ("cat", "dog"): raise UnknownClass(name, ["cat", "dog"])
-        return F.normalize(self.matrix[:len(names)], dim=1)
+            if name not in ("cat", "dog"):
+                raise UnknownClassError(name, ["cat", "dog"])
+        return F.normalize(self.matrix[: len(names)], dim=1)
 
-    def evidence(self, dense, names): return torch.einsum("bdhw,cd->bchw", dense, self.class_embeddings(names)).sigmoid()
-    def presence(self, dense, names): return self.evidence(dense, names).amax((2, 3))
+    def evidence(self, dense, names):
+        return torch.einsum("bdhw,cd->bchw", dense, self.class_embeddings(names)).sigmoid()
 
-
-def pictures(n=10, seed=0): return Scenes(n, seed=seed, size=(40, 60), classes=("cat", "dog", "bird"))
-
-
-def build(root, **changes): return build_store(pictures(), **dict(encoder=Mosaic(), dim=6, root=root, shard_size=4, batch_size=2) | changes)
+    def presence(self, dense, names):
+        return self.evidence(dense, names).amax((2, 3))
 
 
-def contents(folder): return {f.relative_to(folder).as_posix(): f.read_bytes() for f in Path(folder).rglob("*") if f.is_file()}
+def pictures(n=10, seed=0):
+    return Scenes(n, seed=seed, size=(40, 60), classes=("cat", "dog", "bird"))
+
+
+def build(root, **changes):
+    return build_store(pictures(), **dict(encoder=Mosaic(), dim=6, root=root, shard_size=4, batch_size=2) | changes)
+
+
+def contents(folder):
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in Path(folder).rglob("*") if f.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +95,23 @@ def original(tmp_path_factory):
 @pytest.fixture
 def copy(original, tmp_path):
     "A copy of a whole store that a test may damage"
-    root = tmp_path/"copy"
+    root = tmp_path / "copy"
     shutil.copytree(original, root)
     return FeatureStore(next(root.glob("Scenes*"))).path
 
 
 def test_what_a_store_holds(original, tmp_path):
-    store, encoder, data = build(original), Mosaic(), pictures()
+    store = build(original)
+    encoder = Mosaic()
+    data = pictures()
     assert (len(store), store.dim, store.grid, store.classes) == (10, 6, (4, 4), ("cat", "dog"))
     for i in range(len(data)):
         dense = encoder.encode([data.image(i)])
         np.testing.assert_allclose(store[i], store.projection(dense)[0], atol=2e-3)
         np.testing.assert_allclose(store.array("evidence")[i], encoder.evidence(dense, store.classes)[0], atol=1e-3)
         np.testing.assert_allclose(store.array("presence")[i], encoder.presence(dense, store.classes)[0], atol=1e-6)
-    with pytest.raises(IndexError): store[10]
+    with pytest.raises(IndexError):
+        store[10]
     mirrored = build(tmp_path, flip=True)
     assert mirrored.path != store.path and not np.array_equal(mirrored.array("features"), store.array("features"))
 
@@ -100,7 +125,8 @@ def test_a_second_build_encodes_nothing(original, monkeypatch):
 
 def test_the_size_of_batches_and_shards_changes_nothing(original, tmp_path):
     a, b = build(original), build(tmp_path, shard_size=7, batch_size=5)
-    for kind in ("features", "evidence", "presence"): np.testing.assert_allclose(a.array(kind), b.array(kind), atol=2e-3)
+    for kind in ("features", "evidence", "presence"):
+        np.testing.assert_allclose(a.array(kind), b.array(kind), atol=2e-3)
     assert build(tmp_path, shard_size=3).about["shard_size"] == 7  # the store that is there keeps its own
 
 
@@ -108,25 +134,38 @@ def test_the_size_of_batches_and_shards_changes_nothing(original, tmp_path):
 
 
 def test_another_encoder_is_refused_by_name(copy):
-    with pytest.raises(FeatureError, match=r"was made with another encoder: Mosaic\(mosaic.*not Mosaic\(mosaic"): FeatureStore(copy, encoder=Mosaic(seed=1))
+    with pytest.raises(FeatureError, match=r"was made with another encoder: Mosaic\(mosaic.*not Mosaic\(mosaic"):
+        FeatureStore(copy, encoder=Mosaic(seed=1))
     FeatureStore(copy, encoder=Mosaic())
 
 
 def test_another_data_set_is_refused_by_name(copy):
-    with pytest.raises(FeatureError, match="another data: Scenes train, not Scenes train"): FeatureStore(copy, data=pictures(seed=1))
-    with pytest.raises(FeatureError, match="another data: Scenes train, not Scenes train"): FeatureStore(copy, data=pictures(9))
+    with pytest.raises(FeatureError, match="another data: Scenes train, not Scenes train"):
+        FeatureStore(copy, data=pictures(seed=1))
+    with pytest.raises(FeatureError, match="another data: Scenes train, not Scenes train"):
+        FeatureStore(copy, data=pictures(9))
     FeatureStore(copy, data=pictures())
 
 
 def test_another_encoder_or_data_set_gets_a_store_of_its_own(tmp_path):
-    assert len({build(tmp_path, **change).path for change in ({}, dict(encoder=Mosaic(seed=1)), dict(dim=5), dict(flip=True))}) == 4
+    assert (
+        len(
+            {
+                build(tmp_path, **change).path
+                for change in ({}, dict(encoder=Mosaic(seed=1)), dict(dim=5), dict(flip=True))
+            }
+        )
+        == 4
+    )
     assert build_store(pictures(seed=1), Mosaic(), 6, root=tmp_path).path not in (build(tmp_path).path,)
 
 
 def test_banks_need_one_projection_and_known_classes(tmp_path):
     a, b = build(tmp_path), build(tmp_path, dim=5)
-    with pytest.raises(FeatureError, match="do not share a projection"): FeatureBank([a, b], ("cat",))
-    with pytest.raises(FeatureError, match="no evidence for bird.*[Ff]it prototypes"): FeatureBank(a, ("cat", "bird"))
+    with pytest.raises(FeatureError, match="do not share a projection"):
+        FeatureBank([a, b], ("cat",))
+    with pytest.raises(FeatureError, match="no evidence for bird.*[Ff]it prototypes"):
+        FeatureBank(a, ("cat", "bird"))
     assert len(FeatureBank([a, build(tmp_path, projection=a.projection, flip=True)], ("dog",))) == 20
 
 
@@ -143,17 +182,20 @@ def test_a_flipped_bit_in_a_shard_is_found_and_named(original, random):
     damaged[random.randrange(len(whole))] ^= 1 << random.randrange(8)
     try:
         file.write_bytes(damaged)
-        with pytest.raises(FeatureError) as error: FeatureStore(folder)
+        with pytest.raises(FeatureError) as error:
+            FeatureStore(folder)
         assert str(file) in str(error.value) and "delete" in str(error.value)
-    finally: file.write_bytes(whole)
+    finally:
+        file.write_bytes(whole)
     FeatureStore(folder)
 
 
 def test_a_damaged_shard_alone_is_made_anew(copy, original, monkeypatch):
-    whole, file = contents(copy), copy/"features-00001.npy"
+    whole, file = contents(copy), copy / "features-00001.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(FeatureError, match="delete .*shard-00001.json and build again: only that shard"): build(copy.parent)
-    (copy/"shard-00001.json").unlink()
+    with pytest.raises(FeatureError, match="delete .*shard-00001.json and build again: only that shard"):
+        build(copy.parent)
+    (copy / "shard-00001.json").unlink()
     encoded, dense = [], Mosaic.dense
     monkeypatch.setattr(Mosaic, "dense", lambda self, pixels: encoded.append(len(pixels)) or dense(self, pixels))
     build(copy.parent)
@@ -162,66 +204,88 @@ def test_a_damaged_shard_alone_is_made_anew(copy, original, monkeypatch):
 
 @pytest.mark.parametrize("name", ["features-00002.npy", "evidence-00000.npy", "presence-00001.npy"])
 def test_a_missing_file_of_a_shard_is_named(copy, name):
-    (copy/name).unlink()
-    with pytest.raises(FeatureError, match=f"{name} cannot be read"): FeatureStore(copy)
+    (copy / name).unlink()
+    with pytest.raises(FeatureError, match=f"{name} cannot be read"):
+        FeatureStore(copy)
 
 
 def test_a_missing_shard_is_made_by_the_next_build(copy):
     whole = contents(copy)
-    for file in copy.glob("*-00001.*"): file.unlink()
-    with pytest.raises(FeatureError, match="not finished .shard 1 is missing.: build it again"): FeatureStore(copy)
+    for file in copy.glob("*-00001.*"):
+        file.unlink()
+    with pytest.raises(FeatureError, match="not finished .shard 1 is missing.: build it again"):
+        FeatureStore(copy)
     build(copy.parent)
     assert contents(copy) == whole
 
 
 @pytest.mark.parametrize("text", ["", '{"data": "Sce', "{}", "[]", "\xff", '{"shard_size": 4}'])
 def test_a_damaged_description_is_named(copy, text):
-    (copy/"store.json").write_bytes(text.encode("latin-1"))
+    (copy / "store.json").write_bytes(text.encode("latin-1"))
     for opening in (lambda: FeatureStore(copy), lambda: build(copy.parent)):
-        with pytest.raises(FeatureError, match="store.json is damaged .*delete"): opening()
+        with pytest.raises(FeatureError, match="store.json is damaged .*delete"):
+            opening()
 
 
 def test_a_description_cut_anywhere_is_refused(copy):
-    file = copy/"store.json"
+    file = copy / "store.json"
     whole = file.read_bytes()
     for length in range(0, len(whole), 7):
         file.write_bytes(whole[:length])
-        with pytest.raises(FeatureError, match="store.json is damaged"): FeatureStore(copy)
+        with pytest.raises(FeatureError, match="store.json is damaged"):
+            FeatureStore(copy)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"images": 4}', '{"sha256": {}}', '{"sha256": []}'])
 def test_a_damaged_checksum_file_is_refused(copy, text):
-    (copy/"shard-00001.json").write_text(text)
-    with pytest.raises(FeatureError, match="shard-00001.json and build again"): FeatureStore(copy)
+    (copy / "shard-00001.json").write_text(text)
+    with pytest.raises(FeatureError, match="shard-00001.json and build again"):
+        FeatureStore(copy)
 
 
-@pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(b""), lambda f: f.write_bytes(f.read_bytes()[:200]), lambda f: f.write_bytes(b"x"*500),
-                                    lambda f: Projection(np.zeros(12, np.float32), np.zeros((12, 6), np.float32), 1.).save(f)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: f.unlink(),
+        lambda f: f.write_bytes(b""),
+        lambda f: f.write_bytes(f.read_bytes()[:200]),
+        lambda f: f.write_bytes(b"x" * 500),
+        lambda f: Projection(np.zeros(12, np.float32), np.zeros((12, 6), np.float32), 1.0).save(f),
+    ],
+)
 def test_a_damaged_projection_is_refused_and_made_again(copy, damage):
     whole = contents(copy)
-    damage(copy/"projection.npz")
-    with pytest.raises(FeatureError, match="projection.npz .*delete it and build the store again"): FeatureStore(copy)
-    (copy/"projection.npz").unlink(missing_ok=True)
+    damage(copy / "projection.npz")
+    with pytest.raises(FeatureError, match="projection.npz .*delete it and build the store again"):
+        FeatureStore(copy)
+    (copy / "projection.npz").unlink(missing_ok=True)
     build(copy.parent)
-    assert contents(copy).keys() == whole.keys() and FeatureStore(copy).projection.digest == FeatureStore(copy).about["projection"]
+    assert (
+        contents(copy).keys() == whole.keys()
+        and FeatureStore(copy).projection.digest == FeatureStore(copy).about["projection"]
+    )
 
 
 def test_a_shard_of_the_wrong_length_is_refused(copy):
-    about = json.loads((copy/"store.json").read_text())
-    (copy/"store.json").write_text(json.dumps(about | {"shard_size": 5, "images": 15}))
-    with pytest.raises(FeatureError, match="holds 4 pictures instead of 5"): FeatureStore(copy)
+    about = json.loads((copy / "store.json").read_text())
+    (copy / "store.json").write_text(json.dumps(about | {"shard_size": 5, "images": 15}))
+    with pytest.raises(FeatureError, match="holds 4 pictures instead of 5"):
+        FeatureStore(copy)
 
 
 def test_no_store_there(tmp_path):
-    with pytest.raises(FeatureError, match="is no feature store .store.json is missing.*locrl cache"): FeatureStore(tmp_path)
+    with pytest.raises(FeatureError, match="is no feature store .store.json is missing.*locrl cache"):
+        FeatureStore(tmp_path)
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path, monkeypatch):
     projection = build(tmp_path).projection
     monkeypatch.setattr(Mosaic, "dense", lambda self, pixels: torch.full((len(pixels), 12, 4, 4), 1e9))
-    with pytest.raises(FeatureError, match="NaN or infinite features for pictures"): build(tmp_path/"other", projection=projection)
+    with pytest.raises(FeatureError, match="NaN or infinite features for pictures"):
+        build(tmp_path / "other", projection=projection)
     monkeypatch.setattr(Mosaic, "dense", lambda self, pixels: torch.full((len(pixels), 12, 4, 4), torch.nan))
-    with pytest.raises(FeatureError, match="NaN or infinite features"): build(tmp_path/"third")
+    with pytest.raises(FeatureError, match="NaN or infinite features"):
+        build(tmp_path / "third")
 
 
 # Kills
@@ -246,34 +310,57 @@ print(kills)
 
 class Slow(Mosaic):
     "Everything takes a while: reading a batch 20 ms, the network 50, scoring 20. What sleeps needs no processor, so a busy machine matters little"
-    def preprocess(self, images, size=None): time.sleep(.02); return super().preprocess(images, size)
-    def evidence(self, dense, names): time.sleep(.01*len(dense)); return super().evidence(dense, names)
+
+    def preprocess(self, images, size=None):
+        time.sleep(0.02)
+        return super().preprocess(images, size)
+
+    def evidence(self, dense, names):
+        time.sleep(0.01 * len(dense))
+        return super().evidence(dense, names)
 
 
 def test_nothing_holds_the_network_up(tmp_path):
     "At least three quarters of the network's own speed, in the best of three builds (a busy machine wakes a sleeper late); one after another it would be 56 %"
-    projection, encoder, network, shares = build(tmp_path).projection, Slow(pause=.05), 40*.05, []
-    while len(shares) < 3 and max(shares, default=0) < .75:
+    projection = build(tmp_path).projection
+    encoder = Slow(pause=0.05)
+    network = 40 * 0.05
+    shares = []
+    while len(shares) < 3 and max(shares, default=0) < 0.75:
         start = time.perf_counter()
-        build_store(pictures(80), encoder, projection=projection, root=tmp_path/f"slow{len(shares)}", shard_size=20, batch_size=2)
-        shares.append(network/(time.perf_counter() - start))
-    assert max(shares) >= .75
+        build_store(
+            pictures(80),
+            encoder,
+            projection=projection,
+            root=tmp_path / f"slow{len(shares)}",
+            shard_size=20,
+            batch_size=2,
+        )
+        shares.append(network / (time.perf_counter() - start))
+    assert max(shares) >= 0.75
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_build_killed_at_random_moments_resumes_to_the_same_bits(original, tmp_path):
     seed = np.random.SeedSequence().entropy % 2**32
-    ran = subprocess.run([sys.executable, "-c", KILLED, tmp_path, ROOT/"tests", str(seed)], capture_output=True, text=True, check=True, timeout=300)
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path, ROOT / "tests", str(seed)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     assert int(ran.stdout) >= 1, seed
     there, whole = contents(tmp_path), contents(original)
     assert {k: v for k, v in there.items() if not k.endswith(".tmp")} == whole, seed
 
 
 def test_what_killed_builds_left_is_swept_away_later(copy):
-    old, young = copy/".features-00001.npy.1.tmp", copy/".features-00001.npy.2.tmp"
-    for file in (old, young): file.write_bytes(b"half")
-    os.utime(old, (time.time() - 3600,)*2)
-    (copy/"shard-00001.json").unlink()
+    old, young = copy / ".features-00001.npy.1.tmp", copy / ".features-00001.npy.2.tmp"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - 3600,) * 2)
+    (copy / "shard-00001.json").unlink()
     build(copy.parent)
     assert not old.exists() and young.exists()  # the young one may belong to a process at work
 
@@ -283,39 +370,49 @@ def test_what_killed_builds_left_is_swept_away_later(copy):
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
 def test_a_place_that_cannot_be_written(tmp_path, below):
-    (tmp_path/"file").write_text("")
-    with pytest.raises(FeatureError, match="cannot make .*LOCRL_CACHE"): build(tmp_path/"file"/below)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FeatureError, match="cannot make .*LOCRL_CACHE"):
+        build(tmp_path / "file" / below)
 
 
 def test_a_read_only_folder(copy, monkeypatch):
     "What a read-only disk says when a file is opened for writing (root may write everywhere, so it is acted)"
-    (copy/"shard-00001.json").unlink()
+    (copy / "shard-00001.json").unlink()
     before, real = contents(copy.parent), open
+
     def refuse(path, mode="r", *args, **kwargs):
-        if "w" in mode: raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        if "w" in mode:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return real(path, mode, *args, **kwargs)
+
     monkeypatch.setattr(files, "open", refuse, raising=False)
-    with pytest.raises(FeatureError, match="cannot write .*Read-only file system.*LOCRL_CACHE"): build(copy.parent)
+    with pytest.raises(FeatureError, match="cannot write .*Read-only file system.*LOCRL_CACHE"):
+        build(copy.parent)
     assert contents(copy.parent) == before
 
 
 def test_too_little_space_is_noticed_before_encoding(tmp_path, monkeypatch):
-    projection = build(tmp_path/"first").projection
+    projection = build(tmp_path / "first").projection
     monkeypatch.setattr(Mosaic, "dense", lambda *_: pytest.fail("encoded"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 100, 100))
-    with pytest.raises(FeatureError, match="needs .* GB and the disk has 0.0 GB free"): build(tmp_path/"second", projection=projection)
+    with pytest.raises(FeatureError, match="needs .* GB and the disk has 0.0 GB free"):
+        build(tmp_path / "second", projection=projection)
 
 
 @pytest.mark.parametrize("after", range(12))
 def test_a_disk_that_fills_up_midway(original, tmp_path, monkeypatch, after):
     "The write number `after` fails: nothing half-written is left, and with space again the build goes on"
     real, count = os.fsync, []
+
     def full(fd):
         count.append(fd)
-        if len(count) == after + 1: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if len(count) == after + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(fd)
+
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FeatureError, match="cannot write .*No space left on device.*Free some space"): build(tmp_path)
+    with pytest.raises(FeatureError, match="cannot write .*No space left on device.*Free some space"):
+        build(tmp_path)
     whole, there = contents(original), contents(tmp_path)
     assert len(there) == after and all(whole[k] == v for k, v in there.items())
     build(tmp_path)
@@ -325,35 +422,49 @@ def test_a_disk_that_fills_up_midway(original, tmp_path, monkeypatch, after):
 @pytest.mark.parametrize("code", ["EIO", "ENOTCONN", "ETIMEDOUT"])
 def test_a_write_that_fails_for_a_while_is_tried_again(original, tmp_path, monkeypatch, code):
     "As Google Drive does it: every third write fails once"
-    real, count, waited = os.fsync, [], []
+    real = os.fsync
+    count = []
+    waited = []
+
     def shaky(fd):
         count.append(fd)
-        if len(count) % 3 == 0: raise OSError(getattr(errno, code), "not now")
+        if len(count) % 3 == 0:
+            raise OSError(getattr(errno, code), "not now")
         real(fd)
+
     monkeypatch.setattr(os, "fsync", shaky)
     monkeypatch.setattr(features.time, "sleep", waited.append)
     build(tmp_path)
-    assert contents(tmp_path) == contents(original) and set(waited) - {0.} == {1}
+    assert contents(tmp_path) == contents(original) and set(waited) - {0.0} == {1}
 
 
 def test_a_write_that_keeps_failing_ends_with_its_reason(tmp_path, monkeypatch):
-    def broken(fd): raise OSError(errno.EIO, "Input/output error")
+    def broken(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
     waited = []
     monkeypatch.setattr(os, "fsync", broken)
     monkeypatch.setattr(features.time, "sleep", waited.append)
-    with pytest.raises(FeatureError, match="cannot write .*Input/output error"): build(tmp_path)
+    with pytest.raises(FeatureError, match="cannot write .*Input/output error"):
+        build(tmp_path)
     assert [w for w in waited if w] == [1, 4, 15]
 
 
 def test_a_destination_that_disappears_midway(original, tmp_path, monkeypatch):
     "The disk goes after the first shard: said clearly, nothing is made in its place, and when it is back the build goes on"
-    root, away = tmp_path/"drive", tmp_path/"away"
-    real, dense, encoded = features._write_shard, Mosaic.dense, []
+    root, away = tmp_path / "drive", tmp_path / "away"
+    real = features._write_shard
+    dense = Mosaic.dense
+    encoded = []
+
     def gone(path, k, *arrays):
-        if k == 1: root.rename(away)
+        if k == 1:
+            root.rename(away)
         real(path, k, *arrays)
+
     monkeypatch.setattr(features, "_write_shard", gone)
-    with pytest.raises(FeatureError, match="is gone: was the disk or Google Drive unmounted.*finished shards are kept"): build(root)
+    with pytest.raises(FeatureError, match="is gone: was the disk or Google Drive unmounted.*finished shards are kept"):
+        build(root)
     assert not root.exists() and next(away.glob("Scenes*/shard-00000.json"))
     monkeypatch.setattr(features, "_write_shard", real)
     away.rename(root)
@@ -364,7 +475,8 @@ def test_a_destination_that_disappears_midway(original, tmp_path, monkeypatch):
 
 def test_a_drive_that_is_not_mounted(monkeypatch):
     monkeypatch.setattr(Path, "mkdir", lambda *args, **kwargs: pytest.fail("made a folder below an empty mount point"))
-    with pytest.raises(FeatureError, match="not mounted: run .*drive.mount"): build("/content/drive/MyDrive/locrl")
+    with pytest.raises(FeatureError, match="not mounted: run .*drive.mount"):
+        build("/content/drive/MyDrive/locrl")
 
 
 def test_what_is_ahead_is_told(tmp_path, capsys):
@@ -373,31 +485,43 @@ def test_what_is_ahead_is_told(tmp_path, capsys):
     store = build_store(data, encoder, 6, root=tmp_path)
     told = capsys.readouterr().err
     assert "60 pictures at" in told and "minutes; 0.00 GB to write" in told and "GB are free" in told
-    assert features._estimate(tmp_path, 5000, .12, 2e5).startswith("5,000 pictures at 8.3 img/s (measured on the first batch): about 10.0 minutes; 1.00 GB to write")
-    written, foretold = sum(f.stat().st_size for f in store.path.rglob("*.npy")), 60*features._picture_bytes(encoder, store.projection, store.classes)
-    assert foretold <= written < 1.2*foretold   # beside the cells stand only presences and headers
+    assert features._estimate(tmp_path, 5000, 0.12, 2e5).startswith(
+        "5,000 pictures at 8.3 img/s (measured on the first batch): about 10.0 minutes; 1.00 GB to write"
+    )
+    written = sum(f.stat().st_size for f in store.path.rglob("*.npy"))
+    foretold = 60 * features._picture_bytes(encoder, store.projection, store.classes)
+    assert foretold <= written < 1.2 * foretold  # beside the cells stand only presences and headers
 
 
 def test_a_damaged_picture_stops_the_build_and_the_rest_is_kept(tmp_path):
     data = pictures()
     image = data.image
+
     def damaged(i):
-        if i == 6: raise data_module.DataError("000006.jpg is cut short")
+        if i == 6:
+            raise data_module.DataError("000006.jpg is cut short")
         return image(i)
+
     data.image = damaged
     projection = build(tmp_path).projection
-    with pytest.raises(data_module.DataError, match="000006.jpg"): build_store(data, Mosaic(), projection=projection, root=tmp_path/"other", shard_size=4, batch_size=2)
-    assert [p.name for p in (tmp_path/"other").rglob("shard-*.json")] == ["shard-00000.json"]
+    with pytest.raises(data_module.DataError, match="000006.jpg"):
+        build_store(data, Mosaic(), projection=projection, root=tmp_path / "other", shard_size=4, batch_size=2)
+    assert [p.name for p in (tmp_path / "other").rglob("shard-*.json")] == ["shard-00000.json"]
 
 
 def test_a_batch_that_does_not_fit_is_halved_in_the_middle_of_a_build(original, tmp_path, monkeypatch):
     from locrl.vision.encoders import Batches
+
     batches, dense = Batches(size=2), Mosaic.dense
+
     def cramped(self, pixels):
         def run(x):
-            if len(x) > 1: raise torch.OutOfMemoryError("CUDA out of memory")
+            if len(x) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
             return dense(self, x)
+
         return batches(run, pixels)
+
     monkeypatch.setattr(Mosaic, "dense", cramped)
     assert contents(build(tmp_path).path).keys() == contents(build(original).path).keys() and batches.size == 1
 
@@ -414,9 +538,13 @@ build(sys.argv[1])
 @pytest.mark.skipif(sys.platform == "win32", reason="needs setrlimit")
 def test_a_write_the_system_cuts_short(original, tmp_path):
     "Files may hold 900 bytes: the system itself breaks off a write in the middle of a file"
-    ran = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, ROOT/"tests"], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path, ROOT / "tests"], capture_output=True, text=True, timeout=120
+    )
     assert ran.returncode == 1
-    assert re.search("^locrl.*FeatureError: cannot write", ran.stderr, re.M)   # Python 3.10 may tell of the unfinished file below it
+    assert re.search(
+        "^locrl.*FeatureError: cannot write", ran.stderr, re.M
+    )  # Python 3.10 may tell of the unfinished file below it
     whole, there = contents(original), contents(tmp_path)
     assert all(whole[k] == v for k, v in there.items()) and len(there) < len(whole)
     build(tmp_path)
@@ -432,8 +560,9 @@ def _read(path):
 
 
 def test_several_processes_read_at_once(copy):
-    with multiprocessing.get_context("spawn").Pool(2) as pool: answers = pool.map(_read, [copy]*6)
-    assert answers == [_read(copy)]*6
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        answers = pool.map(_read, [copy] * 6)
+    assert answers == [_read(copy)] * 6
 
 
 # Region pooling
@@ -442,28 +571,35 @@ def test_several_processes_read_at_once(copy):
 def coverage(low, high, n):
     "Length of each of `n` cells of the unit interval inside [low, high], in cells"
     edges = np.arange(n + 1)
-    return np.clip(np.minimum(edges[1:], high*n) - np.maximum(edges[:-1], low*n), 0, None)
+    return np.clip(np.minimum(edges[1:], high * n) - np.maximum(edges[:-1], low * n), 0, None)
 
 
 def explicit(dense, box):
     "Mean of `dense` (H, W, D) over `box`: every cell weighted by the area of it inside; outside the picture counts as zero"
     h, w, _ = dense.shape
     x1, y1, x2, y2 = (float(v) for v in box)
-    weights = coverage(y1, y2, h)[:, None]*coverage(x1, x2, w)
-    return np.einsum("hw,hwd->d", weights, dense.astype(np.float64))/((x2 - x1)*(y2 - y1)*h*w)
+    weights = coverage(y1, y2, h)[:, None] * coverage(x1, x2, w)
+    return np.einsum("hw,hwd->d", weights, dense.astype(np.float64)) / ((x2 - x1) * (y2 - y1) * h * w)
 
 
-side = st.floats(1/64, 1.5, width=32)
+side = st.floats(1 / 64, 1.5, width=32)
 corner = st.floats(-1, 1.5, width=32, allow_subnormal=False)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=6),
+    st.integers(0, 2**32 - 1),
+)
 def test_region_pool_is_the_explicit_loop(h, w, corners, seed):
     dense = np.random.default_rng(seed).normal(size=(3, h, w, 2)).astype(np.float32)
     boxes = np.array([[x, y, x + a, y + b] for x, y, a, b in corners], np.float32)
     image = np.arange(len(boxes)) % 3
-    pooled = region_pool(integral_image(torch.from_numpy(dense)), torch.from_numpy(image), torch.from_numpy(boxes)[:, None])[:, 0]
+    pooled = region_pool(
+        integral_image(torch.from_numpy(dense)), torch.from_numpy(image), torch.from_numpy(boxes)[:, None]
+    )[:, 0]
     expected = [explicit(dense[i], b) for i, b in zip(image, boxes)]
     np.testing.assert_allclose(pooled.numpy(), expected, atol=3e-3)
 
@@ -471,12 +607,15 @@ def test_region_pool_is_the_explicit_loop(h, w, corners, seed):
 def test_many_regions_at_once():
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(5, 14, 14, 3)).astype(np.float32)
-    boxes = np.sort(rng.uniform(-.2, 1.2, (2000, 4, 2, 2)), 2).astype(np.float32)
-    boxes[:, :, 1] = np.maximum(boxes[:, :, 1], boxes[:, :, 0] + .05)
+    boxes = np.sort(rng.uniform(-0.2, 1.2, (2000, 4, 2, 2)), 2).astype(np.float32)
+    boxes[:, :, 1] = np.maximum(boxes[:, :, 1], boxes[:, :, 0] + 0.05)
     boxes, image = boxes.reshape(2000, 4, 4), rng.integers(0, 5, 2000)
-    pooled = region_pool(integral_image(torch.from_numpy(dense)), torch.from_numpy(image), torch.from_numpy(boxes)).numpy()
+    pooled = region_pool(
+        integral_image(torch.from_numpy(dense)), torch.from_numpy(image), torch.from_numpy(boxes)
+    ).numpy()
     for m in range(0, 2000, 37):
-        for r in range(4): np.testing.assert_allclose(pooled[m, r], explicit(dense[image[m]], boxes[m, r]), atol=2e-3)
+        for r in range(4):
+            np.testing.assert_allclose(pooled[m, r], explicit(dense[image[m]], boxes[m, r]), atol=2e-3)
 
 
 def test_precision_of_the_integral():
@@ -484,7 +623,7 @@ def test_precision_of_the_integral():
     rng = np.random.default_rng(0)
     dense = torch.from_numpy((rng.normal(size=(4, 16, 16, 8)) + 3).astype(np.float16)).float()
     integral = integral_image(dense)
-    for side, tolerance in ((.1, 1e-3), (.01, 3e-2)):
+    for side, tolerance in ((0.1, 1e-3), (0.01, 3e-2)):
         at = rng.uniform(0, 1 - side, (400, 2))
         boxes = np.concatenate([at, at + side], 1).astype(np.float32)
         image = rng.integers(0, 4, 400)
@@ -497,15 +636,17 @@ def test_pooling_beside_crop_encoding():
     "EfficientNet-Lite0: pooled and crop embeddings of a box resemble each other more than those of other boxes"
     encoder, data = EfficientNetLite0(input_size=448), Scenes(8, seed=2, size=(300, 400))
     truth = data.ground_truth()
-    large = np.flatnonzero((truth.boxes[:, 2:] - truth.boxes[:, :2]).min(1) > .2)[:12]
+    large = np.flatnonzero((truth.boxes[:, 2:] - truth.boxes[:, :2]).min(1) > 0.2)[:12]
     images, boxes = [data.image(i) for i in range(8)], truth.boxes[large]
     crops = encoder.embed_crops([images[i] for i in truth.image[large]], boxes)
     dense = torch.cat([encoder.encode([im]) for im in images]).permute(0, 2, 3, 1)
-    pooled = region_pool(integral_image(dense), torch.from_numpy(truth.image[large]), torch.from_numpy(boxes)[:, None])[:, 0]
-    similarity = F.normalize(pooled)@F.normalize(crops).T
+    pooled = region_pool(integral_image(dense), torch.from_numpy(truth.image[large]), torch.from_numpy(boxes)[:, None])[
+        :, 0
+    ]
+    similarity = F.normalize(pooled) @ F.normalize(crops).T
     same, others = similarity.diagonal().mean(), similarity[~torch.eye(len(large), dtype=bool)].mean()
     print(f"cosine of pooled and crop embedding: same box {same:.3f}, other boxes {others:.3f}")
-    assert same > others + .05 and same > .5
+    assert same > others + 0.05 and same > 0.5
 
 
 # Exact crops
@@ -513,21 +654,30 @@ def test_pooling_beside_crop_encoding():
 
 class Counted(Mosaic):
     "Counts the crops it encodes, and how many at a time"
+
     def embed_crops(self, images, boxes, context=0):
         self.seen = [*getattr(self, "seen", []), len(images)]
         return super().embed_crops(images, boxes, context)
 
 
 def test_crops_are_remembered_by_picture_and_rounded_box():
-    encoder, data, rng = Counted(), pictures(), np.random.default_rng(0)
+    encoder = Counted()
+    data = pictures()
+    rng = np.random.default_rng(0)
     cache = CropCache(encoder, data, context=4, steps=64)
-    image, boxes = torch.from_numpy(rng.integers(0, 10, 50)), torch.from_numpy(np.sort(rng.uniform(0, 1, (50, 2, 2)), 1).reshape(50, 4).astype(np.float32))
+    image = torch.from_numpy(rng.integers(0, 10, 50))
+    boxes = torch.from_numpy(np.sort(rng.uniform(0, 1, (50, 2, 2)), 1).reshape(50, 4).astype(np.float32))
     first = cache(image, boxes)
-    rounded = (boxes*64).round()/64
+    rounded = (boxes * 64).round() / 64
     for i, box, vector in zip(image, rounded, first):
-        torch.testing.assert_close(vector, Mosaic().embed_crops([data.image(int(i))], [box], context=4)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            vector, Mosaic().embed_crops([data.image(int(i))], [box], context=4)[0], atol=1e-5, rtol=1e-4
+        )
     assert (cache.hits, cache.misses, sum(encoder.seen), max(encoder.seen)) == (0, 50, 50, 8)
-    assert torch.equal(cache(image.flip(0), boxes.flip(0) + 1e-4*(rounded > boxes).flip(0)), first.flip(0)) and cache.misses == 50   # the same boxes, nearly
+    assert (
+        torch.equal(cache(image.flip(0), boxes.flip(0) + 1e-4 * (rounded > boxes).flip(0)), first.flip(0))
+        and cache.misses == 50
+    )  # the same boxes, nearly
     again = CropCache(Counted(), data, context=4, steps=64)
     torch.testing.assert_close(again(image[:1].repeat(3), boxes[:1].repeat(3, 1))[2], first[0])
     assert (again.hits, again.misses) == (2, 1)
@@ -535,25 +685,32 @@ def test_crops_are_remembered_by_picture_and_rounded_box():
 
 def test_the_least_recently_used_crops_are_forgotten():
     cache = CropCache(Counted(), pictures(), capacity=3)
-    box = torch.tensor([[0., 0, 1, 1]])
-    for i in (0, 1, 2, 0, 3): cache(torch.tensor([i]), box)
+    box = torch.tensor([[0.0, 0, 1, 1]])
+    for i in (0, 1, 2, 0, 3):
+        cache(torch.tensor([i]), box)
     assert len(cache) == 3 and (cache.hits, cache.misses) == (1, 4)
     cache(torch.tensor([0, 2, 3]), box.repeat(3, 1))
     assert cache.misses == 4
     cache(torch.tensor([1]), box)
     assert cache.misses == 5
-    assert cache(torch.arange(10), box.repeat(10, 1)).shape == (10, 12) and len(cache) == 3   # more at once than are kept
+    assert (
+        cache(torch.arange(10), box.repeat(10, 1)).shape == (10, 12) and len(cache) == 3
+    )  # more at once than are kept
 
 
 def test_a_bank_of_exact_crops(original):
     store, data = build(original), pictures()
     cache = CropCache(Mosaic(), data, steps=1024)
     bank, pooled = CropBank(store, ("cat",), cache), FeatureBank(store, ("cat",))
-    image, boxes = torch.tensor([2, 7]), torch.tensor([[[0., 0, 1, 1], [.25, .5, .75, 1]], [[.5, .5, 1, 1], [0, 0, .5, .25]]])
+    image = torch.tensor([2, 7])
+    boxes = torch.tensor([[[0.0, 0, 1, 1], [0.25, 0.5, 0.75, 1]], [[0.5, 0.5, 1, 1], [0, 0, 0.5, 0.25]]])
     got = bank.pool(image, boxes)
     assert got.shape == pooled.pool(image, boxes).shape == (2, 2, 6)
     expected = store.projection(Mosaic().embed_crops([data.image(7)], [boxes[1, 1]])[..., None, None])[0, 0, 0]
     torch.testing.assert_close(got[1, 1], expected)
-    torch.testing.assert_close(got[0, 0], pooled.pool(image, boxes)[0, 0], atol=1e-2, rtol=1e-2)   # this encoder's whole picture is the mean of its cells
+    torch.testing.assert_close(
+        got[0, 0], pooled.pool(image, boxes)[0, 0], atol=1e-2, rtol=1e-2
+    )  # this encoder's whole picture is the mean of its cells
     assert torch.equal(bank.saliency, pooled.saliency)
-    with pytest.raises(FeatureError, match="is of .*the crops of"): CropBank(store, ("cat",), CropCache(Mosaic(seed=1), data))
+    with pytest.raises(FeatureError, match="is of .*the crops of"):
+        CropBank(store, ("cat",), CropCache(Mosaic(seed=1), data))

@@ -1,4 +1,5 @@
 """Last-block attention, absolute evidence, the 16x16 map and the saliency-threshold box."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,45 +7,66 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from locrl.vision.saliency import (METHODS, attention_weights, cosine_evidence, keeps_residual, last_block_attention, presence_score,
-                            saliency_box, to_saliency)
+from locrl.vision.saliency import (
+    METHODS,
+    attention_weights,
+    cosine_evidence,
+    keeps_residual,
+    last_block_attention,
+    presence_score,
+    saliency_box,
+    to_saliency,
+)
 
 
-def randn(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 4)])
 @pytest.mark.parametrize("method", METHODS)
 def test_attention_against_numpy(lead, method):
     q, k, v = randn(3, *lead, 7, 5)
+
     def softmax(a, b):
-        e = np.exp(np.einsum("...id,...jd->...ij", a.numpy(), b.numpy())/np.sqrt(5))
-        return e/e.sum(-1, keepdims=True)
-    w = dict(vanilla=lambda: softmax(q, k), sclip=lambda: softmax(q, q) + softmax(k, k), clearclip=lambda: softmax(q, q),
-             maskclip=lambda: np.eye(7))[method]()
+        e = np.exp(np.einsum("...id,...jd->...ij", a.numpy(), b.numpy()) / np.sqrt(5))
+        return e / e.sum(-1, keepdims=True)
+
+    w = dict(
+        vanilla=lambda: softmax(q, k),
+        sclip=lambda: softmax(q, q) + softmax(k, k),
+        clearclip=lambda: softmax(q, q),
+        maskclip=lambda: np.eye(7),
+    )[method]()
     np.testing.assert_allclose(last_block_attention(q, k, v, method), w @ v.numpy(), atol=1e-5)
     np.testing.assert_allclose(attention_weights(q, k, method), np.broadcast_to(w, (*lead, 7, 7)), atol=1e-5)
 
 
 def test_attention_refuses_unknown_method():
     q = randn(4, 3)
-    for f in (lambda: attention_weights(q, q, "nope"), lambda: last_block_attention(q, q, q, "nope"), lambda: keeps_residual("nope")):
-        with pytest.raises(ValueError, match="nope.*sclip"): f()
+    for f in (
+        lambda: attention_weights(q, q, "nope"),
+        lambda: last_block_attention(q, q, q, "nope"),
+        lambda: keeps_residual("nope"),
+    ):
+        with pytest.raises(ValueError, match="nope.*sclip"):
+            f()
     assert [m for m in METHODS if not keeps_residual(m)] == ["clearclip"]
 
 
 def test_evidence_of_a_class_ignores_the_other_classes_asked():
-    cosine, bank = randn(2, 4, 3, 3)*0.1, randn(2, 6, 3, 3, seed=1)*0.1
-    together = cosine_evidence(cosine, bank, 100.)
-    alone = torch.cat([cosine_evidence(cosine[:, [c]], bank, 100.) for c in range(4)], 1)
+    cosine, bank = randn(2, 4, 3, 3) * 0.1, randn(2, 6, 3, 3, seed=1) * 0.1
+    together = cosine_evidence(cosine, bank, 100.0)
+    alone = torch.cat([cosine_evidence(cosine[:, [c]], bank, 100.0) for c in range(4)], 1)
     torch.testing.assert_close(together, alone)
-    assert ((0 <= together) & (together <= 1)).all()
+    assert ((together >= 0) & (together <= 1)).all()
 
 
 def test_absent_class_is_cold_present_class_is_hot():
     bank = torch.full((1, 5, 4, 4), 0.22)
-    cosine = torch.full((1, 2, 4, 4), 0.15); cosine[0, 0, 1, 1] = 0.30
-    seen = cosine_evidence(cosine, bank, 100.)
+    cosine = torch.full((1, 2, 4, 4), 0.15)
+    cosine[0, 0, 1, 1] = 0.30
+    seen = cosine_evidence(cosine, bank, 100.0)
     assert seen[0, 0, 1, 1] > 0.99 and seen[0, 1].max() < 1e-3
     assert to_saliency(seen)[0, 1].max() < 1e-3
 
@@ -54,8 +76,13 @@ def test_evidence_survives_extreme_scales():
     assert torch.isfinite(seen).all() and (seen == 1).all()
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.just(1), st.just(2), st.integers(1, 40), st.integers(1, 40)),
-                  elements=st.floats(0, 1, width=32)))
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.just(1), st.just(2), st.integers(1, 40), st.integers(1, 40)),
+        elements=st.floats(0, 1, width=32),
+    )
+)
 @settings(max_examples=60)
 def test_saliency_stays_within_the_evidence(evidence):
     maps = to_saliency(evidence).numpy()
@@ -68,25 +95,29 @@ def test_saliency_input():
     assert to_saliency(torch.full((1, 1, 16, 16), 1.0005)).max() == 1  # half-float rounding
     assert to_saliency(torch.rand(1, 1, 14, 14).half()).dtype == torch.float32
     for bad in (1.1, -0.1, float("nan")):
-        with pytest.raises(ValueError, match="evidence"): to_saliency(torch.full((1, 1, 4, 4), bad))
+        with pytest.raises(ValueError, match="evidence"):
+            to_saliency(torch.full((1, 1, 4, 4), bad))
 
 
 def test_presence_is_monotone_and_absolute():
     evidence = torch.rand(5, 14, 14, generator=torch.Generator().manual_seed(0))
     score = presence_score(evidence)
     assert score.shape == (5,) and (score <= evidence.amax((1, 2))).all() and (score >= evidence.mean((1, 2))).all()
-    torch.testing.assert_close(presence_score(evidence*0.5), score*0.5)
-    torch.testing.assert_close(presence_score(torch.arange(100.).view(1, 10, 10)/99, top=.05), torch.tensor([97/99]))   # the mean of 95 to 99
+    torch.testing.assert_close(presence_score(evidence * 0.5), score * 0.5)
+    torch.testing.assert_close(
+        presence_score(torch.arange(100.0).view(1, 10, 10) / 99, top=0.05), torch.tensor([97 / 99])
+    )  # the mean of 95 to 99
     torch.testing.assert_close(presence_score(evidence[:, :1, :1]), evidence[:, 0, 0])
 
 
 def box_by_loop(m, threshold):
     "One map at a time, as one would write it down"
     h, w = m.shape
-    if m.max() <= 0: return [0, 0, 1, 1]
-    groups, n = ndimage.label(m >= np.float32(threshold)*m.max(), structure=np.ones((3, 3)))
+    if m.max() <= 0:
+        return [0, 0, 1, 1]
+    groups, n = ndimage.label(m >= np.float32(threshold) * m.max(), structure=np.ones((3, 3)))
     ys, xs = np.nonzero(groups == 1 + np.argmax([(groups == g).sum() for g in range(1, n + 1)]))
-    return [xs.min()/w, ys.min()/h, (xs.max() + 1)/w, (ys.max() + 1)/h]
+    return [xs.min() / w, ys.min() / h, (xs.max() + 1) / w, (ys.max() + 1) / h]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.9, 1.0])
@@ -101,5 +132,7 @@ def test_box_keeps_shape_and_refuses_nonsense():
     assert saliency_box(np.zeros((0, 16, 16))).shape == (0, 4)
     assert saliency_box(np.ones((16, 16))).tolist() == [0, 0, 1, 1]
     for bad in (0, -1, 1.01):
-        with pytest.raises(ValueError, match="threshold"): saliency_box(np.ones((4, 4)), bad)
-    with pytest.raises(ValueError, match="NaN"): saliency_box(np.full((4, 4), np.nan))
+        with pytest.raises(ValueError, match="threshold"):
+            saliency_box(np.ones((4, 4)), bad)
+    with pytest.raises(ValueError, match="NaN"):
+        saliency_box(np.full((4, 4), np.nan))
