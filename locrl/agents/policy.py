@@ -22,7 +22,7 @@ from torch import nn
 from .double_dqn import TrunkPolicy, TrunkQNetwork
 from ..data.boxes import TRIGGER, iou
 from ..envs.localization import Targets
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 from ..envs.observation import ObservationConfig, observe
 
 # %% ../../nbs/agents/02_policy.ipynb #50c49f33

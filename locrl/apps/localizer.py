@@ -28,7 +28,8 @@ from ..evaluation.confidence import RegionClassifier, answer_all, with_region
 from ..data.voc import DataError, open_image, rgb
 from ..vision.encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClassError
 from ..evaluation.protocols import confidence_of
-from ..vision.features import CropBank, FeatureBank, Projection, class_evidence, integral_image
+from ..vision.feature_store import Projection
+from ..vision.region_pooling import CropBank, FeatureBank, class_evidence, integral_image
 from ..evaluation.multi import search_several, suppress
 from .pretrained import load_pretrained
 from ..figures import Episode, draw_boxes

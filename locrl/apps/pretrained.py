@@ -29,7 +29,7 @@ from ..experiments.config import Config, difference
 from ..files import cache_root, write_atomic
 from ..vision.encoders import Prototypes
 from ..evaluation.protocols import confidence_of, questions, relabelled, score
-from ..vision.features import Projection
+from ..vision.feature_store import Projection
 from ..experiments.results import asks_regions, classifier_of
 from ..experiments.train import Agent, untrained, versions
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..data.boxes import FULL, TRIGGER, Moves, centre_distance, iou
 from ..data.voc import DataError
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 from .observation import HISTORY, KEY_SIZE, MAX_STEPS, ObservationConfig, observe
 from .rewards import Reward, named_reward
 
@@ -291,7 +291,8 @@ class LocalizationEnv(gym.Env):
 def _default_world():
     "A few Scenes and their features, for an environment made without arguments"
     from locrl.vision.encoders import EfficientNetLite0
-    from locrl.vision.features import build_store, fit_prototypes
+    from locrl.vision.feature_store import build_store
+    from locrl.vision.region_pooling import fit_prototypes
     from locrl.data.scenes import Scenes
 
     data = Scenes(64, seed=0)

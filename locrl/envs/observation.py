@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 
 # %% ../../nbs/envs/02_observation.ipynb #1d468fc3
 HISTORY = 10  # actions remembered

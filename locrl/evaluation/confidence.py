@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..data.boxes import FULL, Moves, iou, mirror
 from ..files import array_digest, write_atomic
 from .protocols import Searches, confidence_of, relabelled, search_all, sources_of
-from ..vision.features import FeatureBank, integral_image, region_pool
+from ..vision.region_pooling import FeatureBank, integral_image, region_pool
 from .average_precision import Detections, evaluate_detections, image_pairs
 from .multi import search_windows
 from ..envs.observation import MAX_STEPS, grown

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..data.boxes import FULL, TRIGGER, Moves, iou
 from .protocols import evidence_inside, relabelled, confidence_of, questions
-from ..vision.features import FeatureBank, integral_image
+from ..vision.region_pooling import FeatureBank, integral_image
 from .average_precision import DetectionResult, Detections, evaluate_detections, image_pairs
 from ..envs.observation import HISTORY, MAX_STEPS
 from ..agents.policy import RegionPolicy, attach

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.boxes import FULL, TRIGGER, Moves, iou
 from ..envs.localization import Targets
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 from locrl.evaluation.average_precision import (
     DetectionResult,
     Detections,

@@ -25,7 +25,8 @@ from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
 from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, load_encoder
 from ..envs.localization import Targets
 from ..evaluation.protocols import CONFIDENCE
-from ..vision.features import CropBank, FeatureBank, FeatureStore, Projection, build_store, fit_prototypes
+from ..vision.feature_store import FeatureStore, Projection, build_store
+from ..vision.region_pooling import CropBank, FeatureBank, fit_prototypes
 from ..envs.observation import ObservationConfig
 from ..envs.rewards import named_reward
 from ..data.scenes import Scenes

@@ -26,7 +26,7 @@ from ..files import array_digest
 from .diagnostics import Probe
 from ..envs.localization import Targets
 from ..evaluation.protocols import Searches, relabelled, confidence_of
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 from ..evaluation.average_precision import Detections
 from ..envs.observation import HISTORY, MAX_STEPS
 from ..envs.oracle import greedy, plan

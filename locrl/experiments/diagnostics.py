@@ -25,7 +25,7 @@ from ..data.boxes import FULL, TRIGGER, Moves, iou
 from .config import Config, ConfigError, World
 from ..envs.localization import Search, Targets
 from ..evaluation.protocols import evaluate, trace
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 from ..envs.observation import MAX_STEPS
 from ..agents.policy import RegionPolicy, attach
 from ..figures import Episode, filmstrip

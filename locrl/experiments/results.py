@@ -39,7 +39,7 @@ from .diagnostics import Probe, watch
 from ..vision.encoders import weights_digest
 from ..envs.localization import Targets
 from ..evaluation.protocols import CONFIDENCE, Searches, baselines, questions, score, search_all, sources_of
-from ..vision.features import FeatureBank
+from ..vision.region_pooling import FeatureBank
 from ..evaluation.multi import score_multi, search_several
 from ..figures import Episode, table
 from ..evaluation.statistics import interval
@@ -83,7 +83,7 @@ def kept(
             "agents.double_dqn",
             "data.boxes",
             "evaluation.protocols",
-            "vision.features",
+            "vision.region_pooling",
             "envs.observation",
             "agents.policy",
         ),

@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 
 from .config import LOOKS, Config, ConfigError, difference, prepare
 from ..files import cache_root, write_atomic
-from ..vision.features import demand_mounted
+from ..vision.feature_store import demand_mounted
 from .iterations import find_config
 from ..figures import table
 from .results import spread

@@ -40,7 +40,8 @@ from .diagnostics import ActionValues, Diagnostics, Events
 from ..vision.encoders import Prototypes
 from ..envs.localization import LocalizationVecEnv, Search, Targets
 from ..evaluation.protocols import Evaluation, evaluate
-from ..vision.features import FeatureBank, Projection, demand_mounted
+from ..vision.feature_store import Projection, demand_mounted
+from ..vision.region_pooling import FeatureBank
 from ..envs.oracle import best_actions, plan
 from ..agents.policy import IoULoss, RegionPolicy, attach, policy_kwargs
 from ..agents.replay import DemoReplayBuffer, LargeMarginLoss, pretrain

@@ -14,7 +14,8 @@ __all__ = ['elsewhere', 'transfer', 'compare']
 from .config import ConfigError, World, load_data
 from ..data.voc import VOC_CLASSES
 from ..evaluation.protocols import relabelled, baselines, confidence_of, score
-from ..vision.features import build_store, fit_prototypes
+from ..vision.feature_store import build_store
+from ..vision.region_pooling import fit_prototypes
 from ..evaluation.average_precision import Detections
 from .results import agents_of, aggregate, answers_of, opened, searches_of
 from ..evaluation.statistics import Paired, paired

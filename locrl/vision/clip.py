@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 from ..data.voc import VOC_CLASSES
 from ..files import cache_root, write_atomic
-from .encoders import Batches, Encoder, ensure_torchvision, warp, weights_digest
+from .encoders import Batches, Encoder, ensure_torchvision, register_family, warp, weights_digest
 from .saliency import _check_method, cosine_evidence, keeps_residual, last_block_attention, presence_score
 
 # %% ../../nbs/vision/02_clip.ipynb #98639101
@@ -593,3 +593,6 @@ class OpenClipEncoder(Encoder):
 
     def presence(self, dense, names):
         return presence_score(self.evidence(dense, names))
+
+# %% ../../nbs/vision/02_clip.ipynb #d1ae0cc5
+register_family("open_clip", OpenClipEncoder)

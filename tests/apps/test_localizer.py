@@ -22,7 +22,7 @@ from locrl.experiments.results import classifier_file
 from locrl.data.scenes import Scenes
 from locrl.experiments.train import train
 from vision.test_clip import TINY as TINY_CLIP
-from vision.test_features import Mosaic
+from mosaic import Mosaic
 
 TINY = Config(
     name="tiny",

@@ -17,7 +17,8 @@ from locrl.data.boxes import ACTIONS, FULL, TRIGGER, Moves, iou
 from locrl.data.voc import DataError
 from locrl.vision.encoders import EfficientNetLite0
 from locrl.envs.localization import LocalizationEnv, LocalizationVecEnv, Search, Targets
-from locrl.vision.features import FeatureBank, build_store, fit_prototypes
+from locrl.vision.feature_store import build_store
+from locrl.vision.region_pooling import FeatureBank, fit_prototypes
 from locrl.envs.observation import HISTORY, KEY_SIZE, ObservationConfig, observe
 from locrl.envs.rewards import named_reward
 from locrl.data.scenes import Scenes

@@ -29,7 +29,7 @@ from locrl.evaluation.confidence import (
 from locrl.data.voc import Annotation, Dataset
 from locrl.experiments.config import Config
 from locrl.evaluation.protocols import Searches, confidence_of, questions, search_all, sources_of
-from locrl.vision.features import FeatureBank, integral_image
+from locrl.vision.region_pooling import FeatureBank, integral_image
 from locrl.agents.policy import attach
 from locrl.experiments.train import untrained
 

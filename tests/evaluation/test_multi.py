@@ -13,7 +13,7 @@ from PIL import Image
 from locrl.data.boxes import ACTIONS, FULL, TRIGGER, Moves
 from locrl.data.voc import GroundTruth
 from locrl.evaluation.protocols import CONFIDENCE, confidence_of, search_all
-from locrl.vision.features import FeatureBank, integral_image, region_pool
+from locrl.vision.region_pooling import FeatureBank, integral_image, region_pool
 from locrl.evaluation.multi import (
     BAR,
     CORNERS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from locrl.experiments.config import CONFIGS, LOOKS, Config, ConfigError, make_encoder, prepare
-from locrl.vision.features import CropBank
+from locrl.vision.region_pooling import CropBank
 from locrl.envs.observation import ObservationConfig
 from locrl.experiments.train import Agent, train
 

@@ -8,7 +8,7 @@ import pytest
 
 from locrl.experiments import train as training
 from locrl.experiments.config import Config
-from locrl.vision.features import FeatureError
+from locrl.vision.feature_store import FeatureError
 from locrl.experiments.train import load_checkpoint, save_checkpoint
 import contextlib
 

@@ -1,4 +1,4 @@
-"The feature store against damage, kills and full disks; region pooling against an explicit loop"
+"The feature store against damage, kills and full disks"
 
 import errno
 import json
@@ -14,71 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from PIL import Image
 
 from conftest import ROOT
 from locrl import files
 from locrl.data import voc as data_module
-from locrl.vision import features
-from locrl.vision.encoders import CropCache, EfficientNetLite0, Encoder, UnknownClassError
-from locrl.vision.features import (
-    CropBank,
-    FeatureBank,
-    FeatureError,
-    FeatureStore,
-    Projection,
-    build_store,
-    integral_image,
-    region_pool,
-)
 from locrl.data.scenes import Scenes
-
-
-class Mosaic(Encoder):
-    "A quick encoder for tests: 8 x 8 pixel tiles through a fixed random matrix; it knows cats and dogs"
-
-    name = "mosaic"
-    dim = 12
-    input_size = 32
-    grid = (4, 4)
-
-    def __init__(self, seed=0, pause=0.0):
-        self.fingerprint, self.pause = f"mosaic {seed}", pause
-        self.matrix = torch.randn(3 * 64, self.dim, generator=torch.Generator().manual_seed(seed)) / 14
-
-    def preprocess(self, images, size=None):
-        pixels = np.stack([np.asarray(im.resize((32, 32), Image.BILINEAR), np.float32) for im in images])
-        return torch.from_numpy(pixels / 255).permute(0, 3, 1, 2)
-
-    def dense(self, pixels):
-        time.sleep(self.pause)
-        tiles = F.unfold(pixels, 8, stride=8)
-        return torch.einsum("bkl,kd->bdl", tiles, self.matrix).unflatten(2, (4, 4))
-
-    def embed_images(self, pixels):
-        return self.dense(pixels).mean((2, 3))
-
-    def class_embeddings(self, names):
-        for name in names:
-            if name not in ("cat", "dog"):
-                raise UnknownClassError(name, ["cat", "dog"])
-        return F.normalize(self.matrix[: len(names)], dim=1)
-
-    def evidence(self, dense, names):
-        return torch.einsum("bdhw,cd->bchw", dense, self.class_embeddings(names)).sigmoid()
-
-    def presence(self, dense, names):
-        return self.evidence(dense, names).amax((2, 3))
-
-
-def pictures(n=10, seed=0):
-    return Scenes(n, seed=seed, size=(40, 60), classes=("cat", "dog", "bird"))
-
-
-def build(root, **changes):
-    return build_store(pictures(), **dict(encoder=Mosaic(), dim=6, root=root, shard_size=4, batch_size=2) | changes)
+from locrl.vision import feature_store
+from locrl.vision.feature_store import FeatureError, FeatureStore, Projection, build_store
+from mosaic import Mosaic, build, pictures
 
 
 def contents(folder):
@@ -158,15 +102,6 @@ def test_another_encoder_or_data_set_gets_a_store_of_its_own(tmp_path):
         == 4
     )
     assert build_store(pictures(seed=1), Mosaic(), 6, root=tmp_path).path not in (build(tmp_path).path,)
-
-
-def test_banks_need_one_projection_and_known_classes(tmp_path):
-    a, b = build(tmp_path), build(tmp_path, dim=5)
-    with pytest.raises(FeatureError, match="do not share a projection"):
-        FeatureBank([a, b], ("cat",))
-    with pytest.raises(FeatureError, match="no evidence for bird.*[Ff]it prototypes"):
-        FeatureBank(a, ("cat", "bird"))
-    assert len(FeatureBank([a, build(tmp_path, projection=a.projection, flip=True)], ("dog",))) == 20
 
 
 # Damage
@@ -293,7 +228,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path, monkeypatch):
 KILLED = """
 import os, random, signal, sys, time
 sys.path[:0] = [sys.argv[2]]
-from vision.test_features import Mosaic, build
+from mosaic import Mosaic, build
 random.seed(int(sys.argv[3]))
 kills = 0
 while True:
@@ -433,7 +368,7 @@ def test_a_write_that_fails_for_a_while_is_tried_again(original, tmp_path, monke
         real(fd)
 
     monkeypatch.setattr(os, "fsync", shaky)
-    monkeypatch.setattr(features.time, "sleep", waited.append)
+    monkeypatch.setattr(feature_store.time, "sleep", waited.append)
     build(tmp_path)
     assert contents(tmp_path) == contents(original) and set(waited) - {0.0} == {1}
 
@@ -444,7 +379,7 @@ def test_a_write_that_keeps_failing_ends_with_its_reason(tmp_path, monkeypatch):
 
     waited = []
     monkeypatch.setattr(os, "fsync", broken)
-    monkeypatch.setattr(features.time, "sleep", waited.append)
+    monkeypatch.setattr(feature_store.time, "sleep", waited.append)
     with pytest.raises(FeatureError, match="cannot write .*Input/output error"):
         build(tmp_path)
     assert [w for w in waited if w] == [1, 4, 15]
@@ -453,7 +388,7 @@ def test_a_write_that_keeps_failing_ends_with_its_reason(tmp_path, monkeypatch):
 def test_a_destination_that_disappears_midway(original, tmp_path, monkeypatch):
     "The disk goes after the first shard: said clearly, nothing is made in its place, and when it is back the build goes on"
     root, away = tmp_path / "drive", tmp_path / "away"
-    real = features._write_shard
+    real = feature_store._write_shard
     dense = Mosaic.dense
     encoded = []
 
@@ -462,11 +397,11 @@ def test_a_destination_that_disappears_midway(original, tmp_path, monkeypatch):
             root.rename(away)
         real(path, k, *arrays)
 
-    monkeypatch.setattr(features, "_write_shard", gone)
+    monkeypatch.setattr(feature_store, "_write_shard", gone)
     with pytest.raises(FeatureError, match="is gone: was the disk or Google Drive unmounted.*finished shards are kept"):
         build(root)
     assert not root.exists() and next(away.glob("Scenes*/shard-00000.json"))
-    monkeypatch.setattr(features, "_write_shard", real)
+    monkeypatch.setattr(feature_store, "_write_shard", real)
     away.rename(root)
     monkeypatch.setattr(Mosaic, "dense", lambda self, pixels: encoded.append(len(pixels)) or dense(self, pixels))
     build(root)
@@ -485,11 +420,11 @@ def test_what_is_ahead_is_told(tmp_path, capsys):
     store = build_store(data, encoder, 6, root=tmp_path)
     told = capsys.readouterr().err
     assert "60 pictures at" in told and "minutes; 0.00 GB to write" in told and "GB are free" in told
-    assert features._estimate(tmp_path, 5000, 0.12, 2e5).startswith(
+    assert feature_store._estimate(tmp_path, 5000, 0.12, 2e5).startswith(
         "5,000 pictures at 8.3 img/s (measured on the first batch): about 10.0 minutes; 1.00 GB to write"
     )
     written = sum(f.stat().st_size for f in store.path.rglob("*.npy"))
-    foretold = 60 * features._picture_bytes(encoder, store.projection, store.classes)
+    foretold = 60 * feature_store._picture_bytes(encoder, store.projection, store.classes)
     assert foretold <= written < 1.2 * foretold  # beside the cells stand only presences and headers
 
 
@@ -529,7 +464,7 @@ def test_a_batch_that_does_not_fit_is_halved_in_the_middle_of_a_build(original, 
 LIMITED = """
 import resource, sys
 sys.path[:0] = [sys.argv[2]]
-from vision.test_features import build
+from mosaic import build
 resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))
 build(sys.argv[1])
 """
@@ -563,154 +498,3 @@ def test_several_processes_read_at_once(copy):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         answers = pool.map(_read, [copy] * 6)
     assert answers == [_read(copy)] * 6
-
-
-# Region pooling
-
-
-def coverage(low, high, n):
-    "Length of each of `n` cells of the unit interval inside [low, high], in cells"
-    edges = np.arange(n + 1)
-    return np.clip(np.minimum(edges[1:], high * n) - np.maximum(edges[:-1], low * n), 0, None)
-
-
-def explicit(dense, box):
-    "Mean of `dense` (H, W, D) over `box`: every cell weighted by the area of it inside; outside the picture counts as zero"
-    h, w, _ = dense.shape
-    x1, y1, x2, y2 = (float(v) for v in box)
-    weights = coverage(y1, y2, h)[:, None] * coverage(x1, x2, w)
-    return np.einsum("hw,hwd->d", weights, dense.astype(np.float64)) / ((x2 - x1) * (y2 - y1) * h * w)
-
-
-side = st.floats(1 / 64, 1.5, width=32)
-corner = st.floats(-1, 1.5, width=32, allow_subnormal=False)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.lists(st.tuples(corner, corner, side, side), min_size=1, max_size=6),
-    st.integers(0, 2**32 - 1),
-)
-def test_region_pool_is_the_explicit_loop(h, w, corners, seed):
-    dense = np.random.default_rng(seed).normal(size=(3, h, w, 2)).astype(np.float32)
-    boxes = np.array([[x, y, x + a, y + b] for x, y, a, b in corners], np.float32)
-    image = np.arange(len(boxes)) % 3
-    pooled = region_pool(
-        integral_image(torch.from_numpy(dense)), torch.from_numpy(image), torch.from_numpy(boxes)[:, None]
-    )[:, 0]
-    expected = [explicit(dense[i], b) for i, b in zip(image, boxes)]
-    np.testing.assert_allclose(pooled.numpy(), expected, atol=3e-3)
-
-
-def test_many_regions_at_once():
-    rng = np.random.default_rng(0)
-    dense = rng.normal(size=(5, 14, 14, 3)).astype(np.float32)
-    boxes = np.sort(rng.uniform(-0.2, 1.2, (2000, 4, 2, 2)), 2).astype(np.float32)
-    boxes[:, :, 1] = np.maximum(boxes[:, :, 1], boxes[:, :, 0] + 0.05)
-    boxes, image = boxes.reshape(2000, 4, 4), rng.integers(0, 5, 2000)
-    pooled = region_pool(
-        integral_image(torch.from_numpy(dense)), torch.from_numpy(image), torch.from_numpy(boxes)
-    ).numpy()
-    for m in range(0, 2000, 37):
-        for r in range(4):
-            np.testing.assert_allclose(pooled[m, r], explicit(dense[image[m]], boxes[m, r]), atol=2e-3)
-
-
-def test_precision_of_the_integral():
-    "Half floats of 16 x 16 cells with a mean of 3 standard deviations: a box of a tenth is exact to 1e-3, of a hundredth to 3e-2"
-    rng = np.random.default_rng(0)
-    dense = torch.from_numpy((rng.normal(size=(4, 16, 16, 8)) + 3).astype(np.float16)).float()
-    integral = integral_image(dense)
-    for side, tolerance in ((0.1, 1e-3), (0.01, 3e-2)):
-        at = rng.uniform(0, 1 - side, (400, 2))
-        boxes = np.concatenate([at, at + side], 1).astype(np.float32)
-        image = rng.integers(0, 4, 400)
-        pooled = region_pool(integral, torch.from_numpy(image), torch.from_numpy(boxes)[:, None])[:, 0].numpy()
-        worst = max(np.abs(pooled[i] - explicit(dense[image[i]].numpy(), boxes[i])).max() for i in range(400))
-        assert worst < tolerance, (side, worst)
-
-
-def test_pooling_beside_crop_encoding():
-    "EfficientNet-Lite0: pooled and crop embeddings of a box resemble each other more than those of other boxes"
-    encoder, data = EfficientNetLite0(input_size=448), Scenes(8, seed=2, size=(300, 400))
-    truth = data.ground_truth()
-    large = np.flatnonzero((truth.boxes[:, 2:] - truth.boxes[:, :2]).min(1) > 0.2)[:12]
-    images, boxes = [data.image(i) for i in range(8)], truth.boxes[large]
-    crops = encoder.embed_crops([images[i] for i in truth.image[large]], boxes)
-    dense = torch.cat([encoder.encode([im]) for im in images]).permute(0, 2, 3, 1)
-    pooled = region_pool(integral_image(dense), torch.from_numpy(truth.image[large]), torch.from_numpy(boxes)[:, None])[
-        :, 0
-    ]
-    similarity = F.normalize(pooled) @ F.normalize(crops).T
-    same, others = similarity.diagonal().mean(), similarity[~torch.eye(len(large), dtype=bool)].mean()
-    print(f"cosine of pooled and crop embedding: same box {same:.3f}, other boxes {others:.3f}")
-    assert same > others + 0.05 and same > 0.5
-
-
-# Exact crops
-
-
-class Counted(Mosaic):
-    "Counts the crops it encodes, and how many at a time"
-
-    def embed_crops(self, images, boxes, context=0):
-        self.seen = [*getattr(self, "seen", []), len(images)]
-        return super().embed_crops(images, boxes, context)
-
-
-def test_crops_are_remembered_by_picture_and_rounded_box():
-    encoder = Counted()
-    data = pictures()
-    rng = np.random.default_rng(0)
-    cache = CropCache(encoder, data, context=4, steps=64)
-    image = torch.from_numpy(rng.integers(0, 10, 50))
-    boxes = torch.from_numpy(np.sort(rng.uniform(0, 1, (50, 2, 2)), 1).reshape(50, 4).astype(np.float32))
-    first = cache(image, boxes)
-    rounded = (boxes * 64).round() / 64
-    for i, box, vector in zip(image, rounded, first):
-        torch.testing.assert_close(
-            vector, Mosaic().embed_crops([data.image(int(i))], [box], context=4)[0], atol=1e-5, rtol=1e-4
-        )
-    assert (cache.hits, cache.misses, sum(encoder.seen), max(encoder.seen)) == (0, 50, 50, 8)
-    assert (
-        torch.equal(cache(image.flip(0), boxes.flip(0) + 1e-4 * (rounded > boxes).flip(0)), first.flip(0))
-        and cache.misses == 50
-    )  # the same boxes, nearly
-    again = CropCache(Counted(), data, context=4, steps=64)
-    torch.testing.assert_close(again(image[:1].repeat(3), boxes[:1].repeat(3, 1))[2], first[0])
-    assert (again.hits, again.misses) == (2, 1)
-
-
-def test_the_least_recently_used_crops_are_forgotten():
-    cache = CropCache(Counted(), pictures(), capacity=3)
-    box = torch.tensor([[0.0, 0, 1, 1]])
-    for i in (0, 1, 2, 0, 3):
-        cache(torch.tensor([i]), box)
-    assert len(cache) == 3 and (cache.hits, cache.misses) == (1, 4)
-    cache(torch.tensor([0, 2, 3]), box.repeat(3, 1))
-    assert cache.misses == 4
-    cache(torch.tensor([1]), box)
-    assert cache.misses == 5
-    assert (
-        cache(torch.arange(10), box.repeat(10, 1)).shape == (10, 12) and len(cache) == 3
-    )  # more at once than are kept
-
-
-def test_a_bank_of_exact_crops(original):
-    store, data = build(original), pictures()
-    cache = CropCache(Mosaic(), data, steps=1024)
-    bank, pooled = CropBank(store, ("cat",), cache), FeatureBank(store, ("cat",))
-    image = torch.tensor([2, 7])
-    boxes = torch.tensor([[[0.0, 0, 1, 1], [0.25, 0.5, 0.75, 1]], [[0.5, 0.5, 1, 1], [0, 0, 0.5, 0.25]]])
-    got = bank.pool(image, boxes)
-    assert got.shape == pooled.pool(image, boxes).shape == (2, 2, 6)
-    expected = store.projection(Mosaic().embed_crops([data.image(7)], [boxes[1, 1]])[..., None, None])[0, 0, 0]
-    torch.testing.assert_close(got[1, 1], expected)
-    torch.testing.assert_close(
-        got[0, 0], pooled.pool(image, boxes)[0, 0], atol=1e-2, rtol=1e-2
-    )  # this encoder's whole picture is the mean of its cells
-    assert torch.equal(bank.saliency, pooled.saliency)
-    with pytest.raises(FeatureError, match="is of .*the crops of"):
-        CropBank(store, ("cat",), CropCache(Mosaic(seed=1), data))
