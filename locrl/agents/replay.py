@@ -252,7 +252,7 @@ def _set_priorities(self: PrioritizedReplayBuffer, slots, priorities):
 @patch
 def statistics(self: PrioritizedReplayBuffer) -> dict[str, float]:
     "Numbers for the log. `priority_spread`: the effective share of the buffer that is drawn from, 1 when uniform"
-    if not self.alpha:
+    if not self.alpha or not self.size():
         return {}
     p = self.tree[np.arange(self.size() * self.n_envs)]
     return dict(
@@ -428,8 +428,9 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
 
 # %% ../../nbs/agents/01_replay.ipynb #9992013a
 class LargeMarginLoss:
-    """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. Its violation adds
-    to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
+    """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. The loss is a mean
+    over the demonstrations of the batch, so that its weight does not depend on their share. Its violation adds to the priority of
+    the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
 
     def __init__(
         self,
@@ -468,10 +469,8 @@ class LargeMarginLoss:
         weight = (
             self.weight if self.schedule is None else self.weight * self.schedule(model._current_progress_remaining)
         )
-        loss = weight * (batch.weights[:, 0] * missed).mean()
-        counts = (
-            batch.weights[:, 0] * demo
-        )  # so that the shares are about those of all demonstrations, not of the ones drawn most
+        loss = weight * (batch.weights[:, 0] * missed).sum() / demo.sum().clamp(min=1)
+        counts = batch.weights[:, 0] * demo  # the shares are about all demonstrations, not about the ones drawn most
         counts = counts / counts.sum().clamp(min=1e-9)
         right = batch.expert.gather(1, q.argmax(1, keepdim=True))[:, 0]
         return loss, dict(
@@ -513,8 +512,9 @@ def pretrain(
     model,  # a `DoubleDQN` with a `DemoReplayBuffer` that holds demonstrations
     steps: int,  # updates
     batch_size: int = 256,  # demonstrations an update
-    loss: str = "cross_entropy",  # "cross_entropy" or "dqfd"
+    loss: str = "cross_entropy",  # "cross_entropy", or "dqfd": temporal differences and margin
     temperature: float = 1.0,  # of the cross-entropy
+    margin: LargeMarginLoss | None = None,  # of "dqfd" where the agent's terms hold none; default `LargeMarginLoss()`
     target_update_interval: int = 100,  # updates between copies to the target network; there is one at the end in any case
     progress: bool = True,  # show a progress bar
 ) -> list[tuple[int, float]]:  # (updates, accuracy on all demonstrations) after each tenth
@@ -526,13 +526,14 @@ def pretrain(
         )
     if loss not in ("cross_entropy", "dqfd"):
         raise ValueError(f"pretrain(loss={loss!r}): use 'cross_entropy' or 'dqfd'")
-    if loss == "dqfd" and not any(isinstance(t, LargeMarginLoss) for t in model.terms):
-        raise ValueError("pretrain(loss='dqfd') needs a LargeMarginLoss among the agent's terms")
     if not hasattr(model, "_logger"):
         model._logger = Logger(None, [])
     model.policy.set_training_mode(True)
     model._update_learning_rate(model.policy.optimizer)
-    ratio, buffer.demo_ratio, history = buffer.demo_ratio, 1.0, []
+    ratio, terms, history = buffer.demo_ratio, model.terms, []
+    buffer.demo_ratio = 1.0
+    if loss == "dqfd" and not any(isinstance(term, LargeMarginLoss) for term in terms):
+        model.terms = (*terms, margin or LargeMarginLoss())
     try:
         for step in (bar := tqdm(range(1, steps + 1), desc="warm-up", disable=not progress)):
             if loss == "dqfd":
@@ -547,6 +548,7 @@ def pretrain(
                 bar.set_postfix(accuracy=f"{history[-1][1]:.3f}")
     finally:
         buffer.demo_ratio = ratio
+        model.terms = terms
     return history
 
 

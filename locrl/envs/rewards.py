@@ -120,13 +120,13 @@ class BinaryTrigger:
 # %% ../../nbs/envs/00_rewards.ipynb #42eb2c01
 @dataclass(frozen=True)
 class ContinuousTrigger:
-    """Rises with the IoU everywhere: -`eta` at 0, -`edge` just under `threshold`, `base` at it, `eta` at 1.
-    Raises `ValueError` for a setting that is impossible or would not be monotone."""
+    """Rises with the IoU everywhere: -`eta` at 0, -`edge` just under `threshold`, `base` at it, `eta` at 1. As it is by default,
+    `base = edge = 0`, it is continuous too. Raises `ValueError` for a setting that is impossible or would not be monotone."""
 
     threshold: float = 0.5  # IoU from which a trigger counts as a success; between 0.05 and 0.95
     eta: float = 3.0  # reward at IoU 1, and penalty at IoU 0
-    base: float = 0.5  # reward at the threshold, in [0, eta]
-    edge: float = 0.5  # penalty just under the threshold, in [0, eta]; `base + edge` is the jump
+    base: float = 0.0  # reward at the threshold, in [0, eta]
+    edge: float = 0.0  # penalty just under the threshold, in [0, eta]; `base + edge` is the jump
     power: float = 1.0  # shape above the threshold: 1 linear, 2 quadratic, ...
     fail_power: float = 1.0  # shape below it, likewise
     kind: str = field(default="continuous", init=False, repr=False)
@@ -192,7 +192,7 @@ def register_reward(
 
 
 def named_reward(
-    name: str,  # "paper", "flat", "continuous", "centre", "potential", or registered
+    name: str,  # "paper", "flat", "continuous", "jump", "centre", "potential", or registered
 ) -> Reward:
     "The reward called `name`. Raises `ValueError` with the known names for any other"
     if name not in _REWARDS:
@@ -203,5 +203,7 @@ def named_reward(
 register_reward("paper", Reward(SignReward(), BinaryTrigger()))
 register_reward("flat", Reward(SignReward(), BinaryTrigger(threshold=0.5)))
 register_reward("continuous", Reward(SignReward(), ContinuousTrigger()))
-register_reward("centre", Reward(SignReward(ties="centre"), ContinuousTrigger()))
-register_reward("potential", Reward(DeltaReward(scale=5.0, centre=0.5), ContinuousTrigger()));
+_JUMP = ContinuousTrigger(base=0.5, edge=0.5)
+register_reward("jump", Reward(SignReward(), _JUMP))
+register_reward("centre", Reward(SignReward(ties="centre"), _JUMP))
+register_reward("potential", Reward(DeltaReward(scale=5.0, centre=0.5), _JUMP));

@@ -201,11 +201,6 @@ class Config:
         demand(self.restarts in ("corners", "windows"), "restarts", "use 'corners' or 'windows'")
         demand(self.warmup_loss in ("cross_entropy", "dqfd"), "warmup_loss", "use 'cross_entropy' or 'dqfd'")
         demand(
-            self.warmup_loss != "dqfd" or self.margin_weight,
-            "warmup_loss",
-            "DQfD's is the margin loss: give margin_weight above 0",
-        )
-        demand(
             self.window is None or self.encoder not in ENCODERS,
             "window",
             f"{self.encoder} has no sliding windows: they are for open_clip encoders",

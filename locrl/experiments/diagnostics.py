@@ -424,7 +424,7 @@ class Diagnostics:
         )
         return (
             {f"{k}/trigger_ious": Histogram(np.asarray(v), _IOU_BINS) for k, v in ious.items() if len(v)}
-            | {f"{k}/actions": Histogram(v, np.arange(n + 1) - 0.5) for k, v in actions.items()}
+            | {f"{k}/actions": Histogram(v, np.arange(n + 1) - 0.5) for k, v in actions.items() if len(v)}
             | {"val/episode": Figure(filmstrip(shown, n=6), close=True)}
         )
 

@@ -380,10 +380,10 @@ def _flushed():
 
 
 def _resume(folder, model, config, seed, about, there):
-    "Put `model` where the last checkpoint in `folder` was taken; the best score and the minutes until then, -1 and 0 without one"
+    "Put `model` where the last checkpoint in `folder` was taken; the best score and the minutes until then, None without one"
     state = load_checkpoint(folder / "last.pt")
     if state is None:
-        return -1.0, 0.0
+        return None
     saved = state.get("about", there)
     _demand_config(folder / "last.pt", saved, config, seed)
     _demand_encoder(folder / "last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
@@ -412,7 +412,8 @@ def _begin(folder, model, world, seed, about, there, progress):
         )
         model.replay_buffer.add_demonstrations(**demonstrations(search, config.demo_oracle))
     if config.warmup:
-        pretrain(model, config.warmup, config.batch_size, config.warmup_loss, temperature=0.1, progress=progress)
+        margin = LargeMarginLoss(config.margin, labels=config.margin_labels)
+        pretrain(model, config.warmup, config.batch_size, config.warmup_loss, 0.1, margin, progress=progress)
 
 # %% ../../nbs/experiments/03_train.ipynb #6691212e
 @_flushed()
@@ -443,16 +444,43 @@ def train(
     about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
     model = make_model(world, seed)
     model._setup_learn(config.steps, callback=None, reset_num_timesteps=True)
-    best, spent = _resume(folder, model, config, seed, about, there)
+    resumed = _resume(folder, model, config, seed, about, there)
+    best, spent = resumed or (-1.0, 0.0)
     model.set_logger(Logger(str(folder), [Events(folder, model.num_timesteps)]))
-    if not model.num_timesteps:
+    if resumed is None:
         _begin(folder, model, world, seed, about, there, progress)
-    rows = _rows(folder / "metrics.jsonl", model.num_timesteps)
+    rows = _rows(folder / "metrics.jsonl", model.num_timesteps) if resumed else []
     start = model.num_timesteps
     clock = time.monotonic() - 60 * spent
     quiet = CallbackList([])
     quiet.init_callback(model)
     last = start, time.monotonic()
+
+    def validate():
+        "Measure, note, keep; what the warm-up left behind is a candidate for the best policy like any other"
+        nonlocal best, last
+        now = time.monotonic()
+        row = diagnostics(
+            model,
+            minutes=round((now - clock) / 60, 2),
+            transitions_per_second=round((model.num_timesteps - last[0]) / (now - last[1]), 1),
+        )
+        last = model.num_timesteps, now
+        rows.append(row)
+        if (row["map_area"] or 0.0) >= best:
+            best = row["map_area"] or 0.0
+            save_checkpoint(
+                folder / "best.pt", dict(policy=model.policy.state_dict(), step=model.num_timesteps, metrics=row)
+            )
+        _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+        save_checkpoint(
+            folder / "last.pt",
+            dict(model=model_state(model), best=best, minutes=(time.monotonic() - clock) / 60, about=about),
+        )
+        return row
+
+    if config.warmup and resumed is None:
+        validate()
     with tqdm(
         total=config.steps,
         initial=start,
@@ -472,24 +500,7 @@ def train(
             finished = model.num_timesteps >= config.steps
             if model.num_timesteps // config.eval_every == before // config.eval_every and not finished:
                 continue
-            now = time.monotonic()
-            row = diagnostics(
-                model,
-                minutes=round((now - clock) / 60, 2),
-                transitions_per_second=round((model.num_timesteps - last[0]) / (now - last[1]), 1),
-            )
-            last = model.num_timesteps, now
-            rows.append(row)
-            if (row["map_area"] or 0.0) >= best:
-                best = row["map_area"] or 0.0
-                save_checkpoint(
-                    folder / "best.pt", dict(policy=model.policy.state_dict(), step=model.num_timesteps, metrics=row)
-                )
-            _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
-            save_checkpoint(
-                folder / "last.pt",
-                dict(model=model_state(model), best=best, minutes=(time.monotonic() - clock) / 60, about=about),
-            )
+            row = validate()
             bar.set_postfix(hit=f"{row['hit_rate']:.2f}", mAP=f"{row['map11']:.2f}")
             if stop_after is not None and model.num_timesteps - start >= stop_after:
                 break

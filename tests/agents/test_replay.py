@@ -437,7 +437,7 @@ def test_margin_term_only_where_it_was_demonstrated():
     loss.backward()
     assert not q.grad[~batch.is_demo].any() and q.grad[batch.is_demo].any()
     missed = LargeMarginLoss(0.5).violation(q, batch.expert | ~batch.is_demo[:, None])
-    torch.testing.assert_close(loss, 2 * (missed * batch.weights[:, 0]).mean())
+    torch.testing.assert_close(loss, 2 * (missed * batch.weights[:, 0])[batch.is_demo].mean())
     torch.testing.assert_close(log["priority"], missed.detach())
     w = batch.weights[batch.is_demo, 0]
     torch.testing.assert_close(log["margin_violations"], (w * (missed[batch.is_demo] > 0)).sum() / w.sum())
@@ -450,6 +450,20 @@ def test_margin_term_only_where_it_was_demonstrated():
         LargeMarginLoss(labels="both")
     with pytest.raises(TypeError, match="DemoReplayBuffer"):
         LargeMarginLoss()(model, made(cls=ReplayBuffer), q, None)
+
+
+def test_the_margin_does_not_depend_on_the_share_of_demonstrations():
+    "A batch of demonstrations alone, and the same among samples of the agent's own, have the same loss"
+    model = agent(demo_ratio=0.5, n_steps=2)
+    batch = model.replay_buffer.sample(64)
+    q = torch.randn(64, 3)
+    demo = batch.is_demo
+    assert 0 < demo.sum() < 64
+    alone = batch._replace(
+        **{name: getattr(batch, name)[demo] for name in ("actions", "weights", "is_demo", "expert")}
+    )
+    term = LargeMarginLoss(0.5)
+    torch.testing.assert_close(term(model, batch, q, None)[0], term(model, alone, q[demo], None)[0])
 
 
 def test_set_valued_margin_spares_equal_actions():
@@ -480,13 +494,20 @@ def test_pretrain(loss):
         assert torch.equal(a, b)
 
 
+def test_a_warm_up_with_a_margin_that_does_not_last():
+    "An agent without a margin loss has one while it warms up, and none afterwards"
+    model = agent(demo_ratio=0.25)
+    before = demo_accuracy(model)
+    history = pretrain(model, 200, 64, loss="dqfd", margin=LargeMarginLoss(0.3), progress=False)
+    assert before < 0.8 < 0.95 < history[-1][1] and model.terms == ()
+    assert "train/margin_loss" in model.logger.name_to_value
+
+
 def test_pretrain_refuses():
     "What is missing is named"
     empty = DoubleDQN("MlpPolicy", make_vec_env(Still), buffer_size=10, device="cpu")
     with pytest.raises(ValueError, match="add_demonstrations"):
         pretrain(empty, 1)
-    with pytest.raises(ValueError, match="LargeMarginLoss"):
-        pretrain(agent(), 1, loss="dqfd")
     with pytest.raises(ValueError, match="cross_entropy"):
         pretrain(agent(), 1, loss="bc")
 

@@ -59,6 +59,19 @@ def test_continuous_trigger_is_strictly_increasing_by_default():
     assert (np.diff(ContinuousTrigger()(np.linspace(0, 1, 10001))) > 0).all()
 
 
+@given(unit, unit)
+def test_the_continuous_reward_has_no_jump(a, b):
+    "Two IoUs that are close pay nearly alike, wherever they lie: at most 6 per unit of IoU; and the better one never pays less"
+    low, high = sorted((a, b))
+    difference = named_reward("continuous").trigger(high) - named_reward("continuous").trigger(low)
+    assert -1e-12 <= difference <= 6 * (high - low) + 1e-12
+
+
+def test_the_reward_called_jump_has_one():
+    below, above = named_reward("jump").trigger(np.array([np.nextafter(0.5, 0), 0.5]))
+    assert above - below == pytest.approx(1)
+
+
 def test_rounding_of_iou_is_harmless():
     """float32 IoU may be a hair above 1 or below 0, which a fractional power must survive."""
     values = ContinuousTrigger(power=0.5, fail_power=0.5)(np.array([-1e-7, 1 + 1e-7], dtype=np.float32))
@@ -93,8 +106,10 @@ def test_delta_reward_telescopes(ious, scale, gamma):
 def loop(name, before, after, triggered, d0, d1):
     "The named rewards, written out with `if`"
     if triggered:
-        if name == "paper":
-            return 3.0 if after >= 0.6 else -3.0
+        if name in ("paper", "flat"):
+            return 3.0 if after >= (0.6 if name == "paper" else 0.5) else -3.0
+        if name == "continuous":
+            return 6 * (after - 0.5)
         return 0.5 + 2.5 * (after - 0.5) / 0.5 if after >= 0.5 else -0.5 - 2.5 * (1 - after / 0.5)
     if name == "potential":
         return 5 * ((after - 0.5 * d1) - (before - 0.5 * d0))
@@ -103,7 +118,7 @@ def loop(name, before, after, triggered, d0, d1):
     return 1.0 if after - before > 1e-6 else -1.0
 
 
-@pytest.mark.parametrize("name", ["paper", "continuous", "centre", "potential"])
+@pytest.mark.parametrize("name", ["paper", "flat", "continuous", "jump", "centre", "potential"])
 def test_batch_equals_explicit_loop(name):
     rng = np.random.default_rng(0)
     n = 500
@@ -135,7 +150,7 @@ def test_any_batch_shape_and_scalars():
         (lambda: ContinuousTrigger(power=0), "power=0"),
         (lambda: ContinuousTrigger(threshold=True), "threshold=True"),
         (lambda: Reward(move="sign"), "must be callable"),
-        (lambda: named_reward("papr"), "known are 'centre', 'continuous', 'flat', 'paper'"),
+        (lambda: named_reward("papr"), "known are 'centre', 'continuous', 'flat', 'jump', 'paper'"),
         (lambda: register_reward("paper", Reward(trigger=ContinuousTrigger())), "taken by"),
         (lambda: register_reward("mine", SignReward()), "not a Reward"),
         (lambda: named_reward("centre")(np.zeros(2), np.zeros(2), np.zeros(2, bool)), "needs distance_before"),
