@@ -1,7 +1,7 @@
-"""Writes the project's public address into badges, install cells and links. With --check, only says whether all agree.
+"""Write the project's public address into badges, install cells and links. With --check, only say whether all agree.
 
-The address is one setting: Repository in pyproject.toml [project.urls]. After a fork, change it there and run this: every Colab
-badge, every `pip install git+...` cell, the site's link and its address (OWNER.github.io/NAME) follow.
+The address is one setting: Repository in pyproject.toml [project.urls]. After a fork, change it there and run this script.
+Every Colab badge, every `pip install git+...` cell, the site's link and its address (OWNER.github.io/NAME) follow.
 """
 
 import re
@@ -25,7 +25,7 @@ def address() -> tuple[str, str]:
 
 
 def rewritten(path: Path, owner: str, name: str) -> str:
-    "The text of `path` with the address as it should be; a badge opens the notebook it stands in, wherever its link pointed"
+    "Return the text of `path` with the right address; a badge opens the notebook it stands in, wherever its link pointed"
     text = path.read_text(encoding="utf-8")
     place = path.relative_to(ROOT).as_posix()
     badge = rf"{COLAB}/{owner}/{name}/blob/main/"
@@ -60,10 +60,11 @@ if __name__ == "__main__":
     files = [f for f in files if ".ipynb_checkpoints" not in f.parts]
     stale = {f: text for f in files if (text := rewritten(f, *address())) != f.read_text(encoding="utf-8")}
     if sys.argv[1:] == ["--check"]:
+        if not stale:
+            sys.exit()
+        files = ", ".join(f.name for f in stale)
         sys.exit(
-            f"the address of {', '.join(f.name for f in stale)} is not that of pyproject.toml: run python .ci/address.py, then .ci/readme.py"
-            if stale
-            else None
+            f"the address of {files} is not that of pyproject.toml: run python .ci/address.py, then python .ci/readme.py"
         )
     for f, text in stale.items():
         f.write_text(text, encoding="utf-8")

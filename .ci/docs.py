@@ -3,9 +3,12 @@
     python .ci/docs.py [FOLDER]    # FOLDER: where to leave the pages; by default they are only checked
 
 nbdev processes the notebooks as it would for Quarto, and smalldocs renders them in Quarto's place.
-All of it happens on a copy of the sources in a temporary folder. Checked: every page builds; links, anchors and pictures lead
-somewhere, those into the repository too; every notebook is in the sidebar, and what the sidebar names is there; cells that show something
-have their output saved; every public function and class stands on its module's page.
+All of it happens on a copy of the sources in a temporary folder. These things are checked:
+- Every page builds.
+- Links, anchors and pictures lead somewhere, also those into the repository.
+- Every notebook is in the sidebar, and every page that the sidebar names exists.
+- Cells that show something have their output saved.
+- Every public function and class stands on its module's page.
 """
 
 import ast
@@ -76,7 +79,7 @@ def unreachable(notebooks: Path) -> list[str]:
 
 
 def shows(source: str) -> bool:
-    "Whether a cell is there for its output: it hides its source, or ends with a name, a tuple or the like and not with a call"
+    "Return whether a cell is there for its output: it hides its source, or it ends with an expression that is not a call"
     if re.search(r"^#\|\s*(hide|eval:\s*false|export)", source, re.M):
         return False
     if re.search(r"^#\|\s*echo:\s*false", source, re.M):
@@ -99,7 +102,8 @@ def silent(notebooks: Path) -> list[str]:
     for path in sorted(notebooks.rglob("*.ipynb")):
         for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
             source, outputs = "".join(cell["source"]), cell.get("outputs", [])
-            where = f"{path.relative_to(notebooks)}, cell {number} ({source.strip().splitlines()[-1][:60] if source.strip() else ''})"
+            last = source.strip().splitlines()[-1][:60] if source.strip() else ""
+            where = f"{path.relative_to(notebooks)}, cell {number} ({last})"
             if cell["cell_type"] == "code" and not outputs and shows(source):
                 found.append(f"{where}: no output is saved")
             found += [f"{where}: its output is an error" for output in outputs if output["output_type"] == "error"]
@@ -119,6 +123,7 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
+        "Keep anchors and links of a tag, and begin a heading"
         attrs = dict(attrs)
         self.ids |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
         self.links += [attrs[key] for key in ("href", "src") if attrs.get(key) and tag in ("a", "img", "source")]
@@ -127,15 +132,18 @@ class Page(HTMLParser):
             self.headings.append("")
 
     def handle_endtag(self, tag):
+        "End a heading"
         self.inside = self.inside and not re.fullmatch("h[1-6]", tag)
 
     def handle_data(self, data):
+        "Add text to the heading it stands in"
         if self.inside:
             self.headings[-1] += data
 
 
 def dead_ends(site: Path, repository: Path = ROOT) -> list[str]:
-    "Links, anchors and pictures of the built pages that lead nowhere, each with a page that has it; those into the repository are looked up in it"
+    """Return the links, anchors and pictures of the built pages that lead nowhere, each with a page that has it.
+    Links into the repository are looked up in `repository`."""
     pages, found = {path: Page(path) for path in sorted(site.rglob("*.html"))}, {}
     project = re.search(
         r'^Repository = "https://github\.com/(.+?)/?"$',

@@ -3,9 +3,10 @@
     python .ci/matrix.py                        # both
     python .ci/matrix.py lowest -- -k boxes     # one of them, with options for pytest
 
-*newest* takes what pip gives without constraints, on the newest Python that is found. *lowest* takes the lower bounds of
-settings.ini, on the oldest Python. Each gets a clone of HEAD and a virtual environment of its own in a temporary folder. A run of
-the whole suite is written to results/environments.json, from which the installation page makes its table.
+*newest* takes what pip gives without constraints, on the newest Python that is found. *lowest* takes the lower bounds
+of settings.ini, on the oldest Python. Each gets a clone of HEAD and a virtual environment of its own in a temporary
+folder. A run of the whole suite is written to results/environments.json, from which the installation page makes its
+table.
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""Warns when constraints.txt has fallen behind what pip gives today by a minor version; never fails, and waits 20 seconds at most."""
+"""Warn when constraints.txt is a minor version behind what pip gives today. Never fail, and wait 20 seconds at most."""
 
 import re
 import subprocess

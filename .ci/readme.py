@@ -1,4 +1,4 @@
-"""Writes README.md from nbs/index.ipynb (nbdev-readme would need Quarto). With --check, only says whether it is in step."""
+"""Write README.md from nbs/index.ipynb (nbdev-readme would need Quarto). With --check, only say whether it is current."""
 
 import json
 import re

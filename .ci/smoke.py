@@ -1,10 +1,12 @@
-"""Installs locrl as a user would, into empty environments, and tries it without the repository.
+"""Install locrl as a user would, into empty environments, and try it without the repository.
 
     python .ci/smoke.py                    # all of it
-    python .ci/smoke.py wheel sdist        # a wheel and a source distribution of HEAD: import, `locrl locate`, the demo's first minute
-    python .ci/smoke.py 2.13.0 2.14.1      # the install cell of the Colab notebooks beside these versions of torch: it must not move them
+    python .ci/smoke.py wheel sdist        # a wheel and a source distribution of HEAD
+    python .ci/smoke.py 2.13.0 2.14.1      # the install cell of the Colab notebooks beside these versions of torch
 
-Everything happens in a temporary folder. The notebooks' cell runs as it stands, but for the address: HEAD's clone is installed.
+A wheel or source distribution must import, run `locrl locate` and get through the demo's first minute. The install cell
+must leave torch as it is. Everything happens in a temporary folder. The notebooks' cell runs as it stands, except that
+the clone of HEAD is installed instead of the public address.
 """
 
 import json

@@ -1,11 +1,12 @@
 """The same run on two devices: cache, train and evaluate on --device, compared with the processor, in one command.
 
-    python benchmarks/device.py                 # a GPU against the processor: EfficientNet-Lite0, and ViT-L/14 with random weights
+    python benchmarks/device.py                        # EfficientNet-Lite0, and ViT-L/14 with random weights
     python benchmarks/device.py --small --device cpu   # the same steps without a GPU, in a few minutes
 
-Each side has a cache of its own, so everything is encoded on its own device. Training sums in another order on another device and
-drifts apart; so both sides are trained for their throughput, and then the agent that was trained on the processor searches with the
-features of either. Writes results/benchmarks/device.json, and ends with status 1 where a number leaves its tolerance.
+Each side has a cache of its own, so everything is encoded on its own device. Sums are made in another order on another
+device, so two trainings drift apart. Both sides are therefore trained only to measure their speed. Then the agent that
+was trained on the processor searches with the features of either side. The script writes
+results/benchmarks/device.json, and ends with status 1 where a number leaves its tolerance.
 """
 
 import argparse
@@ -31,15 +32,17 @@ ENCODERS = {
     "EfficientNet-Lite0": dict(encoder="efficientnet_lite0", input_size=320, dim=128),
     "ViT-L/14, random": dict(encoder="ViT-L-14", pretrained=None, input_size=None, dim=128, prompts="single"),
 }  # the ensemble takes minutes on a processor
-# What rounding may do: smallest cosine of a picture's features, share of answers with IoU .9, difference. Measured on a processor that rounds the
-# operands as a GPU does. Features: convolutions in TF32 .99983, random ViT-L/14 in fp16 .999999 and in bf16 .99996. Answers are less
-# steady, since one close decision sends a search elsewhere: TF32 leaves 83 % the same, noise of .3, 3 and 10 % of a cell's length 95, 73 and 48 %.
-# The map11 of all these lies within .015. So wrong features, which move more than a tenth, break the first two, and in this emulation rounding broke none.
+# What rounding may do: the smallest cosine between a picture's features, the share of predicted boxes with IoU .9, and the
+# difference in map11. It was measured on a processor that rounds the operands as a GPU does.
+# Features: .99983 for convolutions in TF32, .999999 for a random ViT-L/14 in fp16 and .99996 in bf16.
+# Predictions are less steady, since one close decision sends a search elsewhere: TF32 leaves 83 % the same, and noise of
+# .3, 3 and 10 % of a cell's length leaves 95, 73 and 48 %. The map11 of all these lies within .015.
+# So wrong features, which move by more than a tenth, break the first two limits; emulated rounding broke none.
 TOLERANCE = dict(cosine=0.9995, same_answer=0.65, map11=0.03)
 
 
 def configuration(name: str, small: bool) -> Config:
-    "What is run: the demo, shortened; a few pictures of 64 pixels, or four patches of ViT-L/14, where it is to be small"
+    "Return the shortened demo; where `small`, with a few pictures of 64 pixels, or four patches of ViT-L/14"
     config = replace(
         named_config("demo"),
         name=f"device-{ENCODERS[name]['encoder']}",

@@ -1,10 +1,11 @@
 """What seeing costs: embedding the boxes of an episode, and caching the features of a data set, in one run.
 
-Prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/encoding.json. ViT-B/16 has random
-weights: its speed does not depend on them. Everything is measured on composed Scenes, so it runs anywhere. The two sides of a
-comparison take turns, so that what else runs on the machine slows both; torch has one thread unless --threads says otherwise,
-and caching may use a second core for everything that is not the network, as it does in use. Where no second core is free its share
-says more about the machine than about the code: a network that only waits shows whether anything holds it up.
+The script prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/encoding.json.
+ViT-B/16 has random weights: its speed does not depend on them. Everything is measured on composed Scenes, so it runs
+anywhere. The two sides of a comparison take turns, so that whatever else runs on the machine slows both. Torch has one
+thread unless --threads says otherwise. Caching may use a second core for everything that is not the network, as it does
+in use. Where no second core is free, the share of caching says more about the machine than about the code; the row with
+a network that only waits shows what the code itself costs.
 """
 
 import statistics
@@ -64,7 +65,8 @@ def took(work) -> tuple[float, float]:
 
 
 def episode(encoder, data) -> dict:
-    "Milliseconds for the 40 boxes of an episode, one after another: pooled from the picture's dense map and, in turn, cut out and encoded"
+    """Return milliseconds to embed the 40 boxes of an episode, one after another.
+    They are pooled from the picture's feature map and, in turn, cut out and encoded."""
     boxes = visited(Targets.of(data, data.classes))
     picture = data.image(0)
     first = torch.zeros(1, dtype=torch.long)
@@ -134,6 +136,7 @@ class Files(Scenes):
             super().image(i).save(self.folder / f"{i}.jpg", quality=90)
 
     def image(self, i):
+        "Read picture `i` from its file"
         return open_image(self.folder / f"{i}.jpg")
 
 

@@ -1,8 +1,9 @@
 """Speed and memory of locrl beside the usual way, in one run.
 
-Prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/speed.json. Everything is
-measured on composed Scenes, so it runs anywhere; the features are encoded once and stay in the cache. Both sides of every
-comparison get the same torch threads: one, unless --threads says otherwise (on a busy machine more are slower).
+The script prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/speed.json.
+Everything is measured on composed Scenes, so it runs anywhere; the features are encoded once and stay in the cache. Both
+sides of every comparison get the same torch threads: one, unless --threads says otherwise (on a busy machine more are
+slower).
 """
 
 import argparse
@@ -79,7 +80,8 @@ def write(path: Path, command: str, about: dict, start: float, results: dict):
 
 
 def command_line(about: str, name: str, measure, table, **options: tuple[int, str]):
-    "Parse `options` (default and help of each, whole numbers), measure with them, print the table, write results/benchmarks/`name`.json"
+    """Parse `options` (default and help of each, whole numbers) and measure with them.
+    Print the table and write results/benchmarks/`name`.json."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, (default, text) in (options | dict(threads=(1, "torch threads"))).items():
         parser.add_argument(
@@ -210,7 +212,8 @@ def ours(world) -> dict:
 
 
 def usual(world) -> dict:
-    "Transitions a second of SB3's DQN on `CropEnv`: one environment, one update a step, full observations in the replay buffer"
+    """Return transitions a second of SB3's DQN on `CropEnv`.
+    It has one environment, one update for each transition, and full observations in the replay buffer."""
     config = world.config
     env = CropEnv(world.data["train"], world.banks["train"], world.encoder)
     model = DQN(
@@ -238,7 +241,8 @@ def usual(world) -> dict:
 
 
 def update(world, rounds: int = 15) -> dict:
-    "(f) Milliseconds of one update: everything on, and SB3's DQN with the same network, features and batch, measured in turn"
+    """(f) Return milliseconds of one update, with everything on.
+    SB3's DQN with the same network, features and batch is measured in turn."""
     config = replace(
         world.config,
         n_steps=3,
@@ -311,7 +315,8 @@ def memory(sizes: dict[str, int], transitions: int = 1_000_000) -> dict:
 
 
 def episode(world) -> dict:
-    "(e) Milliseconds to embed the 40 boxes of an episode, one after another: pooled from the picture's dense map, and cut out and encoded"
+    """(e) Return milliseconds to embed the 40 boxes of an episode, one after another.
+    They are pooled from the picture's feature map, and cut out and encoded."""
     bank, encoder = world.banks["train"], world.encoder
     picture = world.data["train"].image(0)
     search = Search(world.targets[:1], 1)

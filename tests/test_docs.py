@@ -1,4 +1,4 @@
-"""The documentation's pages build, and a reader stumbles nowhere: links, anchors, pictures, sidebar, saved outputs, public names."""
+"""The documentation's pages build; links, anchors, pictures, sidebar, saved outputs and public names are in order."""
 
 import importlib.util
 import json
@@ -72,10 +72,11 @@ def test_notebooks_outside_the_sidebar_are_found(tmp_path):
     "Sections, patterns and addresses elsewhere in the sidebar are understood"
     for name in "index", "guide/a", "guide/b", "lost":
         notebook(tmp_path / f"{name}.ipynb")
-    (
-        tmp_path / "_quarto.yml"
-    ).write_text("""website: {sidebar: {contents: [{text: Home, href: index.ipynb}, {section: Guide, contents: guide/*.ipynb},
-        {section: More, contents: [{text: Elsewhere, href: "https://example.org/lost.ipynb"}]}]}}""")
+    sidebar = """website: {sidebar: {contents: [
+        {text: Home, href: index.ipynb},
+        {section: Guide, contents: guide/*.ipynb},
+        {section: More, contents: [{text: Elsewhere, href: "https://example.org/lost.ipynb"}]}]}}"""
+    (tmp_path / "_quarto.yml").write_text(sidebar)
     assert docs.unreachable(tmp_path) == ["lost.ipynb: not in the sidebar of _quarto.yml"]
     (tmp_path / "_quarto.yml").write_text(
         "website: {sidebar: {contents: ['*.ipynb', 'guide/*.ipynb', gone.ipynb, 'none/*.ipynb']}}"
@@ -99,10 +100,12 @@ def test_dead_ends_are_found(tmp_path, repository):
     site = tmp_path / "site"
     (site / "sub").mkdir(parents=True)
     (site / "a.html").write_text(
-        '<h2 id="here"></h2><a href="sub/b.html#there">b</a> <a href="#here">up</a> <img src="gone.png"> <a href="https://x.org/y">y</a>'
+        '<h2 id="here"></h2><a href="sub/b.html#there">b</a> <a href="#here">up</a> <img src="gone.png"> '
+        '<a href="https://x.org/y">y</a>'
     )
     (site / "sub/b.html").write_text(
-        '<a href="../a.html#here">a</a> <a href="../a.html#nowhere">a</a> <img src="../gone.png"> <a href="c%20d.html">c</a> <img src="data:image/png;base64,AA">'
+        '<a href="../a.html#here">a</a> <a href="../a.html#nowhere">a</a> <img src="../gone.png"> '
+        '<a href="c%20d.html">c</a> <img src="data:image/png;base64,AA">'
     )
     (site / "z.html").write_text('<img src="attachment:z.png"> <a href="mailto:a@b.org">a</a>')
     assert docs.dead_ends(site, repository) == [
@@ -118,10 +121,15 @@ def test_links_into_the_repository_are_followed(tmp_path, repository):
     "Links to the source, badges and files of the repository are looked up in it"
     site, colab = tmp_path / "site", "https://colab.research.google.com/github"
     site.mkdir()
-    (
-        site / "a.html"
-    ).write_text(f"""<a href="https://github.com/me/it/blob/main/pyproject.toml#L1">x</a> <a href="https://github.com/me/it/blob/main/gone.py#L3">x</a>
-        <a href="{colab}/me/it/blob/main/pyproject.toml">x</a> <a href="{colab}/me/it/blob/main/nbs/gone.ipynb">x</a> <a href="https://github.com/you/it/blob/main/y">y</a> <a href="https://github.com/me/it">it</a>""")
+    links = (
+        "https://github.com/me/it/blob/main/pyproject.toml#L1",
+        "https://github.com/me/it/blob/main/gone.py#L3",
+        f"{colab}/me/it/blob/main/pyproject.toml",
+        f"{colab}/me/it/blob/main/nbs/gone.ipynb",
+        "https://github.com/you/it/blob/main/y",
+        "https://github.com/me/it",
+    )
+    (site / "a.html").write_text(" ".join(f'<a href="{link}">x</a>' for link in links))
     assert docs.dead_ends(site, repository) == [
         "broken link to gone.py of the repository, on a.html",
         "broken link to nbs/gone.ipynb of the repository, on a.html",
@@ -135,7 +143,8 @@ def test_names_without_a_place_are_found(tmp_path):
     for folder in "pkg/sub", "site":
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "pkg/sub/a.py").write_text(
-        "def shown(): pass\ndef _private(): pass\nclass Lost: pass\nSIZE = 3\n@patch\ndef turn(self: Lost): pass\n@patch\ndef end(self: Lost): pass\n"
+        "def shown(): pass\ndef _private(): pass\nclass Lost: pass\nSIZE = 3\n"
+        "@patch\ndef turn(self: Lost): pass\n@patch\ndef end(self: Lost): pass\n"
     )
     (tmp_path / "site/00_a.html").write_text('<h3 id="shown">shown</h3><p>Lost</p><h4>Lost.<i>turn</i></h4>')
     assert docs.undocumented(tmp_path / "nbs", tmp_path / "pkg", tmp_path / "site") == [

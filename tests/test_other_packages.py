@@ -1,4 +1,4 @@
-"""What locrl knows of other packages beyond their public names: a list with reasons, and a test that says which of it has moved."""
+"""The private names of other packages that locrl uses, with reasons; a test says which of them have moved."""
 
 import ast
 import re
@@ -182,7 +182,9 @@ torch.ops.load_library = refuse
 HIDDEN = """
 import importlib.machinery as machinery
 find = machinery.PathFinder.find_spec
-machinery.PathFinder.find_spec = classmethod(lambda cls, name, *args: None if name == "torchvision" else find(name, *args))
+def hide(cls, name, *args):
+    return None if name == "torchvision" else find(name, *args)
+machinery.PathFinder.find_spec = classmethod(hide)
 """
 
 

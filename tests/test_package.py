@@ -16,22 +16,14 @@ import pytest
 from conftest import ROOT
 
 HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", "tensorboard", "ipywidgets"}
-WINGS = (
-    "data",
-    "vision",
-    "envs",
-    "agents",
-    "evaluation",
-    "experiments",
-    "apps",
-)  # from the lowest floor to the highest
+# from the lowest floor to the highest
+WINGS = ("data", "vision", "envs", "agents", "evaluation", "experiments", "apps")
 BESIDE = {"files": set(), "figures": {"data.boxes", "files"}}  # rooms that every floor may use, and what they may use
-# Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, open_clip imports torchvision
+# Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, and
+# open_clip imports torchvision
 INDIRECT = {"tensorboard", "ipywidgets", "torchvision"}
-PROVIDED = {
-    "IPython",
-    "google",
-}  # ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
+# ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
+PROVIDED = {"IPython", "google"}
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
 
 
@@ -185,6 +177,47 @@ def test_requirements_are_what_is_imported():
     needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}
     missing, idle = needed - named, named - needed - INDIRECT
     assert not missing and not idle
+
+
+COLUMNS = 120  # the longest line of code
+
+
+def too_long(path: Path) -> list[str]:
+    "Sentences about the lines of `path` that pass `COLUMNS`; for an exported module they name its notebook"
+    named = path.relative_to(ROOT)
+    where = f"{named}"
+    if named.parts[0] == "locrl" and path in MODULES:
+        where += f", which is exported from nbs/{notebook_of()[name_of(path)]}; shorten it there"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [
+        f"line {number} has {len(line)} columns, and {COLUMNS} are allowed: {where}"
+        for number, line in enumerate(lines, 1)
+        if len(line) > COLUMNS
+    ]
+
+
+def checked_files() -> list[Path]:
+    "Every Python file of the repository that a person reads; nbdev's index of names is not among them"
+    folders = ("locrl", "tests", "benchmarks", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in [*files, ROOT / "go.py", ROOT / "setup.py"] if path.name != "_modidx.py")
+
+
+@pytest.mark.parametrize("path", checked_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_lines_fit(path: Path):
+    "No line of a module, test or script passes 120 columns"
+    found = too_long(path)
+    assert not found, "\n".join(found)
+
+
+def test_long_lines_are_seen(monkeypatch: pytest.MonkeyPatch):
+    "The check above finds a line that is one column too long, and names the notebook that it comes from"
+    monkeypatch.setattr(sys.modules[__name__], "COLUMNS", 20)
+    found = too_long(ROOT / "locrl/data/boxes.py")
+    assert found and all("nbs/data/00_boxes.ipynb" in sentence for sentence in found)
+    lengths = [len(line) for line in (ROOT / "locrl/data/boxes.py").read_text(encoding="utf-8").splitlines()]
+    assert len(found) == sum(length > 20 for length in lengths)
+    assert ROOT / "locrl/data/boxes.py" in checked_files() and Path(__file__) in checked_files()
 
 
 def test_scripts_are_tidy():

@@ -1,4 +1,4 @@
-"""What a repository shows at its door: issue forms, workflows, citation and hooks are read by others, who say nothing when they cannot."""
+"""Issue forms, workflows, citation and hooks are valid: the sites that read them report nothing when they are not."""
 
 import re
 

@@ -59,7 +59,8 @@ def invented(n=30, seed=0, empty=True):
 
 
 def test_import_registers_the_environment():
-    code = "import locrl, gymnasium, sys; print(gymnasium.spec('locrl/Localization-v0').entry_point, 'torch' in sys.modules)"
+    code = "import locrl, gymnasium, sys\n"
+    code += "print(gymnasium.spec('locrl/Localization-v0').entry_point, 'torch' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -373,7 +374,8 @@ def test_sb3_sees_a_vec_env():
 
 @pytest.mark.parametrize("share", [0, 0.4])
 def test_guided_exploration_by_hand(share):
-    "What pays is worth exploring, and nothing else: a move that changes nothing earns 0 and is not; TRIGGER gets its share beside the others"
+    """Guided exploration takes only moves that pay: a move that changes nothing earns 0 and is left out.
+    TRIGGER gets its share beside the moves."""
     search = Search(invented(40), 40, reward=named_reward("potential"), seed=0, random_starts=0.5)
     vec = LocalizationVecEnv(search, share)
     vec.reset()
@@ -416,7 +418,8 @@ def test_actions_that_are_none(actions, message):
 
 
 def test_one_environment_after_bad_calls(data, bank):
-    "What SB3's `predict` gives for a batch of one is an action; after a refused call the episode goes on, and `reset` works"
+    """The environment takes what SB3's `predict` gives for a batch of one as an action.
+    After a refused call the episode goes on, and `reset` works."""
     env = LocalizationEnv(data, bank)
     env.reset(options={"episode": 0})
     env.step(np.array([0]))
