@@ -248,3 +248,26 @@ def test_the_table_of_voc2007_test():
     assert table["plan"]["all"]["iou70"] >= 0.999
     for c, share in dict(bottle=0.45, person=0.70, cat=0.96).items():
         assert table["greedy"][c]["iou50"] == pytest.approx(share, abs=0.015)
+
+
+def moves_to_overlap(start, truth, moves):
+    "The smallest number of moves after which some box overlaps the object: every sequence is tried, level by level"
+    level, count = {tuple(start)}, 0
+    while not any(iou(np.array(b), truth) > EPS for b in level):
+        level = {tuple(moves.apply(np.array(b), a)) for b in level for a in range(moves.n_actions) if a != TRIGGER}
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("gap", [0.09, 0.14])
+def test_patience_is_counted_in_moves(gap):
+    # a small box beside the object: until it reaches it, no move is better than none
+    start = np.array([0.1, 0.4, 0.3, 0.6], np.float32)
+    truth = np.array([[0.3 + gap, 0.4, 0.6, 0.6]], np.float32)
+    needed = moves_to_overlap(start, truth[0], Moves())
+    assert needed >= 2
+
+    def found(patience):
+        return plan(truth, width=1000, start=start, patience=patience, max_steps=needed + 1).final_ious[0] > 0
+
+    assert found(needed) and not found(needed - 1)

@@ -428,3 +428,46 @@ def test_a_search_is_drawn():
     assert len(figure.axes) == 8 and figure.axes[0].get_title() == "1: triggered, 4 steps"
     with pytest.raises(ValueError, match="one question"):
         show_search(Image.new("RGB", (60, 40)), r)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31))
+def test_first_cover_of_several_classes_against_a_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    n, g = rng.integers(1, 30), rng.integers(1, 12)
+
+    def boxes(k):
+        side = rng.uniform(0.5, 0.9, (k, 2))
+        corner = rng.uniform(0, 1 - side)
+        return np.concatenate([corner, corner + side], 1).astype(np.float32)
+
+    r = replace(make(boxes(n), image=rng.integers(0, 3, n)), label=rng.integers(0, 3, n))
+    gt = GroundTruth(rng.integers(0, 3, g), rng.integers(0, 3, g), boxes(g), np.zeros(g, bool), np.zeros(g, bool))
+    value = rng.permutation(n).astype(float)
+    want = []
+    for k in range(g):
+        best = np.inf
+        for j in range(n):
+            if r.image[j] != gt.image[k] or r.label[j] != gt.label[k]:
+                continue
+            a, b = r.box[j].astype(float), gt.boxes[k].astype(float)
+            w = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+            h = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+            union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h
+            if w * h / union >= 0.5:
+                best = min(best, value[j])
+        want.append(best)
+    assert first_cover(r, value, gt).tolist() == want
+
+
+def test_first_cover_keeps_classes_apart():
+    # a region of class 1 in image 0 and one of class 0 in image 1: a code image + label would mix them up
+    r = replace(make([[0, 0, 1, 1]] * 2, image=[0, 1]), label=np.array([1, 0]))
+    gt = GroundTruth(
+        np.array([0, 1, 0, 1]),
+        np.array([0, 1, 1, 0]),
+        np.tile(FULL, (4, 1)),
+        np.zeros(4, bool),
+        np.zeros(4, bool),
+    )
+    assert first_cover(r, [5, 7], gt).tolist() == [np.inf, np.inf, 5, 7]

@@ -176,3 +176,10 @@ def test_paired_bad_input():
         paired(det, det, hard, CLASSES, 8)
     nothing = Detections([], [], [], [])
     assert paired(nothing, det, gt, CLASSES, 8, resamples=20)["map11"].a == 0
+
+
+def test_two_seeds_have_an_interval():
+    # mean 2, standard deviation sqrt(2), t(.975, 1) = 12.7062: half width 12.7062
+    i = interval([1, 3])
+    assert i["mean"] == 2 and i["high"] - 2 == pytest.approx(12.7062047) == 2 - i["low"]
+    assert iqm([1, 3]).keys() == {"mean", "low", "high"}
