@@ -1,13 +1,13 @@
 """Small faults put into the core modules one at a time: do the tests notice?
 
-    python benchmarks/mutate.py                       # 300 faults; takes hours, and goes on where it was stopped
-    python benchmarks/mutate.py --n 28 --no-notebooks # a taste
-    python benchmarks/mutate.py --again               # only those that nobody noticed, after tests were added
+    python benchmarks/mutate.py                          # 22 faults a module; hours, and resumed
+    python benchmarks/mutate.py --each 2 --stages own    # a taste
+    python benchmarks/mutate.py --again                  # only those that nobody noticed, after tests were added
 
 A fault is one operator, comparison or constant of one line, chosen at random (seed 0). It is made in a copy of the
-tree, in the exported module and in the notebook that exports it. The tests of the module's wing run, those of the
-module first, until one fails; where none does, the notebook runs. A fault is noticed when something fails or does not
-end in time. Writes results/benchmarks/mutate.json after every fault, with each fault that nobody noticed.
+tree, in the exported module and in the notebook that exports it. The module's own tests run, the quickest first, until
+one fails; where none does, the other tests of its wing, and then the notebook. A fault is noticed when something fails
+or does not end in time. Writes results/benchmarks/mutate.json after every fault, with each one that nobody noticed.
 
 Two tools were looked at first. mutmut 3.8 leaves out what stands outside functions and most of what has a decorator
 (properties, patched methods, tables, defaults of fields), which is where many numbers of locrl are. cosmic-ray 8.7
@@ -32,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "benchmarks" / "mutate.json"
+SAME = Path(__file__).with_name("mutate_same.json")  # faults that make no difference, each with the reason
 MODULES = (
     "data.boxes",
     "data.voc",
@@ -48,7 +49,10 @@ MODULES = (
     "evaluation.statistics",
     "vision.saliency",
 )
-ELSEWHERE = {"agents.policy": ["tests/agents", "tests/experiments/test_train.py"]}  # tests of a module outside its wing
+ELSEWHERE = {  # tests of a module that stand in another wing
+    "data.boxes": ["tests/envs/test_oracle.py", "tests/envs/test_rewards.py"],
+    "agents.policy": ["tests/experiments/test_train.py"],
+}
 SWAPS = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
@@ -84,6 +88,12 @@ class Fault:
     after: str  # as it becomes
     begin: int  # bytes from the start of the module
     end: int
+    context: str  # the line, which says more than its number once the module changes
+
+    @property
+    def key(self) -> tuple:
+        "What stays the same when other lines change"
+        return self.module, self.before, self.after, self.context
 
     @property
     def name(self) -> str:
@@ -148,20 +158,20 @@ def faults_of(
                 continue  # the notebook's cell is changed by the line
             text = ast.unparse(ast.fix_missing_locations(new))
             whole = isinstance(node, (ast.AugAssign, ast.Constant))
-            found.append(Fault(module, node.lineno, before, text if whole else f"({text})", begin, end))
+            context = source.splitlines()[node.lineno - 1].strip()
+            found.append(Fault(module, node.lineno, before, text if whole else f"({text})", begin, end, context))
     return sorted(found, key=lambda f: (f.begin, f.end))
 
 
 def chosen(
-    modules,  # names
-    n: int,  # how many faults; of each module about as many
+    module: str,  # such as "data.boxes"
+    n: int,  # how many faults
     seed: int,  # of the choice: more faults go on where fewer stopped
 ) -> list[Fault]:
-    "Return faults at random, module after module in turn"
-    rng = random.Random(seed)
-    piles = [rng.sample(every, len(every)) for every in map(faults_of, modules)]
-    turns = max(map(len, piles))
-    return [pile[k] for k in range(turns) for pile in piles if k < len(pile)][:n]
+    "Return faults of a module at random"
+    every = faults_of(module)
+    order = random.Random(f"{seed} {module}").sample(every, len(every))
+    return order[:n]
 
 
 def make(
@@ -225,6 +235,25 @@ def in_child(
     return "timeout"
 
 
+class Quickest:
+    "Of pytest: runs the quickest tests first, and notes how long each takes"
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.seconds = json.loads(file.read_text()) if file.exists() else {}
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] = max(self.seconds.get(report.nodeid, 0.0), report.duration)
+
+    def pytest_sessionfinish(self):
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.seconds))
+        os.replace(part, self.file)
+
+
 def run_tests(tree: Path, tests: list[str]):
     "Run some tests in the copy; true where all pass"
     import pytest
@@ -233,7 +262,8 @@ def run_tests(tree: Path, tests: list[str]):
     sys.path[:0] = [str(tree), str(tree / "tests")]
     os.environ["PYTHONPATH"] = str(tree)
     options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
-    return pytest.main([*options, "--tb=line", "--hypothesis-seed=0", *tests]) == 0
+    plugins = [Quickest(tree / "durations.json")]
+    return pytest.main([*options, "--tb=line", "--hypothesis-seed=0", *tests], plugins) in (0, 5)
 
 
 def run_notebook(tree: Path, notebook: Path):
@@ -251,18 +281,17 @@ def notebook_of(module: str, tree: Path) -> Path:
     return (path.parent / re.search(r"# %% (\S+\.ipynb) #", path.read_text(encoding="utf-8"))[1]).resolve()
 
 
-def stages(module: str, tree: Path, notebooks: bool) -> list[tuple[str, object]]:
-    "What is run for a fault of `module`, in order: (name, function)"
+def stages(module: str, tree: Path) -> dict:
+    "What is run for a fault of `module`, in order: name -> function that is true where nothing is noticed"
     wing, name = module.split(".")
-    own = f"tests/{wing}/test_{name}.py"
-    folder = tree / "tests" / wing
-    others = sorted(f"tests/{wing}/{p.name}" for p in folder.glob("test_*.py") if p.name != f"test_{name}.py")
-    steps = [(own, lambda: run_tests(tree, [own]))] if (tree / own).exists() else []
-    others += [t for t in ELSEWHERE.get(module, []) if not t.endswith(wing)]
-    steps.append((f"tests/{wing}", lambda: run_tests(tree, others)))
-    if notebooks:
-        steps.append(("notebook", lambda: run_notebook(tree, notebook_of(module, tree))))
-    return steps
+    every = sorted(f"tests/{wing}/{p.name}" for p in (tree / "tests" / wing).glob("test_*.py"))
+    own = [f for f in every if Path(f).stem == f"test_{name}"] or every
+    others = [f for f in every if f not in own] + ELSEWHERE.get(module, [])
+    return dict(
+        own=lambda: run_tests(tree, own),
+        wing=lambda: not others or run_tests(tree, others),
+        notebook=lambda: run_notebook(tree, notebook_of(module, tree)),
+    )
 
 
 def share_imports():
@@ -302,21 +331,32 @@ def copy_tree(to: Path) -> Path:
     return to
 
 
-def judge(fault: Fault, tree: Path, timeout: dict, notebooks: bool) -> dict:
+def judge(
+    fault: Fault,
+    tree: Path,  # a copy of the repository
+    names,  # of the stages that are run
+    passed,  # names of those that noticed nothing before
+    seconds: float,  # a stage may take
+) -> dict:
     "Make a fault, run what may notice it, mend it; what noticed is in `by`, None where nothing did"
     undo = make(fault, tree)
     begun = time.monotonic()
     by = None
+    passed = list(passed)
+    every = stages(fault.module, tree)
     try:
-        for name, work in stages(fault.module, tree, notebooks):
-            verdict = in_child(work, timeout.get(name, 600), tree / "mutate.log")
+        for name in names:
+            if name in passed:
+                continue
+            verdict = in_child(every[name], seconds, tree / "mutate.log")
             if verdict != "passed":
                 by = name + (" (timeout)" if verdict == "timeout" else "")
                 break
+            passed.append(name)
     finally:
         for path, content in undo:
             path.write_bytes(content)
-    return asdict(fault) | dict(by=by, seconds=round(time.monotonic() - begun, 1))
+    return asdict(fault) | dict(by=by, passed=passed, seconds=round(time.monotonic() - begun, 1))
 
 
 def summary(rows: list[dict]) -> str:
@@ -332,82 +372,87 @@ def summary(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main():
-    "Read the arguments, make the faults, write the table"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=300, help="how many faults")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice")
-    parser.add_argument("--modules", nargs="+", default=MODULES, help="names such as data.boxes")
-    parser.add_argument("--notebooks", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--again", action="store_true", help="only those of the results file that nobody noticed")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; a later call goes on")
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
-    os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", MPLBACKEND="agg", IN_TEST="1")
-    sys.dont_write_bytecode = True
-    had = {}
-    if args.out.exists():
-        rows = json.loads(args.out.read_text(encoding="utf-8"))["faults"]
-        had = {(r["module"], r["before"], r["after"], _context(r)): r for r in rows}
-    share_imports()
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="locrl-mutate-") as folder:
-        tree = copy_tree(Path(folder))
-        faults = chosen(args.modules, args.n, args.seed)
-        timeout = {}
-        rows = []
-        for k, fault in enumerate(faults):
-            known = had.get((fault.module, fault.before, fault.after, _context(asdict(fault))))
-            if known and (known["by"] is not None or not args.again):
-                rows.append(known | asdict(fault))
-                continue
-            if time.monotonic() - begun > 60 * args.minutes:
-                break
-            for name, work in stages(fault.module, tree, args.notebooks):
-                if name not in timeout:
-                    start = time.monotonic()
-                    verdict = in_child(work, 1200, tree / "mutate.log")
-                    if verdict != "passed":
-                        print((tree / "mutate.log").read_text()[-3000:])
-                        raise SystemExit(f"{name} {verdict} without any fault: mend that first")
-                    timeout[name] = 30 + 4 * (time.monotonic() - start)
-            row = judge(fault, tree, timeout, args.notebooks)
-            row["context"] = _context(row)
-            rows.append(row)
-            print(f"{k + 1:4} {row['seconds']:6.1f} s  {row['by'] or 'NOBODY'}  {fault.name}", flush=True)
-            _write(args, rows)
-    _write(args, rows)
-    print(summary(rows))
-    for r in rows:
-        if r["by"] is None:
-            print(f"{r['module']}:{r['line']}: {r['before']} -> {r['after']}   in {r['context']}")
-
-
-def _context(row):
-    "The line that holds a fault, which says more than its number once the module changes"
-    if "context" in row:
-        return row["context"]
-    whole = (ROOT / "locrl" / f"{row['module'].replace('.', '/')}.py").read_bytes()
-    return whole[whole.rfind(b"\n", 0, row["begin"]) + 1 : whole.find(b"\n", row["end"])].decode().strip()
-
-
-def _write(args, rows):
+def write(out: Path, rows: list[dict], each: int):
     "Write the results file"
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    seen = sum(r["by"] is not None for r in rows)
-    book = sum(r["by"] == "notebook" for r in rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = sorted(rows, key=lambda r: (MODULES.index(r["module"]) if r["module"] in MODULES else 99, r["begin"]))
+    same = {tuple(r["key"]): r["why"] for r in json.loads(SAME.read_text(encoding="utf-8"))} if SAME.exists() else {}
+    lost = [r for r in rows if not r["by"]]
+    seen = len(rows) - len(lost)
+    book = sum(bool(r["by"]) and r["by"].startswith("notebook") for r in rows)
+    survivors = []
+    for r in lost:
+        row = {k: r[k] for k in ("module", "line", "before", "after", "context", "passed")}
+        why = same.get((r["module"], r["before"], r["after"], r["context"]))
+        survivors.append(row | (dict(no_difference=why) if why else {}))
     content = dict(
-        command=f"python benchmarks/mutate.py --n {args.n} --seed {args.seed}",
+        command=f"python benchmarks/mutate.py --each {each}",
         n=len(rows),
         noticed=seen,
         by_tests=seen - book,
         by_notebooks=book,
-        survivors=[{k: r[k] for k in ("module", "line", "before", "after", "context")} for r in rows if not r["by"]],
+        no_difference=sum("no_difference" in r for r in survivors),
+        survivors=survivors,
         faults=rows,
     )
-    part = args.out.with_suffix(".part")
+    part = out.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, args.out)
+    os.replace(part, out)
+
+
+def main():
+    "Read the arguments, make the faults, write the table"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--each", type=int, default=22, help="faults a module")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice")
+    parser.add_argument("--modules", nargs="+", default=MODULES, help="names such as data.boxes")
+    parser.add_argument("--stages", nargs="+", default=["own", "wing", "notebook"], help="what runs")
+    parser.add_argument("--again", action="store_true", help="try those again that nobody noticed")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many; a later call goes on")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds a stage may take")
+    parser.add_argument("--check", action="store_true", help="run each stage once without a fault first")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", MPLBACKEND="agg", IN_TEST="1")
+    sys.dont_write_bytecode = True
+    rows = {}
+    if args.out.exists():
+        for r in json.loads(args.out.read_text(encoding="utf-8"))["faults"]:
+            rows[r["module"], r["before"], r["after"], r["context"]] = r
+    share_imports()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="locrl-mutate-") as folder:
+        tree = copy_tree(Path(folder))
+        picks = [chosen(module, args.each, args.seed) for module in args.modules]
+        wanted = {f.key for pick in picks for f in pick}
+        rows = {k: r for k, r in rows.items() if k in wanted or r["module"] not in args.modules}
+        if args.check:
+            demand_sound(args, tree)
+        for fault in (pick[k] for k in range(args.each) for pick in picks if k < len(pick)):
+            known = rows.get(fault.key)
+            passed = known["passed"] if known and not args.again else []
+            if known and (known["by"] or not set(args.stages) - set(passed)):
+                rows[fault.key] = known | asdict(fault)
+                continue
+            if time.monotonic() - begun > 60 * args.minutes:
+                break
+            row = rows[fault.key] = judge(fault, tree, args.stages, passed, args.timeout)
+            print(f"{row['seconds']:6.1f} s  {row['by'] or 'NOBODY'}  {fault.name}", flush=True)
+            write(args.out, list(rows.values()), args.each)
+    write(args.out, list(rows.values()), args.each)
+    print(summary(list(rows.values())))
+    for r in rows.values():
+        if r["by"] is None:
+            print(f"{r['module']}:{r['line']}: {r['before']} -> {r['after']}   in {r['context']}")
+
+
+def demand_sound(args, tree):
+    "Stop where a stage fails without any fault"
+    for module in args.modules:
+        for name in args.stages:
+            if in_child(stages(module, tree)[name], args.timeout, tree / "mutate.log") != "passed":
+                print((tree / "mutate.log").read_text()[-3000:])
+                raise SystemExit(f"{module}, {name}: fails without a fault, mend that first")
 
 
 if __name__ == "__main__":
