@@ -243,12 +243,15 @@ class Quickest:
         self.seconds = json.loads(file.read_text()) if file.exists() else {}
 
     def pytest_collection_modifyitems(self, items):
+        "Sort the tests"
         items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report):
+        "Note the time of a test"
         self.seconds[report.nodeid] = max(self.seconds.get(report.nodeid, 0.0), report.duration)
 
     def pytest_sessionfinish(self):
+        "Write the times for the next process"
         part = self.file.with_suffix(".part")
         part.write_text(json.dumps(self.seconds))
         os.replace(part, self.file)
