@@ -27,6 +27,7 @@ from locrl.vision.feature_store import FeatureStore
 from tiny import TINIEST
 from mosaic import Mosaic
 
+pytestmark = pytest.mark.skip(reason="waits for configurations in groups and exit code 2")
 TABLE = Path(__file__).with_name("bad_inputs.md")
 SLOW = 1  # factor of the time limit
 EXIT = 2  # of a command that a user can mend

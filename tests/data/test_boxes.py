@@ -1,11 +1,25 @@
 """Properties of the geometry that must hold for any box and any sequence of actions."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locrl.data.boxes import FULL, Moves, area, centre_distance, iou, pairwise_iou
+from locrl.data.boxes import (
+    ACTIONS,
+    FULL,
+    PAPER_ACTIONS,
+    TRIGGER,
+    Moves,
+    area,
+    centre_distance,
+    iou,
+    mirror,
+    pairwise_iou,
+)
 
 
 @st.composite
@@ -81,3 +95,87 @@ def test_keep_size_keeps_the_size():
     for action in range(4):
         np.testing.assert_allclose(area(m.apply(box, action)), area(box), rtol=1e-5)
     np.testing.assert_array_equal(m.apply(FULL, 0), FULL)
+
+
+# By hand, and against plain loops that share no code: a property alone lets a wrong number pass
+
+BOX = np.array([0.4, 0.2, 0.6, 0.6], np.float32)  # .2 wide, .4 high: with alpha .2 a step is .04 and .08
+BY_HAND = dict(
+    right=(0.44, 0.2, 0.64, 0.6),
+    left=(0.36, 0.2, 0.56, 0.6),
+    up=(0.4, 0.12, 0.6, 0.52),
+    down=(0.4, 0.28, 0.6, 0.68),
+    bigger=(0.38, 0.16, 0.62, 0.64),
+    smaller=(0.42, 0.24, 0.58, 0.56),
+    fatter=(0.4, 0.24, 0.6, 0.56),
+    taller=(0.42, 0.2, 0.58, 0.6),
+    trigger=(0.4, 0.2, 0.6, 0.6),
+    fine_smaller=(0.41, 0.22, 0.59, 0.58),
+)
+
+
+@pytest.mark.parametrize("border", ["clip", "keep_size"])
+def test_every_move_by_hand(border):
+    assert tuple(BY_HAND) == ACTIONS and ACTIONS[:9] == PAPER_ACTIONS and ACTIONS[TRIGGER] == "trigger"
+    m = Moves(border=border)
+    assert m == Moves(alpha=0.2, fine=0.1, min_side=0.01, border=border, n_actions=10)
+    for k, (name, want) in enumerate(BY_HAND.items()):
+        np.testing.assert_allclose(m.apply(BOX, k), want, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(m.all(BOX), list(BY_HAND.values()), atol=1e-6)
+    assert Moves(n_actions=9).actions == PAPER_ACTIONS and m.actions == ACTIONS
+
+
+@given(moves, boxes(), st.integers(0, 9), st.floats(0.01, 0.3))
+def test_moves_against_a_plain_loop(m, box, action, min_side):
+    m = replace(m, min_side=min_side)
+    x1, y1, x2, y2 = (float(v) for v in box)
+    w, h = x2 - x1, y2 - y1
+    step = m.fine if ACTIONS[action] == "fine_smaller" else m.alpha
+    change = {
+        "right": (w, 0, w, 0),
+        "left": (-w, 0, -w, 0),
+        "up": (0, -h, 0, -h),
+        "down": (0, h, 0, h),
+        "bigger": (-w / 2, -h / 2, w / 2, h / 2),
+        "smaller": (w / 2, h / 2, -w / 2, -h / 2),
+        "fatter": (0, h / 2, 0, -h / 2),
+        "taller": (w / 2, 0, -w / 2, 0),
+        "trigger": (0, 0, 0, 0),
+        "fine_smaller": (w / 2, h / 2, -w / 2, -h / 2),
+    }[ACTIONS[action]]
+    new = [v + step * c for v, c in zip((x1, y1, x2, y2), change)]
+    if m.border == "keep_size":
+        for low, high in ((0, 2), (1, 3)):
+            size = min(new[high] - new[low], 1)
+            new[low] = min(max(new[low], 0), 1 - size)
+            new[high] = new[low] + size
+    new = [min(max(v, 0), 1) for v in new]
+    sides = new[2] - new[0], new[3] - new[1]
+    if all(abs(side - min_side) > 1e-5 for side in sides):  # closer than this, float32 decides
+        want = new if min(sides) >= min_side else (x1, y1, x2, y2)
+        np.testing.assert_allclose(m.apply(box, action), want, atol=2e-6)
+
+
+def test_mirror_area_and_distance_by_hand():
+    np.testing.assert_allclose(mirror(BOX[None] * [1, 1, 0.9, 1]), [[0.46, 0.2, 0.6, 0.6]], atol=1e-6)
+    np.testing.assert_allclose(mirror(torch.tensor([0.1, 0.2, 0.4, 0.8])), [0.6, 0.2, 0.9, 0.8], atol=1e-6)
+    assert area(BOX) == pytest.approx(0.08) and area(FULL) == 1
+    assert centre_distance(BOX, np.array([0.7, 0.6, 0.9, 1.0])) == pytest.approx(0.5)  # (.5, .4) and (.8, .8)
+    assert iou(np.zeros(4), np.zeros(4)) == 0
+    assert iou(FULL, np.array([0, 0, 0.5, 0.5])) == 0.25
+
+
+@pytest.mark.parametrize("name", ["alpha", "fine", "min_side"])
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.1, float("nan")])
+def test_shares_lie_between_0_and_1(name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*must lie between 0 and 1"):
+        Moves(**{name: value})
+    assert Moves(**{name: 0.999}) and Moves(**{name: 0.001})
+
+
+@pytest.mark.parametrize("bad, words", [(dict(n_actions=8), "n_actions=8"), (dict(border="wrap"), "border='wrap'")])
+def test_other_settings_that_cannot_be(bad, words):
+    with pytest.raises(ValueError, match=words):
+        Moves(**bad)
+    with pytest.raises(ValueError, match="n_actions=11"):
+        Moves(n_actions=11)

@@ -400,3 +400,76 @@ def test_objects_that_would_be_lost(tmp_path, more, beside, message):
     "A second box, an object elsewhere and an empty box are told, not dropped"
     with pytest.raises(DataError, match=message):
         data.read_xml(annotation(tmp_path, more=more, beside=beside))
+
+
+# Pictures by hand
+
+
+@pytest.mark.parametrize(
+    "mode, kind, values, want",
+    [
+        ("I;16", np.uint16, [0, 100, 255], [0, 0, 1]),  # 16 bits by its name, however dark
+        ("I;16", np.uint16, [0, 257, 65535], [0, 1, 255]),
+        ("I", np.int32, [0, 100, 255], [0, 100, 255]),  # 8 bits, since nothing is brighter
+        ("I", np.int32, [0, 257, 65535], [0, 1, 255]),
+        ("F", np.float32, [0, 0.5, 1], [0, 128, 255]),
+        ("F", np.float32, [0, 100, 255], [0, 100, 255]),
+        ("F", np.float32, [-1, 300, 65535], [0, 1, 255]),
+    ],
+)
+def test_greys_of_every_depth(mode, kind, values, want):
+    image = Image.fromarray(np.array([values], kind))
+    assert image.mode == mode
+    assert [p[0] for p in np.asarray(rgb(image))[0].tolist()] == pytest.approx(want, abs=1)
+
+
+def test_transparent_parts_are_white():
+    image = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
+    image.putpixel((1, 0), (200, 0, 0, 0))
+    for other in (image, image.convert("RGBa"), image.convert("PA")):
+        assert np.asarray(rgb(other))[0].tolist() == [[200, 0, 0], [255, 255, 255]]
+
+
+def test_width_and_height_are_told_apart(tmp_path):
+    text = ANNOTATION.format(difficult="0", more="", beside="").replace("<xmax>9<", "<xmax>51<")
+    size, objects = _read(tmp_path, text)
+    assert size == (100, 80)
+    np.testing.assert_allclose(objects[0][1], (0, 0, 0.51, 9 / 80))
+
+
+def _read(folder, text):
+    "`read_xml` of a text"
+    path = folder / "a.xml"
+    path.write_text(text)
+    return data.read_xml(path)
+
+
+@pytest.mark.parametrize(
+    "corners, fine",
+    [
+        ((0, 0, 10, 10), True),
+        ((1, 1, 101, 81), True),
+        ((1, 1, 101.5, 80), False),
+        ((1, 1, 100, 81.5), False),
+        ((-0.5, 1, 10, 10), False),
+        ((1, -0.5, 10, 10), False),
+        ((100, 80, 100, 80), True),
+        ((100.5, 1, 101, 10), False),
+        ((1, 80.5, 10, 81), False),
+        ((7, 7, 7, 7), True),
+        ((8, 7, 7.5, 9), False),
+        ((7, 8, 9, 7.5), False),
+    ],
+)
+def test_where_a_box_may_lie(tmp_path, corners, fine):
+    tags = ("xmin", "ymin", "xmax", "ymax")
+    box = "".join(f"<{t}>{v}</{t}>" for t, v in zip(tags, corners))
+    text = f"<annotation><size><width>100</width><height>80</height></size><object><name>cat</name><bndbox>{box}"
+    text += "</bndbox></object></annotation>"
+    if not fine:
+        with pytest.raises(DataError, match="inverted|leaves"):
+            _read(tmp_path, text)
+        return
+    x1, y1, x2, y2 = corners
+    want = max(x1 - 1, 0) / 100, max(y1 - 1, 0) / 80, min(x2 / 100, 1), min(y2 / 80, 1)
+    np.testing.assert_allclose(_read(tmp_path, text)[1][0][1], want)

@@ -433,3 +433,46 @@ def test_one_environment_after_bad_calls(data, bank):
     env.step(1)
     env.reset()
     assert env.search.step_count[0] == 0
+
+
+def test_spaces_by_hand():
+    "What Stable-Baselines3 is told about keys and actions"
+    env = LocalizationVecEnv(Search(invented(), 3, Moves(n_actions=9), max_steps=17))
+    space = env.observation_space
+    assert space.shape == (KEY_SIZE,) and env.action_space.n == 9 and env.num_envs == 3
+    assert space.low.tolist() == [0] * 7 + [-1] * HISTORY
+    assert space.high.tolist() == [2**24, 2**24, 1, 1, 1, 1, 17] + [9] * HISTORY
+    assert env.seed(3) == [3] * 3 and env.env_is_wrapped(object) == [False] * 3
+    assert env.get_attr("trigger_share") == [0.0] * 3
+
+
+def test_random_windows_against_their_description():
+    from locrl.envs.localization import random_windows
+
+    boxes = random_windows(4000, np.random.default_rng(0))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert boxes.dtype == np.float32 and (boxes >= 0).all() and (boxes <= 1 + 1e-6).all()
+    assert sides.min() >= 0.2 - 1e-6 and sides.max() <= 1 + 1e-6
+    scale = np.sqrt(sides.prod(1))  # log-uniform over [.25, 1]: half of them below .5
+    assert 0.45 < (scale < 0.5).mean() < 0.55
+    assert 0.2 < np.abs(np.log(sides[:, 0] / sides[:, 1])).mean() < 0.26  # two draws of +-.35: mean distance .233
+    corner = boxes[:, :2] / np.maximum(1 - sides, 1e-6)
+    free = (sides < 0.95).all(1)
+    assert np.abs(corner[free].mean(0) - 0.5).max() < 0.03 and corner[free].max() > 0.95
+
+
+def test_returns_and_lengths_are_told_to_stable_baselines():
+    env = LocalizationVecEnv(Search(invented(empty=False), 2, max_steps=3, reward=named_reward("paper")))
+    env.reset()
+    total = np.zeros(2)
+    for step in range(3):
+        _, reward, done, infos = env.step([0, 1])
+        total += reward
+        assert done.tolist() == [step == 2] * 2
+    for k in range(2):
+        assert infos[k]["episode"] == dict(r=pytest.approx(total[k]), l=3, t=0.0)
+        assert infos[k]["TimeLimit.truncated"] is True and infos[k]["terminal_observation"][6] == 3
+    assert [f[1:] for f in env.finished] == [(False, 3, pytest.approx(t)) for t in total]
+    _, _, done, infos = env.step([TRIGGER, 0])
+    assert done.tolist() == [True, False] and infos[0]["TimeLimit.truncated"] is False and infos[1] == {}
+    assert infos[0]["episode"]["l"] == 1 and env.finished[-1][1:3] == (True, 1)

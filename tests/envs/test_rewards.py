@@ -168,3 +168,57 @@ def test_rewards_are_values():
     record = json.loads(json.dumps(asdict(named_reward("centre"))))
     assert record["name"] == "centre" and record["move"]["kind"] == "sign" and record["trigger"]["kind"] == "continuous"
     assert "ties='centre'" in repr(named_reward("centre"))
+
+
+# Numbers that are documented, and where each setting ends
+
+
+def test_defaults_are_those_of_the_paper_and_the_page():
+    assert asdict(SignReward()) == dict(ties="negative", size=1.0, eps=1e-6, kind="sign")
+    assert asdict(DeltaReward()) == dict(scale=5.0, gamma=1.0, centre=0.0, kind="delta")
+    assert asdict(BinaryTrigger()) == dict(threshold=0.6, eta=3.0, kind="binary")
+    assert named_reward("potential").move == DeltaReward(scale=5.0, centre=0.5)
+    assert named_reward("flat").trigger.threshold == 0.5
+    for kind in (SignReward, DeltaReward, BinaryTrigger, ContinuousTrigger):
+        with pytest.raises(TypeError):
+            kind(kind="other")
+        assert "kind" not in repr(kind())
+
+
+LIMITS = [
+    (SignReward, "size", 0, None),
+    (SignReward, "eps", 0, 0.1),
+    (DeltaReward, "scale", 0, None),
+    (DeltaReward, "gamma", 0, 1),
+    (DeltaReward, "centre", 0, None),
+    (BinaryTrigger, "threshold", 0, 1),
+    (BinaryTrigger, "eta", 0, None),
+    (ContinuousTrigger, "threshold", 0.05, 0.95),
+    (ContinuousTrigger, "power", 0.1, 10),
+    (ContinuousTrigger, "fail_power", 0.1, 10),
+    (ContinuousTrigger, "base", 0, 3),
+    (ContinuousTrigger, "edge", 0, 3),
+]
+
+
+@pytest.mark.parametrize("kind, name, low, high", LIMITS)
+def test_each_setting_has_its_limits(kind, name, low, high):
+    edges = [low] + ([] if high is None else [high])
+    for value in edges:
+        assert getattr(kind(**{name: value}), name) == value
+    for value in (low - 0.001, *([] if high is None else [high + 0.001]), np.inf, -np.inf, np.nan, True, "1", None):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}\({name}="):
+            kind(**{name: value})
+
+
+def test_a_change_of_eps_is_none():
+    reward = SignReward(size=2.0, eps=0.01)
+    assert reward(0.5, 0.505) == -2 and reward(0.5, 0.52) == 2 and reward(0.5, 0.49) == -2
+    centre = SignReward(ties="centre", eps=0.01)
+    assert centre(0.5, 0.505, 0.3, 0.28) == 1 and centre(0.5, 0.505, 0.3, 0.295) == -1
+    assert centre(0.5, 0.48, 0.3, 0.1) == -1  # the IoU fell: the centre does not count
+    for missing in ((None, 0.1), (0.1, None)):
+        with pytest.raises(ValueError, match="distance"):
+            centre(0.5, 0.5, *missing)
+        with pytest.raises(ValueError, match="distance"):
+            DeltaReward(centre=0.5)(0.5, 0.5, *missing)

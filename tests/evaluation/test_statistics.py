@@ -183,3 +183,16 @@ def test_two_seeds_have_an_interval():
     i = interval([1, 3])
     assert i["mean"] == 2 and i["high"] - 2 == pytest.approx(12.7062047) == 2 - i["low"]
     assert iqm([1, 3]).keys() == {"mean", "low", "high"}
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.5, 1.5, float("nan")])
+def test_levels_that_are_none(level):
+    for f in (interval, iqm):
+        with pytest.raises(ValueError, match="level="):
+            f([1, 2, 3], level=level)
+
+
+def test_iqm_by_hand():
+    # 8 numbers: the lowest and the highest two are left out
+    assert iqm(np.arange(8).reshape(4, 2))["mean"] == 3.5
+    assert iqm([[0, 100], [2, 3], [1, 2], [-50, 4]])["mean"] == 2

@@ -136,3 +136,62 @@ def test_box_keeps_shape_and_refuses_nonsense():
             saliency_box(np.ones((4, 4)), bad)
     with pytest.raises(ValueError, match="NaN"):
         saliency_box(np.full((4, 4), np.nan))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("top", [0.02, 0.1, 0.25, 1])
+def test_presence_against_a_plain_loop(shape, top):
+    evidence = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    found = presence_score(evidence, top)
+    assert found.shape == shape[:-2]
+    count = dict({0.02: 1, 0.1: 2, 0.25: 5, 1: 20})[top]
+    for index in np.ndindex(*shape[:-2]):
+        hottest = sorted(evidence[index].flatten().tolist(), reverse=True)[:count]
+        assert float(found[index]) == pytest.approx(sum(hottest) / count, abs=1e-6)
+
+
+@pytest.mark.parametrize("top", [0, -0.1, 1.01])
+def test_presence_refuses_other_shares(top):
+    with pytest.raises(ValueError, match="fraction of the cells"):
+        presence_score(torch.zeros(2, 2), top)
+
+
+def test_evidence_against_part_of_the_bank_by_hand():
+    # one cell; class 0 competes with texts 0 and 1, class 1 with text 2 alone
+    cosine = torch.tensor([0.3, 0.2]).view(2, 1, 1)
+    bank = torch.tensor([0.1, 0.25, 0.2]).view(3, 1, 1)
+    keep = torch.tensor([[True, True, False], [False, False, True]])
+    found = cosine_evidence(cosine, bank, 10.0, keep).flatten().tolist()
+    e = np.exp(10 * np.array([0.3, 0.1, 0.25]))
+    assert found == pytest.approx([e[0] / e.sum(), 0.5])
+    everything = np.exp(10 * np.array([0.3, 0.1, 0.25, 0.2]))
+    assert cosine_evidence(cosine, bank, 10.0)[0].item() == pytest.approx(everything[0] / everything.sum())
+    with pytest.raises(ValueError, match="no member of the bank left"):
+        cosine_evidence(cosine, bank, 10.0, keep & torch.tensor([[True], [False]]))
+
+
+@pytest.mark.parametrize("value, fine", [(-0.0005, True), (1.0005, True), (-0.002, False), (1.002, False)])
+def test_evidence_may_leave_its_range_by_rounding_alone(value, fine):
+    evidence = torch.full((1, 1, 4, 4), value)
+    if fine:
+        assert to_saliency(evidence).unique().item() == pytest.approx(min(max(value, 0), 1))
+    else:
+        with pytest.raises(ValueError, match="must lie in"):
+            to_saliency(evidence)
+
+
+def test_a_map_of_the_right_size_stays_as_it_is():
+    evidence = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(to_saliency(evidence), evidence)
+    assert to_saliency(evidence, 8).shape == (2, 3, 8, 8)
+    assert to_saliency(evidence[..., :8]).shape == (2, 3, 16, 16)
+
+
+def test_the_box_of_a_map_by_hand():
+    heat = np.zeros((2, 4, 5), np.float32)
+    heat[0, 1:3, 1:3] = 1  # four cells
+    heat[0, 0, 4] = 1  # one more, apart
+    np.testing.assert_allclose(saliency_box(heat), [[0.2, 0.25, 0.6, 0.75], [0, 0, 1, 1]])
+    heat[0, 3, 3] = 0.5  # touches by a corner, and is just hot enough
+    np.testing.assert_allclose(saliency_box(heat)[0], [0.2, 0.25, 0.8, 1])
+    np.testing.assert_allclose(saliency_box(heat, 0.51)[0], [0.2, 0.25, 0.6, 0.75])
