@@ -14,6 +14,7 @@ NAMES = ("annotation", "list", "text", "json", "arrays", "tensors", "picture", "
 FAULTY = dict(
     annotation="item 15: encodings that are unknown",
     list="item 15: lists in other encodings",
+    picture="item 15: damaged AVIF and DDS",
     store="item 15: JSON that is valid but wrong",
     config="item 15: JSON that is valid but wrong",
 )  # reader -> why it may fail until its owner has mended it

@@ -1,4 +1,4 @@
-"""Many at once: threads on one localizer, processes on one store, readers beside a writer: the same answers as alone."""
+"""Threads on one localizer, processes on one store, readers beside a writer: the same answers as alone."""
 
 import json
 import multiprocessing
