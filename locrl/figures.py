@@ -9,8 +9,8 @@ __all__ = ['COLOURS', 'style', 'new_figure', 'Episode', 'draw_boxes', 'filmstrip
            'training_curves', 'Table', 'table']
 
 # %% ../nbs/figures.ipynb #a2c49770
-"""An `Episode` is what happened in one search. `filmstrip`, `episode_figure` and `animate` show it; `pr_curves`, `training_curves`
-and `table` show results."""
+"""An `Episode` is what happened in one search. `filmstrip`, `episode_figure` and `animate` show it; `pr_curves`,
+`training_curves` and `table` show results."""
 
 # %% ../nbs/figures.ipynb #9bc8743d
 import os

@@ -110,6 +110,7 @@ def decode_text(
     path,  # named in the error
     declared: str = "utf-8",  # encoding where there is no byte order mark
     error: type[Exception] = FileError,  # what is raised
+    cure: str = "save it as UTF-8",  # what the error tells to do
 ) -> str:
     "Decode text by its byte order mark, else as `declared`. Raises `error` with the line that cannot be decoded."
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), declared)
@@ -117,11 +118,11 @@ def decode_text(
         text = raw.decode(encoding)
     except UnicodeDecodeError as e:
         line = raw[: e.start].count(b"\n") + 1
-        raise error(f"{path}, line {line}: not {encoding} ({e.reason}): save it as UTF-8") from None
+        raise error(f"{path}, line {line}: not {encoding} ({e.reason}): {cure}") from None
     except (LookupError, ValueError):
-        raise error(f"{path}: unknown encoding {encoding!r}: save it as UTF-8 and declare that") from None
+        raise error(f"{path}: unknown encoding {encoding!r}: {cure}") from None
     if "\0" in text:
-        raise error(f"{path} holds NUL characters, so it is no {encoding} text: save it as UTF-8")
+        raise error(f"{path} holds NUL characters, so it is no {encoding} text: {cure}")
     return text
 
 
@@ -212,7 +213,7 @@ def read_json(
     limit: int = LARGEST,  # bytes the file may have
 ):
     "Read a JSON file and check its shape. Raises `error` with the file, the place in it, and what is expected there."
-    text = read_text(path, error, cure, limit)
+    text = decode_text(read_bytes(path, error, cure, limit), path, error=error, cure=cure)
     try:
         return parse_json(text, schema)
     except ValueError as e:

@@ -1,4 +1,4 @@
-"""A quick encoder that knows cats and dogs, some pictures, and a small feature store of both, for tests of several wings."""
+"""A quick encoder that knows cats and dogs, and a small feature store of some pictures, for tests of several wings."""
 
 import time
 

@@ -8,8 +8,8 @@ Docs: https://locrl.github.io/locrl/data/boxes.html.md"""
 __all__ = ['FULL', 'ACTIONS', 'PAPER_ACTIONS', 'TRIGGER', 'area', 'iou', 'pairwise_iou', 'centre_distance', 'mirror', 'Moves']
 
 # %% ../../nbs/data/00_boxes.ipynb #2c46227d
-"""Boxes are `(..., 4)` arrays of corners `x1, y1, x2, y2` as fractions of the image's width and height. Functions take NumPy
-arrays or torch tensors of any batch shape and return the same kind."""
+"""Boxes are `(..., 4)` arrays of corners `x1, y1, x2, y2` as fractions of the image's width and height. Functions take
+NumPy arrays or torch tensors of any batch shape and return the same kind."""
 
 # %% ../../nbs/data/00_boxes.ipynb #e06f4386
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ __all__ = ['ARCHIVES', 'Archive', 'fetch', 'unpack', 'download']
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 import urllib.error
@@ -27,123 +28,159 @@ from .voc import VOC, DataError, data_root
 # %% ../../nbs/data/02_download.ipynb #94984456
 @dataclass(frozen=True)
 class Archive:
-    "A file to download"
+    "A file to download, and what it must be"
 
     name: str  # file name
-    md5: str  # of the whole file
+    md5: str  # of the whole file, as VOC's site published it
     size: int  # bytes
-    urls: tuple  # where it can be had, best first
+    urls: tuple  # addresses, best first
     split: str  # the list that is there once it is unpacked
+    sha256: str = ""  # of the whole file; not checked where it is empty
 
 
-def _official(year, name, md5, size, split):
-    "An archive of the VOC site, with its mirrors"
+def _official(year, name, md5, size, split, sha256):
+    "Return an archive of the VOC site, with its mirrors; those that encrypt come first"
     path = f"pascal/VOC/voc{year}/{name}"
-    return Archive(
-        name,
-        md5,
-        size,
-        (
-            f"http://host.robots.ox.ac.uk/{path}",
-            f"https://thor.robots.ox.ac.uk/{path}",
-            f"http://pjreddie.com/media/files/{name}",
-        ),
-        split,
+    urls = (
+        f"https://thor.robots.ox.ac.uk/{path}",
+        f"https://pjreddie.com/media/files/{name}",
+        f"http://host.robots.ox.ac.uk/{path}",
     )
+    return Archive(name, md5, size, urls, split, sha256)
 
 
 ARCHIVES = {
     "2007": (
-        _official(2007, "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64", 460_032_000, "trainval"),
-        _official(2007, "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f", 451_020_800, "test"),
+        _official(
+            2007,
+            "VOCtrainval_06-Nov-2007.tar",
+            "c52e279531787c972589f7e41ab4ae64",
+            460_032_000,
+            "trainval",
+            "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
+        ),
+        _official(
+            2007,
+            "VOCtest_06-Nov-2007.tar",
+            "b6e924de25625d8de591ea690078ad9f",
+            451_020_800,
+            "test",
+            "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
+        ),
     ),
     "2012": (
-        _official(2012, "VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040, "trainval"),
+        _official(
+            2012,
+            "VOCtrainval_11-May-2012.tar",
+            "6cd6e144f989b92b3379bac3b3de84fd",
+            1_999_639_040,
+            "trainval",
+            "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+        ),
     ),
 }
 
 # %% ../../nbs/data/02_download.ipynb #c6367ac3
-def _md5(path):
-    "Checksum of a file, 32 hex digits"
-    digest = hashlib.md5(usedforsecurity=False)
+def _fault(path, archive):
+    "Return in words how the file at `path` differs from `archive`, or an empty text"
+    size = path.stat().st_size
+    if size != archive.size:
+        return f"has {size:,} bytes instead of {archive.size:,}"
+    digests = {"MD5": hashlib.md5(usedforsecurity=False), "SHA-256": hashlib.sha256()}
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            for digest in digests.values():
+                digest.update(block)
+    for name, expected in (("MD5", archive.md5), ("SHA-256", archive.sha256)):
+        found = digests[name].hexdigest()
+        if expected and found != expected:
+            return f"has the wrong {name} sum {found}, it should be {expected}"
+    return ""
+
+
+def _check_answer(answer, have, size):
+    "Raise `ConnectionError` for an answer that is not the rest of a file of `size` bytes after the first `have`"
+    length = answer.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) != size - have:
+        raise ConnectionError(f"the answer has {int(length):,} bytes instead of {size - have:,}")
+    place = answer.headers.get("Content-Range", "")
+    if have and place and not place.startswith(f"bytes {have}-"):
+        raise ConnectionError(f"the answer is {place[:40]!r} instead of what follows byte {have:,}")
 
 
 def _resume(url, part, size, timeout):
-    "Append to the file `part` what is missing of `url`; raises an `OSError` or `HTTPException` where the connection breaks"
+    "Append to the file `part` what it lacks, never beyond `size`. Raises `OSError` or `HTTPException`."
     from tqdm.auto import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "locrl", **({"Range": f"bytes={have}-"} if have else {})}
-    )
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    headers = {"User-Agent": "locrl"} | ({"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
         if answer.status != 206:
             have = 0
-        missing = answer.headers.get("Content-Length")
-        if not have and missing and int(missing) != size:
-            raise ConnectionError(f"the answer has {int(missing):,} bytes instead of {size:,}")
+        _check_answer(answer, have, size)
         with (
             open(part, "ab" if have else "wb") as out,
             tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
         ):
-            while block := answer.read(1 << 18):
+            while have < size and (block := answer.read(min(1 << 18, size - have))):
                 out.write(block)
+                have += len(block)
                 bar.update(len(block))
-        got = part.stat().st_size - have
-    if missing and got < int(missing):
-        raise ConnectionError(f"the connection broke after {have + got:,} bytes")
+    if have < size:
+        raise ConnectionError(f"the connection broke after {have:,} bytes")
 
 # %% ../../nbs/data/02_download.ipynb #fba9ddd8
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT)
+
+
+def _from_address(url, part, archive, tries, timeout):
+    "Download from one address into `part`. Returns what went wrong in words, or an empty text"
+    left, resumed = tries, part.exists()
+    reason = ""
+    while left:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _resume(url, part, archive.size, timeout)
+        except urllib.error.HTTPError as e:
+            reason = f"{e.code} {e.reason}"
+            if e.code != 416 or not part.exists():
+                return reason
+        except (OSError, HTTPException) as e:
+            if getattr(e, "errno", None) in _NOT_WRITABLE:
+                cure = "make room there or set LOCRL_DATA to another folder"
+                raise DataError(f"cannot write {part} ({e}): {cure}") from None
+            reason, after = str(e), part.stat().st_size if part.exists() else 0
+            if after > before:
+                left, resumed = tries, True
+            else:
+                left -= 1
+            continue
+        reason = _fault(part, archive)
+        if not reason:
+            return ""
+        part.unlink()
+        left, resumed = left if resumed else 0, False
+    return reason
+
+
 def fetch(
     archive: Archive,
     folder,  # where it goes; a partial file stays there as `<name>.part`
     tries=3,  # connections to each address that may break without a byte of progress
     timeout=30,  # seconds without an answer
 ) -> Path:  # the complete file
-    "Download one file: resumed, checked, and only then given its name. Raises `DataError` saying what to do instead"
+    "Download one file: resumed, checked, and only then given its name. Raises `DataError` saying what to do instead."
     target = Path(folder) / archive.name
     part, reasons = target.with_name(archive.name + ".part"), []
     if target.exists():
-        if (md5 := _md5(target)) == archive.md5:
-            return target
-        raise DataError(f"{target} has the MD5 sum {md5}, it should be {archive.md5}: delete the file and try again")
+        if fault := _fault(target, archive):
+            raise DataError(f"{target} {fault}: delete the file and try again")
+        return target
     for url in archive.urls:
-        left, resumed = tries, part.exists()
-        while left:
-            before = part.stat().st_size if part.exists() else 0
-            try:
-                _resume(url, part, archive.size, timeout)
-            except urllib.error.HTTPError as e:
-                reason = f"{e.code} {e.reason}"
-                if e.code != 416 or not part.exists():
-                    break
-            except (OSError, HTTPException) as e:
-                if getattr(e, "errno", None) in (
-                    errno.ENOSPC,
-                    errno.EDQUOT,
-                    errno.EROFS,
-                    errno.EACCES,
-                    errno.ENOTDIR,
-                    errno.ENOENT,
-                ):
-                    raise DataError(
-                        f"cannot write {part} ({e}): make room there or set LOCRL_DATA to another folder"
-                    ) from None
-                reason, after = str(e), part.stat().st_size if part.exists() else 0
-                if after > before:
-                    left, resumed = tries, True
-                else:
-                    left -= 1
-                continue
-            if (md5 := _md5(part)) == archive.md5:
-                os.replace(part, target)
-                return target
-            part.unlink()
-            reason, left, resumed = f"wrong MD5 sum {md5}", left if resumed else 0, False
+        reason = _from_address(url, part, archive, tries, timeout)
+        if not reason:
+            os.replace(part, target)
+            return target
         reasons.append(f"{url} ({reason})")
     raise DataError(
         f"could not download {archive.name}: {'; '.join(reasons)}. Where the network does not allow it, fetch the file "
@@ -152,27 +189,35 @@ def fetch(
     )
 
 # %% ../../nbs/data/02_download.ipynb #30fb9bd5
+_UNPACKED = ("Annotations", "ImageSets", "JPEGImages")  # folders of VOCdevkit/VOC<year>
+
+
 def unpack(
     tar,  # a VOC archive
     root,  # VOCdevkit is made in here
 ):
-    "Unpack images, annotations and lists; raises `DataError` for a member that would leave the folder"
+    "Unpack images, annotations and lists. Raises `DataError` for a member that leaves the folder or is too large."
+    left = os.path.getsize(tar)
     with tarfile.open(tar, "r:") as file:
         for member in file:
-            parts = Path(member.name).parts
-            if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):
+            parts = member.name.split("/")
+            plain = (member.isfile() or member.isdir()) and not member.issparse()
+            left -= member.size
+            if not plain or member.name.startswith("/") or ".." in parts or re.search(r"[\\:]", member.name):
                 raise DataError(f"{tar} holds {member.name!r}, which no VOC archive does: delete it and download again")
-            if parts[:1] == ("VOCdevkit",) and parts[2:3] and parts[2] in ("Annotations", "ImageSets", "JPEGImages"):
+            if left < 0:
+                raise DataError(f"{tar} declares more in {member.name!r} than it has: delete it and download again")
+            if parts[:1] == ["VOCdevkit"] and parts[2:3] and parts[2] in _UNPACKED:
                 file.extract(member, root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 
 # %% ../../nbs/data/02_download.ipynb #2a3725f3
 def download(
     year,  # '2007' (trainval and test) or '2012' (trainval)
     root=None,  # the folder to hold VOCdevkit; `data_root()` where None
-    keep_archive=False,  # keep the .tar after unpacking?
+    keep_archive=False,  # whether the .tar stays after unpacking
     **kwargs,  # for `fetch`
 ) -> Path:  # the folder VOCdevkit/VOC<year>
-    "Fetch and unpack the official VOC archives of a `year`; what is complete already is left alone"
+    "Fetch and unpack the official VOC archives of a `year`; what is complete is left alone. Raises `DataError`."
     if str(year) not in ARCHIVES:
         raise DataError(f"no archive of VOC {year}: there are {', '.join(ARCHIVES)}")
     root = Path(root or data_root())
@@ -189,8 +234,8 @@ def download(
             need, free = 2 * archive.size - there, shutil.disk_usage(root).free
             if free < need:
                 raise DataError(
-                    f"{archive.name} needs {need / 1e9:.1f} GB to download and unpack, {root} has {free / 1e9:.1f} GB free: "
-                    "make room or set LOCRL_DATA to a larger disk"
+                    f"{archive.name} needs {need / 1e9:.1f} GB to download and unpack, {root} has {free / 1e9:.1f} GB "
+                    "free: make room or set LOCRL_DATA to a larger disk"
                 )
             tar = fetch(archive, root, **kwargs)
             unpack(tar, root)

@@ -8,8 +8,8 @@ Docs: https://locrl.github.io/locrl/data/scenes.html.md"""
 __all__ = ['SPRITES', 'OTHER', 'SPLITS', 'VERSION', 'sprites', 'background', 'Scenes']
 
 # %% ../../nbs/data/03_scenes.ipynb #d6ce6a41
-"""`Scenes` is a `Dataset` of composed pictures: sprites of the VOC classes on backgrounds made by code, with exact boxes. Image
-`i` depends on the seed, the split, `i` and the options, and on nothing else."""
+"""`Scenes` is a `Dataset` of composed pictures: sprites of the VOC classes on backgrounds made by code, with exact
+boxes. Image `i` depends on the seed, the split, `i` and the options, and on nothing else."""
 
 # %% ../../nbs/data/03_scenes.ipynb #8741980f
 import math
@@ -150,7 +150,7 @@ def _recolour(rng, sprite):
 
 # %% ../../nbs/data/03_scenes.ipynb #6bea0dff
 def _visible(solid, at, free):
-    "Mask of the visible ones of `solid` pixels put down `at`, its corner, and counts: in the frame, in the frame and `free`"
+    "Return what is visible of `solid` pixels put down `at`: mask, its corner, pixels in the frame, visible pixels"
     (x, y), (h, w) = at, free.shape
     part = solid[max(-y, 0) : max(h - y, 0), max(-x, 0) : max(w - x, 0)]
     left, top = max(x, 0), max(y, 0)
@@ -319,8 +319,9 @@ def export_voc(
         self.image(i).save(folder / "JPEGImages" / f"{id}.jpg", quality=quality)
         (w, h), a = self.size(i), self.annotation(i)
         objects = "".join(
-            f"<object><name>{self.classes[k]}</name><pose>Unspecified</pose><truncated>{t:d}</truncated><difficult>{d:d}</difficult>"
-            f"<bndbox><xmin>{x1 * w + 1:.0f}</xmin><ymin>{y1 * h + 1:.0f}</ymin><xmax>{x2 * w:.0f}</xmax><ymax>{y2 * h:.0f}</ymax></bndbox></object>\n"
+            f"<object><name>{self.classes[k]}</name><pose>Unspecified</pose><truncated>{t:d}</truncated>"
+            f"<difficult>{d:d}</difficult><bndbox><xmin>{x1 * w + 1:.0f}</xmin><ymin>{y1 * h + 1:.0f}</ymin>"
+            f"<xmax>{x2 * w:.0f}</xmax><ymax>{y2 * h:.0f}</ymax></bndbox></object>\n"
             for (x1, y1, x2, y2), k, d, t in zip(a.boxes, a.labels, a.difficult, a.truncated)
         )
         (folder / "Annotations" / f"{id}.xml").write_text(

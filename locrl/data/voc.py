@@ -9,14 +9,16 @@ __all__ = ['VOC_CLASSES', 'ANIMALS', 'data_root', 'DataError', 'check_classes', 
            'read_xml', 'rgb', 'open_image', 'VOC']
 
 # %% ../../nbs/data/01_voc.ipynb #2e4bed52
-"""A `Dataset` gives pictures, boxes and a fingerprint. `VOC` reads the standard VOCdevkit folders and checks what it reads
-(`locrl.data.download` fetches it). Boxes are `(n, 4)` float32 corners `x1, y1, x2, y2` in [0, 1] of the image."""
+"""A `Dataset` gives pictures, boxes and a fingerprint. `VOC` reads the standard VOCdevkit folders and checks what it
+reads (`locrl.data.download` fetches it). Boxes are `(n, 4)` float32 corners `x1, y1, x2, y2` in [0, 1] of the image."""
 
 # %% ../../nbs/data/01_voc.ipynb #5616e7d5
 import difflib
 import hashlib
 import io
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +26,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 from fastcore.basics import patch
-from PIL import Image, ImageOps
+from PIL import Image
 from platformdirs import user_cache_dir
+
+from ..files import decode_text, read_bytes, read_text
 
 # %% ../../nbs/data/01_voc.ipynb #0376c7bb
 def data_root() -> Path:  # the folder that holds VOCdevkit
-    "Where data sets are read from: `$LOCRL_DATA`, else the user's cache folder"
+    "Return the folder that data sets are read from: `$LOCRL_DATA`, else the user's cache folder"
     return Path(os.environ.get("LOCRL_DATA") or user_cache_dir("locrl"))
 
 # %% ../../nbs/data/01_voc.ipynb #885aed8b
@@ -66,7 +70,7 @@ def check_classes(
     classes,  # one class name or several
     known=VOC_CLASSES,  # the names that are allowed
 ) -> tuple[str, ...]:
-    "`classes` as a tuple; raises `DataError` for a name that is not `known`, with the nearest one that is"
+    "Return `classes` as a tuple. Raises `DataError` for a name that is not `known`, with the nearest one that is."
     classes = (classes,) if isinstance(classes, str) else tuple(classes)
     if not classes:
         raise DataError(f"no class asked for: give some of {', '.join(known)}")
@@ -98,7 +102,7 @@ class Annotation:
         cls,
         objects,  # sequence of (box, label, difficult, truncated); may be empty
     ):
-        "From one tuple per object"
+        "Make an annotation from one tuple per object"
         boxes, labels, difficult, truncated = zip(*objects) if len(objects) else ((), (), (), ())
         return cls(
             np.array(boxes, np.float32).reshape(-1, 4),
@@ -123,7 +127,7 @@ class GroundTruth:
 
 # %% ../../nbs/data/01_voc.ipynb #cbaca6b9
 class Dataset:
-    "Images with annotated objects. Subclasses supply `image`, `size`, `_annotate` and `_stamp`"
+    "Images with annotated objects; a subclass supplies `image`, `size`, `_annotate` and `_stamp`"
 
     def __init__(
         self,
@@ -149,7 +153,7 @@ class Dataset:
         raise NotImplementedError
 
     def size(self, i: int) -> tuple[int, int]:  # (width, height) in pixels
-        "The picture's size, without loading it"
+        "The size of the picture, without loading it"
         raise NotImplementedError
 
     def _annotate(self, i) -> Annotation:
@@ -157,11 +161,11 @@ class Dataset:
         raise NotImplementedError
 
     def _stamp(self, i) -> str:
-        "Text that changes when the picture or its annotation does"
+        "Return a text that changes when the picture or its annotation does"
         raise NotImplementedError
 
     def annotation(self, i: int) -> Annotation:
-        "The objects of image `i` that are of this data set's classes; read once, then kept in memory"
+        "Return the objects of image `i` of this data set's classes; they are read once and kept in memory"
         i = range(len(self))[i]
         if i not in self._annotations:
             self._annotations[i] = self._annotate(i)
@@ -169,14 +173,14 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:  # 64 hex digits
-        "Changes when images, classes or annotations change"
+        "SHA-256 that changes when images, classes or annotations change"
         if self._fingerprint is None:
             lines = [repr(self.classes), *(f"{id} {self._stamp(i)}" for i, id in enumerate(self.ids))]
             self._fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         return self._fingerprint
 
     def ground_truth(self) -> GroundTruth:
-        "The objects of all images as flat arrays"
+        "Return the objects of all images as flat arrays"
         if self._ground_truth is None:
             every = [self.annotation(i) for i in range(len(self))]
 
@@ -191,6 +195,15 @@ class Dataset:
                 join("truncated"),
             )
         return self._ground_truth
+
+    def __add__(
+        self,
+        other: "Dataset",  # with the same classes in the same order
+    ) -> "Dataset":
+        "Return a view of the images of both"
+        if self.classes != other.classes:
+            raise DataError(f"{self.name} and {other.name} have different classes: give both the same `classes`")
+        return View(f"{self.name} + {other.name}", [(data, i) for data in (self, other) for i in range(len(data))])
 
 
 def _hash(annotation):
@@ -216,13 +229,15 @@ class View(Dataset):
             raise DataError(f"{name} holds the image {twice} twice: take each image from one data set only")
 
     def _do(self, method, i):
-        "Ask the data set that image `i` comes from"
+        "Call a method of the data set that image `i` comes from"
         return getattr(self.items[i][0], method)(self.items[i][1])
 
     def image(self, i):
+        "The picture"
         return self._do("image", i)
 
     def size(self, i):
+        "Width and height in pixels"
         return self._do("size", i)
 
     def _annotate(self, i):
@@ -237,7 +252,7 @@ def subset(
     self: Dataset,
     indices,  # integers in the wanted order, or one boolean per image
 ) -> Dataset:
-    "Only these images"
+    "Return a view of only these images"
     indices = np.asarray(indices)
     if indices.dtype == bool:
         if indices.shape != (len(self),):
@@ -250,9 +265,9 @@ def subset(
 def having(
     self: Dataset,
     classes=None,  # class names; all classes of this data set where None
-    difficult=True,  # does a difficult object count?
+    difficult=True,  # whether a difficult object counts
 ) -> Dataset:
-    "Only the images that hold an object of one of `classes`"
+    "Return a view of only the images that hold an object of one of `classes`"
     names = self.classes if classes is None else check_classes(classes, self.classes)
     truth = self.ground_truth()
     counts = np.isin(truth.label, [self.classes.index(c) for c in names]) & (difficult | ~truth.difficult)
@@ -262,57 +277,63 @@ def having(
         raise DataError(f"no image of {self.name} holds {' or '.join(names)}")
     return self.subset(mask)
 
-
-@patch
-def __add__(
-    self: Dataset,
-    other: Dataset,  # with the same classes in the same order
-) -> Dataset:
-    "The images of both"
-    if self.classes != other.classes:
-        raise DataError(f"{self.name} and {other.name} have different classes: give both the same `classes`")
-    return View(f"{self.name} + {other.name}", [(data, i) for data in (self, other) for i in range(len(data))])
-
 # %% ../../nbs/data/01_voc.ipynb #3dcfa44a
+_FLAGGED = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # a line of the list of a class: an id, and whether it holds the class
+
+
 def _read_list(folder, split):
-    "The image ids in `ImageSets/Main/<split>.txt` of the VOC `folder`"
+    "Return the image ids in `ImageSets/Main/<split>.txt` of the VOC `folder`; an id may hold spaces"
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.exists():
         have = sorted(p.stem for p in path.parent.glob("*.txt"))
         plain = [s for s in have if "_" not in s or s.split("_")[0] not in VOC_CLASSES]
-        raise DataError(
-            f"no list {path}: there are {', '.join(plain) or 'none'} and {len(have) - len(plain)} lists of single classes"
-        )
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        others = f"{', '.join(plain) or 'none'} and {len(have) - len(plain)} lists of single classes"
+        raise DataError(f"no list {path}: there are {others}")
+    lines = [line.strip() for line in read_text(path, DataError).splitlines() if line.strip()]
+    flagged = [_FLAGGED.fullmatch(line) for line in lines]
+    ids = [match[1] for match in flagged] if all(flagged) else lines
     if not ids:
         raise DataError(f"{path} lists no image: put one image id on each line, or choose another split")
     if len(set(ids)) < len(ids):
         raise DataError(f"{path} lists an image twice: remove the repeated lines")
+    for id in ids:
+        if re.search(r"[/\\\0]", id) or id in (".", ".."):
+            raise DataError(f"{path} lists {id!r}, which is no image id: write file names without folder and ending")
     return ids
 
 # %% ../../nbs/data/01_voc.ipynb #c8e5fd3a
+def _only(node, tag, path):
+    "Return the text in the only child `tag` of `node`, or `None` where there is none. Raises `DataError` for several."
+    found = node.findall(tag)
+    if len(found) > 1:
+        raise DataError(f"{path}: <{node.tag}> has {len(found)} <{tag}>: keep the one that is right")
+    return (found[0].text or "").strip() if found else None
+
+
 def _number(node, tag, path):
-    "The number in child `tag` of `node`"
-    text = node.findtext(tag)
+    "Return the number in child `tag` of `node`. Raises `DataError`, also for infinity and NaN."
+    text = _only(node, tag, path)
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
-        raise DataError(f"{path}: <{node.tag}> needs a number in <{tag}>, got {text!r}") from None
+        number = math.nan
+    if not math.isfinite(number) or "_" in text:
+        raise DataError(f"{path}: <{node.tag}> needs a number in <{tag}>, got {text!r}")
+    return number
 
 
 def _read_box(node, width, height, path):
-    "`node`'s box as fractions of the image; up to one pixel outside is put on the border"
-    name, found = node.findtext("name"), node.findall("bndbox")
+    "Return the box of `node` as fractions of the image; up to one pixel outside is put on the border"
+    name, found = _only(node, "name", path), node.findall("bndbox")
     if len(found) != 1:
         raise DataError(
             f"{path}: the {name} has {len(found) or 'no'} <bndbox>: an object needs one, add it or remove the object"
         )
-    bndbox = found[0]
-    x1, y1, x2, y2 = (_number(bndbox, tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    x1, y1, x2, y2 = (_number(found[0], tag, path) for tag in ("xmin", "ymin", "xmax", "ymax"))
     shown = f"{path}: the {name}'s box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not any((x1, y1, x2, y2)):
         raise DataError(f"{shown} holds nothing, so that it can never be found: correct it or remove the object")
-    if not (x2 >= x1 and y2 >= y1):
+    if x2 < x1 or y2 < y1:
         raise DataError(f"{shown} is inverted: xmax and ymax must not be below xmin and ymin")
     if min(x1, y1) < 0 or x2 > width + 1 or y2 > height + 1 or x1 > width or y1 > height:
         raise DataError(f"{shown} leaves the {width} x {height} image: correct the box, or <size>")
@@ -320,37 +341,53 @@ def _read_box(node, width, height, path):
 
 # %% ../../nbs/data/01_voc.ipynb #25f198e1
 _FLAGS = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([^"']*)["']""")
+_LARGEST_XML = 1 << 24  # bytes
 
 
 def _read_flag(node, tag, path):
-    "The flag in child `tag` of `node`; one that is missing or empty is not set"
-    text = (node.findtext(tag) or "").strip().lower()
+    "Return the flag in child `tag` of `node`; one that is missing or empty is not set"
+    text = (_only(node, tag, path) or "").lower()
     if text not in _FLAGS:
-        raise DataError(
-            f"{path}: <{tag}> of the {node.findtext('name')} is {text!r}: write 1 or 0 (true, false, yes and no are read too)"
-        )
+        name = node.findtext("name")
+        known = "write 1 or 0 (true, false, yes and no are read too)"
+        raise DataError(f"{path}: <{tag}> of the {name} is {text!r}: {known}")
     return _FLAGS[text]
+
+
+def _parse_xml(path):
+    "Return the root of an XML file in any encoding that it declares. Raises `DataError`."
+    raw = read_bytes(path, DataError, "restore it, or take its id off the list", _LARGEST_XML)
+    declared = _DECLARED.match(raw)
+    encoding = declared[1].decode("ascii", "replace") if declared else "utf-8"
+    try:
+        return ElementTree.fromstring(decode_text(raw, path, encoding, DataError))
+    except (ElementTree.ParseError, RecursionError) as e:
+        raise DataError(f"{path} is not valid XML ({e}): restore it from the archive") from None
+
+
+def _read_size(root, path):
+    "Return width and height of the image as annotated, in pixels"
+    found = root.findall("size")
+    if len(found) != 1:
+        raise DataError(f"{path} has {len(found) or 'no'} <size>: it needs one, with the image's width and height")
+    size = [_number(found[0], tag, path) for tag in ("width", "height")]
+    if min(size) < 1 or not all(side.is_integer() for side in size):
+        raise DataError(
+            f"{path}: <size> is {size[0]:g} x {size[1]:g}: put the image's real size there, in whole pixels"
+        )
+    return int(size[0]), int(size[1])
 
 
 def read_xml(
     path,  # a VOC annotation file
 ):  # (width, height), [(class name, box, difficult, truncated), …]
-    "Read and check one annotation; raises `DataError` naming the file. A missing flag counts as not set"
-    try:
-        root = ElementTree.fromstring(Path(path).read_bytes())
-    except ElementTree.ParseError as e:
-        raise DataError(f"{path} is not valid XML ({e}): restore it from the archive") from None
-    except FileNotFoundError:
-        raise DataError(f"no annotation {path}: restore it, or take its id off the list") from None
-    size = root.find("size")
-    if size is None:
-        raise DataError(f"{path} has no <size>: add the image's width and height")
-    width, height = int(_number(size, "width", path)), int(_number(size, "height", path))
-    if width < 1 or height < 1:
-        raise DataError(f"{path}: <size> is {width} x {height}: put the image's real size there")
+    "Read and check one annotation; a flag that is missing is not set. Raises `DataError` with the file."
+    root = _parse_xml(path)
+    width, height = _read_size(root, path)
     objects = []
     for node in root.iterfind("object"):
-        name = (node.findtext("name") or "").strip()
+        name = _only(node, "name", path) or ""
         if name not in VOC_CLASSES:
             try:
                 check_classes([name])
@@ -365,55 +402,81 @@ def read_xml(
     return (width, height), objects
 
 # %% ../../nbs/data/01_voc.ipynb #c4b88516
+_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow finds an orientation
+
+
+def _turned(image):
+    "Return the picture upright, without the tag that turned it. EXIF data that cannot be read turns nothing."
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(0x0112))
+    except Exception:  # Pillow raises many kinds for damaged EXIF data
+        turn = None
+    if turn is None:
+        return image
+    upright = image.transpose(turn)
+    for key in _EXIF:
+        upright.info.pop(key, None)
+    return upright
+
+
+def _grey(image):
+    "Return a picture of 16-bit, 32-bit or floating greys with 8 bits. Raises `DataError` for NaN and infinity."
+    grey = np.asarray(image).astype(np.float32)
+    if not np.isfinite(grey).all():
+        raise DataError("the picture holds NaN or infinity: save it with 8 bits")
+    white = 65535 if ";" in image.mode or grey.max() > 255 else 255
+    if image.mode == "F" and grey.max() <= 1:
+        white = 1
+    return Image.fromarray((grey / (white / 255)).clip(0, 255).round().astype(np.uint8))
+
+
 def rgb(
     image: Image.Image,  # of any mode
 ) -> Image.Image:  # upright 8-bit RGB; the picture itself where nothing is to be done
-    "Turned as its EXIF tag says, transparent parts on white, 16-bit and floating greys scaled; raises `DataError` for a picture without pixels"
+    "Turn a picture as its EXIF tag says, put transparent parts on white, scale deep greys. Raises `DataError`."
     if not (image.width and image.height):
         raise DataError(f"a picture of {image.width} x {image.height} pixels shows nothing: give a larger one")
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image.load()  # now, if it comes from a file that is damaged
+    image = _turned(image)
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image).astype(np.float32)
-        if not np.isfinite(grey).all():
-            raise DataError("the picture holds NaN or infinity: save it with 8 bits")
-        white = 1 if image.mode == "F" and grey.max() <= 1 else 65535 if ";" in image.mode or grey.max() > 255 else 255
-        image = Image.fromarray((grey / (white / 255)).clip(0, 255).round().astype(np.uint8))
+        image = _grey(image)
     if "A" in image.mode.upper() or "transparency" in image.info:
         image = Image.alpha_composite(
             Image.new("RGBA", image.size, "white"),
             image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"),
         )
-    if image.mode != "RGB":
-        return image.convert("RGB")
-    image.load()  # now, if it comes from a file that is damaged
-    return image
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 # %% ../../nbs/data/01_voc.ipynb #d724055d
 def open_image(
     path,  # a JPEG file, or another that Pillow reads
     cure: str = "restore it from the archive, or take its id off the list",  # what the error tells to do
 ) -> Image.Image:
-    "The picture as upright RGB; raises `DataError` where the file is missing, damaged or cut short"
+    "Open a picture as upright RGB. Raises `DataError` where it is missing, damaged, cut short or no regular file."
+    raw = read_bytes(path, DataError, cure)
+    stream = io.BytesIO(raw)
     try:
-        raw = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no image {path}: {cure}") from None
-    except OSError as e:
-        raise DataError(f"{path} cannot be read ({e.strerror}): {cure}") from None
-    try:
-        image = Image.open(
-            stream := io.BytesIO(raw)
-        )  # reads a JPEG up to its scans: a thumbnail's end marker lies before, a film may follow
-        if raw[:2] != b"\xff\xd8" or raw.find(b"\xff\xd9", stream.tell()) >= 0:
+        image = Image.open(stream)  # reads a JPEG up to its scans: a thumbnail's end marker lies before them
+        if image.format == "EPS":
+            raise DataError("PostScript is a program, not a picture")
+        if raw[:2] != b"\xff\xd8" or raw.find(b"\xff\xd9", stream.tell()) >= 0:  # a film may follow the picture
             return rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise DataError(f"{path} cannot be decoded ({e}): {cure}") from None
+    except Exception as e:  # the decoders raise many kinds for damaged files
+        raise DataError(f"{path} cannot be decoded ({str(e) or type(e).__name__}): {cure}") from None
     raise DataError(f"{path} is cut short: its {len(raw):,} bytes have no end marker: {cure}")
 
 # %% ../../nbs/data/01_voc.ipynb #1d29e5f0
 class VOC(Dataset):
-    "A split of PASCAL VOC in the standard folder layout; `VOC('2007', 'trainval') + VOC('2012', 'trainval')` is '07+12'"
+    "A split of PASCAL VOC in the standard folder layout; two can be added, as in '07+12'"
 
     def __init__(
         self,
@@ -426,21 +489,23 @@ class VOC(Dataset):
         if not self.folder.is_dir():
             raise DataError(
                 f"no folder {self.folder}: point LOCRL_DATA (or `root`) at the folder that holds VOCdevkit, fetch the "
-                f"official archive with `locrl.data.download.download('{year}')`, or use the embedded `locrl.data.scenes.Scenes`"
+                f"official archive with `locrl.data.download.download('{year}')`, or use the embedded "
+                "`locrl.data.scenes.Scenes`"
             )
         super().__init__(f"VOC{year} {split}", check_classes(classes), _read_list(self.folder, split))
         for sub, suffix, what in ("JPEGImages", ".jpg", "image"), ("Annotations", ".xml", "annotation"):
             have = set(os.listdir(self.folder / sub)) if (self.folder / sub).is_dir() else set()
             missing = [id for id in self.ids if id + suffix not in have]
             if missing:
+                first = self.folder / sub / (missing[0] + suffix)
                 raise DataError(
-                    f"no {what} {self.folder / sub / (missing[0] + suffix)} ({len(missing):,} of {len(self):,} are missing): "
+                    f"no {what} {first} ({len(missing):,} of {len(self):,} are missing): "
                     f"restore from the archive, or take the ids off {split}.txt"
                 )
         self._sizes = {}
 
     def _path(self, i):
-        "Where the photograph lies"
+        "Return the path of the photograph"
         return self.folder / "JPEGImages" / f"{self.ids[i]}.jpg"
 
     def _annotate(self, i):
@@ -450,12 +515,12 @@ class VOC(Dataset):
         )
 
     def size(self, i):
-        "Width and height as annotated; `image` checks them"
+        "Width and height in pixels, as annotated; `image` checks them"
         self.annotation(i)
         return self._sizes[range(len(self))[i]]
 
     def image(self, i):
-        "The photograph; raises `DataError` where it is damaged or of another size than annotated"
+        "The photograph. Raises `DataError` where it is damaged or of another size than annotated."
         image = open_image(self._path(i))
         if image.size != self.size(i):
             raise DataError(

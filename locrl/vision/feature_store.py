@@ -29,12 +29,12 @@ import torch
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-from ..files import cache_root, write_atomic
+from ..files import cache_root, read_json, read_npz, safe_name, write_atomic
 from .encoders import Encoder, UnknownClassError
 
 # %% ../../nbs/vision/03_feature_store.ipynb #95ebe04b
 class FeatureError(ValueError):
-    "A feature store that is missing, damaged, of another encoder or cannot be written; the message names the file and the cure"
+    "A feature store that is missing, damaged, of another encoder or not writable; the message names file and cure"
 
 # %% ../../nbs/vision/03_feature_store.ipynb #7da2c898
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Projection:
 
     @property
     def digest(self) -> str:
-        "Hex digest of the numbers"
+        "SHA-256 of the numbers"
         h = hashlib.sha256(np.float64(self.scale).tobytes() + self.mean.tobytes())
         if self.matrix is not None:
             h.update(np.ascontiguousarray(self.matrix).tobytes())
@@ -64,7 +64,7 @@ class Projection:
         vectors: np.ndarray,  # (M, D) feature vectors
         dim: int | None = None,  # channels to keep; None keeps all of them, unrotated
     ):
-        "Principal components of `vectors`, scaled so that a kept channel has unit variance on average"
+        "Fit principal components, scaled so that a kept channel has unit variance on average. Raises `FeatureError`."
         vectors = np.asarray(vectors, dtype=np.float64)
         if not np.isfinite(vectors).all():
             raise FeatureError("the encoder gave NaN or infinite features; check its weights and precision")
@@ -80,50 +80,61 @@ class Projection:
         self,
         dense: torch.Tensor,  # (B, D, H, W)
     ) -> torch.Tensor:  # (B, H, W, d)
-        "Project every cell"
+        "Project the vector of every cell"
         x = dense.permute(0, 2, 3, 1).float() - torch.as_tensor(self.mean, device=dense.device)
         return (x if self.matrix is None else x @ torch.as_tensor(self.matrix, device=dense.device)).mul_(self.scale)
 
-    def save(self, file):
-        "Write to `file`, a path or an open file: with `write_atomic(path, projection.save)` the file is never half there"
+    def save(
+        self,
+        file,  # a path or an open file; with `write_atomic(path, projection.save)` it is never half there
+    ):
+        "Write the numbers as `.npz`"
         np.savez(file, mean=self.mean, scale=self.scale, **({} if self.matrix is None else {"matrix": self.matrix}))
 
     @classmethod
-    def load(cls, path):
-        "Read what `save` wrote. Raises `FeatureError` for a damaged file."
-        try:
-            with np.load(path) as f:
-                return cls(f["mean"], f.get("matrix", None), float(f["scale"]))
-        except Exception as e:
-            raise FeatureError(f"{path} is missing or damaged ({e}): delete it and build the store again") from e
+    def load(
+        cls,
+        path,  # a file that `save` wrote
+    ):
+        "Read what `save` wrote; nothing is unpickled. Raises `FeatureError` for a file that is missing or damaged."
+        cure = "delete it and build the store again"
+        arrays = read_npz(path, FeatureError, cure)
+        mean, matrix, scale = (arrays.get(name) for name in ("mean", "matrix", "scale"))
+        if mean is None or scale is None:
+            raise FeatureError(f"{path} is damaged (it has no mean or no scale): {cure}")
+        wide = mean.ndim == 1 and (matrix is None or (matrix.ndim == 2 and len(matrix) == len(mean)))
+        if not wide or scale.shape or {a.dtype.kind for a in arrays.values()} != {"f"}:
+            raise FeatureError(f"{path} is damaged (its arrays do not fit together): {cure}")
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            raise FeatureError(f"{path} is damaged (its numbers are not all finite): {cure}")
+        return cls(mean, matrix, float(scale))
 
 # %% ../../nbs/vision/03_feature_store.ipynb #b54cb4c7
-_PASSING = {
-    getattr(errno, name, None)
-    for name in ("EIO", "EAGAIN", "EBUSY", "ESTALE", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT")
-}
+_CODES = ("EIO", "EAGAIN", "EBUSY", "ESTALE", "ENOTCONN", "ECONNRESET", "ECONNABORTED", "ETIMEDOUT")
+_PASSING = {getattr(errno, name) for name in _CODES if hasattr(errno, name)}  # errors of a network disk that may pass
 _WAITS = (1, 4, 15)  # seconds before each new try
 
 
 def _write(path, content):
-    "`write_atomic` into a folder that is there, tried again where that may help. Raises `FeatureError`."
+    "Write atomically into a folder that is there; only errors that may pass are tried again. Raises `FeatureError`."
     path = Path(path)
     for wait in (*_WAITS, None):
         if not path.parent.is_dir():
             raise FeatureError(
-                f"{path.parent} is gone: was the disk or Google Drive unmounted? Mount it and run this again: finished shards are kept"
+                f"{path.parent} is gone: was the disk or Google Drive unmounted? "
+                "Mount it and run this again: finished shards are kept"
             )
         try:
             return write_atomic(path, content)
         except OSError as e:
             if e.errno not in _PASSING or wait is None:
-                raise FeatureError(
-                    f"cannot write {path}: {e.strerror or e}. Free some space, or set LOCRL_CACHE to a folder that can be written"
-                ) from e
+                cure = "Free some space, or set LOCRL_CACHE to a folder that can be written"
+                raise FeatureError(f"cannot write {path}: {e.strerror or e}. {cure}") from e
         time.sleep(wait)
 
 
 def _sha256(path):
+    "SHA-256 of a file, 64 hex digits"
     h = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 22):
@@ -132,7 +143,7 @@ def _sha256(path):
 
 # %% ../../nbs/vision/03_feature_store.ipynb #c5752e1a
 def _describe(data, encoder, projection, classes, flip):
-    "What a store is of, as it stands in `store.json`"
+    "Describe what a store is made from, for `store.json`"
     return dict(
         version=1,
         data=data.name,
@@ -148,37 +159,53 @@ def _describe(data, encoder, projection, classes, flip):
     )
 
 
+_STORE = {  # what `store.json` has to hold
+    "data": str,
+    "data_fingerprint": str,
+    "images": int,
+    "encoder": str,
+    "encoder_fingerprint": str,
+    "projection": str,
+    "dim": int,
+    "grid": [int],
+    "classes": [str],
+    "flip": bool,
+    "shard_size": int,
+}
+
+
+def _digest(about):
+    "SHA-256 of a description without its own digest"
+    plain = {key: value for key, value in about.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _about(path):
-    "Read `store.json`"
-    file = path / "store.json"
-    try:
-        about = json.loads(file.read_text())
-        missing = {
-            "data",
-            "data_fingerprint",
-            "images",
-            "encoder",
-            "encoder_fingerprint",
-            "projection",
-            "dim",
-            "grid",
-            "classes",
-            "flip",
-            "shard_size",
-        } - set(about)
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))}")
-        return about
-    except FileNotFoundError:
+    "Read and check `store.json` of the store at `path`. Raises `FeatureError` where anything in it cannot be right."
+    file, cure = path / "store.json", f"delete {path} and build it again"
+    if not file.exists():
         raise FeatureError(
             f"{path} is no feature store (store.json is missing): make it with `locrl cache` or build_store"
-        ) from None
-    except ValueError as e:
-        raise FeatureError(f"{file} is damaged ({e}): delete {path} and build it again") from None
+        )
+    about = read_json(file, _STORE, FeatureError, cure)
+    sizes = {name: about[name] for name in ("images", "dim", "shard_size")}
+    sizes |= {f"grid[{i}]": n for i, n in enumerate(about["grid"])}
+    wrong = [f"{name} is {n}" for name, n in sizes.items() if n < 1]
+    if len(about["grid"]) != 2:
+        wrong.append(f"grid has {len(about['grid'])} numbers instead of 2")
+    if len(set(about["classes"])) < len(about["classes"]):
+        wrong.append("classes holds a name twice")
+    if about.get("version", 1) != 1:
+        wrong.append(f"version is {about['version']!r} instead of 1")
+    if about.get("digest", _digest(about)) != _digest(about):  # stores made before November 2026 have none
+        wrong.append("it was changed after it was written")
+    if wrong:
+        raise FeatureError(f"{file} is damaged ({'; '.join(wrong)}): {cure}")
+    return about
 
 
 def _known_classes(encoder, classes):
-    "The classes of `classes` that the encoder has a name for"
+    "Return those of `classes` that the encoder has a name for"
 
     def known(name):
         try:
@@ -208,6 +235,15 @@ def fit_projection(
     return Projection.fit(np.concatenate(cells), dim)
 
 # %% ../../nbs/vision/03_feature_store.ipynb #0a6577e4
+def _store_folder(root, about, data, encoder):
+    "Return the folder of a store below `root`; one that was named before Windows was thought of is still found"
+    name = f"{data.name}-{encoder.name}{'-flip' * about['flip']}"
+    key = _digest(about)[:10]
+    old = root / f"{name}-{key}".replace("/", "_")
+    path = root / f"{safe_name(name)}-{key}"
+    return old if old != path and old.is_dir() else path
+
+
 def build_store(
     data,  # a data set: `name`, `fingerprint`, `classes`, `image(i)`
     encoder: Encoder,  # what sees
@@ -225,14 +261,21 @@ def build_store(
     if projection is None:
         projection = _fitted(root, data, encoder, dim)
     about = _describe(data, encoder, projection, classes, flip)
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    path = root / f"{data.name}-{encoder.name}{'-flip' * flip}-{key[:10]}".replace("/", "_")
+    path = _store_folder(root, about, data, encoder)
     if (path / "store.json").exists():
-        shard_size = _about(path)["shard_size"]  # a store keeps its own
+        there = _about(path)
+        other = [name for name, value in about.items() if there.get(name, value) != value]
+        if other:
+            raise FeatureError(
+                f"{path / 'store.json'} is of something else ({', '.join(other)}): delete {path} and build it again"
+            )
+        shard_size = there["shard_size"]  # a store keeps its own
     todo = [k for k in range(-(-len(data) // shard_size)) if not (path / f"shard-{k:05d}.json").exists()]
     if todo:
         _make_folder(path, len(todo) * shard_size * _picture_bytes(encoder, projection, classes))
-        _write(path / "store.json", json.dumps(about | dict(shard_size=shard_size), indent=1))
+        if not (path / "store.json").exists():
+            whole = about | dict(shard_size=shard_size)
+            _write(path / "store.json", json.dumps(whole | dict(digest=_digest(whole)), indent=1))
         _encode_shards(
             path, todo, data, encoder, projection, classes, flip, shard_size, batch_size or encoder.batch_size
         )
@@ -242,23 +285,24 @@ def build_store(
 
 # %% ../../nbs/vision/03_feature_store.ipynb #7fb95102
 def _picture_bytes(encoder, projection, classes):
-    "What a picture takes in a store: half floats of every cell"
+    "Bytes of a picture in a store: half floats of every cell"
     return encoder.grid[0] * encoder.grid[1] * 2 * (projection.dim + len(classes))
 
 
 def demand_mounted(
     path,  # that is about to be written
 ):
-    "Raise `FeatureError` for a path on a Google Drive that is not mounted: it would be made on the machine's own disk, and lost with it"
+    "Raise `FeatureError` for a path on a Google Drive that is not mounted, where it would be lost with the machine"
     drive = Path("/content/drive")
     if drive in Path(path).parents and not drive.is_mount():
         raise FeatureError(
-            f"{path} is on Google Drive, which is not mounted: run `from google.colab import drive; drive.mount('{drive}')` first"
+            f"{path} is on Google Drive, which is not mounted: "
+            f"run `from google.colab import drive; drive.mount('{drive}')` first"
         )
 
 
 def _make_folder(path, bytes_needed):
-    "Make a store's folder, where there is room for it. Raises `FeatureError` with the cure."
+    "Make the folder of a store, where there is room for it. Raises `FeatureError` with the cure."
     demand_mounted(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -267,7 +311,8 @@ def _make_folder(path, bytes_needed):
     free = shutil.disk_usage(path).free
     if free < bytes_needed:
         raise FeatureError(
-            f"{path} needs {bytes_needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. Free some space, or set LOCRL_CACHE to another disk"
+            f"{path} needs {bytes_needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. "
+            "Free some space, or set LOCRL_CACHE to another disk"
         )
     for old in path.glob(".*.tmp"):  # left by a killed build; a young one may be another process's
         with suppress(FileNotFoundError):
@@ -276,7 +321,7 @@ def _make_folder(path, bytes_needed):
 
 
 def _fitted(root, data, encoder, dim):
-    "The projection fitted on `data`, from the cache when it is there"
+    "Return the projection fitted on `data`, from the cache where it is there"
     key = hashlib.sha256(f"{encoder.fingerprint} {data.fingerprint} {dim}".encode()).hexdigest()[:10]
     path = root / f"projection-{key}.npz"
     if not path.exists():
@@ -287,7 +332,8 @@ def _fitted(root, data, encoder, dim):
 
 # %% ../../nbs/vision/03_feature_store.ipynb #e136a78d
 def _ahead(pool, work, items, n, keep=False):
-    "Yields `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for. With `keep`, those are done even where `items` fails"
+    """Yield `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for.
+    With `keep`, those are done even where `items` fails."""
     waiting = deque()
     try:
         for item in items:
@@ -365,10 +411,11 @@ def _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_s
 
 
 def _estimate(path, n, seconds, size):
-    "What is ahead, in words: `n` pictures at so many `seconds` and bytes each"
+    "Describe the work ahead: `n` pictures at so many `seconds` and `size` bytes each"
     return (
-        f"{n:,} pictures at {1 / seconds:.1f} img/s (measured on the first batch): about {n * seconds / 60:.1f} minutes; "
-        f"{n * size / 1e9:.2f} GB to write, {shutil.disk_usage(path).free / 1e9:.0f} GB are free"
+        f"{n:,} pictures at {1 / seconds:.1f} img/s (measured on the first batch): "
+        f"about {n * seconds / 60:.1f} minutes; {n * size / 1e9:.2f} GB to write, "
+        f"{shutil.disk_usage(path).free / 1e9:.0f} GB are free"
     )
 
 
@@ -384,8 +431,8 @@ def _write_shard(path, k, features, evidence, presence):
 
 # %% ../../nbs/vision/03_feature_store.ipynb #88c8e278
 class FeatureStore:
-    """A store on disk, memory-mapped. Any number of processes may read it. Raises `FeatureError` when it is incomplete, of
-    another encoder or data set than those given, or when a shard does not match its checksum."""
+    """A store on disk, memory-mapped; any number of processes may read it. Raises `FeatureError` where it is
+    incomplete, of another encoder or data set than those given, or damaged."""
 
     def __init__(
         self,
@@ -396,43 +443,80 @@ class FeatureStore:
     ):
         self.path = Path(path)
         self.about = _about(self.path)
-        for what, given in (("encoder", encoder), ("data", data)):
-            if given is not None and given.fingerprint != self.about[f"{what}_fingerprint"]:
-                raise FeatureError(
-                    f"{self.path} was made with another {what}: {self.about[what]}, not {given if what == 'encoder' else given.name}. Build a store of its own with `locrl cache`"
-                )
+        self._check_origin("encoder", encoder, encoder)
+        self._check_origin("data", data, getattr(data, "name", None))
         self.projection = Projection.load(self.path / "projection.npz")
         if self.projection.digest != self.about["projection"]:
             raise FeatureError(
-                f"{self.path / 'projection.npz'} is not the projection the features were made with: delete it and build the store again"
+                f"{self.path / 'projection.npz'} is not the projection the features were made with: "
+                "delete it and build the store again"
             )
         self.classes = tuple(self.about["classes"])
         self.dim = self.about["dim"]
         self.grid = tuple(self.about["grid"])
+        self._check_counts(data)
         n = -(-self.about["images"] // self.about["shard_size"])
         self._maps = {
             name: [self._open(name, k, verify) for k in range(n)] for name in ("features", "evidence", "presence")
         }
 
+    def _check_origin(self, what, given, name):
+        "Raise `FeatureError` where the encoder or the data set that was given is not that of the store"
+        if given is not None and given.fingerprint != self.about[f"{what}_fingerprint"]:
+            raise FeatureError(
+                f"{self.path} was made with another {what}: {self.about[what]}, not {name}. "
+                "Build a store of its own with `locrl cache`"
+            )
+
+    def _check_counts(self, data):
+        "Raise `FeatureError` where the numbers in `store.json` contradict the data set, the projection or the shards"
+        about, file = self.about, self.path / "store.json"
+        n = -(-about["images"] // about["shard_size"])
+        wrong = []
+        if data is not None and about["images"] != len(data):
+            wrong.append(f"images is {about['images']}, {data.name} has {len(data)}")
+        if about["dim"] != self.projection.dim:
+            wrong.append(f"dim is {about['dim']}, the projection has {self.projection.dim}")
+        if (self.path / f"shard-{n:05d}.json").exists():
+            wrong.append(f"images is {about['images']} in shards of {about['shard_size']}, but there are more shards")
+        if wrong:
+            raise FeatureError(f"{file} is damaged ({'; '.join(wrong)}): delete {self.path} and build it again")
+
+    def _shape(self, name):
+        "Return shape and dtype of one picture's array called `name`"
+        shapes = {
+            "features": ((*self.grid, self.dim), np.float16),
+            "evidence": ((len(self.classes), *self.grid), np.float16),
+            "presence": ((len(self.classes),), np.float32),
+        }
+        return shapes[name]
+
     def _open(self, name, k, verify):
+        "Return the memory-mapped array called `name` of shard `k`"
         file, declared = self.path / f"{name}-{k:05d}.npy", self.path / f"shard-{k:05d}.json"
         cure = f"delete {declared} and build again: only that shard is made anew"
         if not declared.exists():
             raise FeatureError(
                 f"{self.path} is not finished (shard {k} is missing): build it again, finished shards are kept"
             )
+        sums = read_json(declared, {"sha256": {file.name: str}}, FeatureError, cure)["sha256"]
+        if not file.is_file():
+            raise FeatureError(f"{file} cannot be read (it is missing, or no file); {cure}")
         try:
-            if verify and _sha256(file) != json.loads(declared.read_text())["sha256"][file.name]:
-                raise FeatureError(f"{file} is damaged: its checksum does not match; {cure}")
+            found = _sha256(file) if verify else sums[file.name]
             array = np.load(file, mmap_mode="r")
-            rows = min(self.about["shard_size"], len(self) - k * self.about["shard_size"])
-            if len(array) != rows:
-                raise FeatureError(f"{file} holds {len(array)} pictures instead of {rows}; {cure}")
-            return array
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            if isinstance(e, FeatureError):
-                raise
-            raise FeatureError(f"{file} cannot be read ({e}); {cure}") from e
+        except Exception as e:  # the array reader raises many kinds
+            raise FeatureError(f"{file} cannot be read ({e}); {cure}") from None
+        if found != sums[file.name]:
+            raise FeatureError(f"{file} is damaged: its checksum does not match; {cure}")
+        rows = min(self.about["shard_size"], len(self) - k * self.about["shard_size"])
+        shape, dtype = self._shape(name)
+        if array.shape[:1] != (rows,):
+            raise FeatureError(f"{file} holds {[*array.shape, 0][0]} pictures instead of {rows}; {cure}")
+        if array.shape[1:] != shape or array.dtype != dtype:
+            held, meant = f"{array.dtype} {array.shape[1:]}", f"{np.dtype(dtype)} {shape}"
+            raise FeatureError(f"{file} holds {held} for a picture, store.json says {meant}; {cure}")
+        return array
 
     def __len__(self):
         return self.about["images"]
@@ -441,15 +525,17 @@ class FeatureStore:
         self,
         name: str,  # "features" (N, H, W, d), "evidence" (N, C, H, W) or "presence" (N, C)
     ) -> np.ndarray:  # all shards together, in memory
-        "All of one kind"
+        "Return all arrays of one kind"
         return np.concatenate(self._maps[name])
 
     def __getitem__(self, i):
-        "Features (H, W, d) of picture `i`, as float32"
+        "Return the features (H, W, d) of picture `i`, as float32"
         if not 0 <= i < len(self):
             raise IndexError(f"picture {i} of a store of {len(self)}")
         k, j = divmod(i, self.about["shard_size"])
         return self._maps["features"][k][j].astype(np.float32)
 
     def __repr__(self):
-        return f"FeatureStore({self.about['data']}, {len(self)} pictures, {self.about['encoder']}, {self.dim}-d{', mirrored' * self.about['flip']})"
+        about = self.about
+        mirrored = ", mirrored" * about["flip"]
+        return f"FeatureStore({about['data']}, {len(self)} pictures, {about['encoder']}, {self.dim}-d{mirrored})"

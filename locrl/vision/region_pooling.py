@@ -25,7 +25,7 @@ from .saliency import presence_score, to_saliency
 def integral_image(
     features: torch.Tensor,  # (N, H, W, D)
 ) -> torch.Tensor:  # (N, H+1, W+1, D) float32
-    "Sums of `features` over all cells above and to the left"
+    "Return the sums of `features` over all cells above and to the left"
     n, h, w, d = features.shape
     out = torch.zeros(n, h + 1, w + 1, d, device=features.device)
     out[:, 1:, 1:] = features
@@ -37,7 +37,7 @@ def region_pool(
     image: torch.Tensor,  # (M,) which picture, integer
     boxes: torch.Tensor,  # (M, R, 4) xyxy, R regions each; may reach outside [0, 1]
 ) -> torch.Tensor:  # (M, R, D) float32
-    "Exact area mean of the features over each region"
+    "Return the exact area mean of the features over each region"
     _, h1, w1, d = integral.shape
 
     def corners(z, n):  # (M, R, 2) -> cells below and above, and the weight of the latter
@@ -82,24 +82,25 @@ class FeatureBank:
         return len(self.integral)
 
     def pool(self, image, boxes):
-        "`region_pool` on this bank: image (M,), boxes (M, R, 4) -> (M, R, dim)"
+        "Pool regions of the pictures of this bank: image (M,), boxes (M, R, 4) -> (M, R, dim)"
         return region_pool(self.integral, image, boxes)
 
 # %% ../../nbs/vision/04_region_pooling.ipynb #0d929bfd
 def class_evidence(
-    store: FeatureStore | None,  # of `features`; not asked where there are prototypes
+    store: FeatureStore | None,  # of `features`; not used where there are prototypes
     features: torch.Tensor,  # (N, H, W, d) projected features
     classes: Sequence[str],  # names
     prototypes: Prototypes | None,  # of the classes; None takes the encoder's own evidence from the store
 ):  # saliency (N, C, 16, 16), presence (N, C)
-    "Where each of `classes` seems to be, and whether. Raises `FeatureError` for a class that the store has no evidence for."
+    "Return saliency and presence of each class. Raises `FeatureError` for one that the store has no evidence for."
     if prototypes is not None:
         evidence = torch.cat([prototypes.evidence(x.permute(0, 3, 1, 2), classes) for x in features.split(256)])
         return to_saliency(evidence), presence_score(evidence, top=0.05)
     unknown = [c for c in classes if c not in store.classes]
     if unknown:
         raise FeatureError(
-            f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. Fit prototypes on boxes of it (fit_prototypes)"
+            f"{store.path} holds no evidence for {', '.join(unknown)}: the encoder has no such class. "
+            "Fit prototypes on boxes of it (fit_prototypes)"
         )
     pick = [store.classes.index(c) for c in classes]
     return to_saliency(torch.from_numpy(store.array("evidence")[:, pick]).float()), torch.from_numpy(
@@ -114,7 +115,7 @@ def fit_prototypes(
     per_image: int = 64,  # cells taken from a picture, at most
     seed: int = 0,  # which cells
 ) -> Prototypes:
-    "Estimate `Prototypes` from the cells inside and outside the boxes of `data`. Cells of boxes of several classes are left out."
+    "Estimate `Prototypes` from cells inside and outside the boxes of `data`, without cells of several classes"
     h, w = store.grid
     y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
     rng = np.random.default_rng(seed)
@@ -156,6 +157,6 @@ class CropBank(FeatureBank):
         self.crops = crops
 
     def pool(self, image, boxes):
-        "Exact embeddings: image (M,), boxes (M, R, 4) -> (M, R, dim)"
+        "Embed regions exactly: image (M,), boxes (M, R, 4) -> (M, R, dim)"
         vectors = self.crops(image.repeat_interleave(boxes.shape[1]), boxes.flatten(0, 1))
         return self.projection(vectors[..., None, None]).view(*boxes.shape[:2], self.dim).to(self.device)

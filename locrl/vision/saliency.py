@@ -30,10 +30,10 @@ def attention_weights(
     k,  # (..., L, d) keys
     method,  # one of `METHODS`
 ):  # (..., L, L) weights on the values; rows sum to 1, for "sclip" to 2
-    """Weights with which each token of the last block gathers the values, by `method`
+    """Return the weights with which each token of the last block gathers the values, by `method`
 
-    Raises `ValueError` for an unknown `method`. Sources: SCLIP (arXiv 2312.01597), MaskCLIP (arXiv 2112.01071), ClearCLIP
-    (arXiv 2407.12442)."""
+    Raises `ValueError` for an unknown `method`. Sources: SCLIP (arXiv 2312.01597), MaskCLIP (arXiv 2112.01071),
+    ClearCLIP (arXiv 2407.12442)."""
     _check_method(method)
     s = q.shape[-1] ** -0.5
 
@@ -65,7 +65,7 @@ def last_block_attention(
 def keeps_residual(
     method,  # one of `METHODS`
 ) -> bool:
-    "Whether the last block keeps its residual connection and its MLP under `method`: all but ClearCLIP do"
+    "Return whether the last block keeps its residual connection and its MLP under `method`: all but ClearCLIP do"
     _check_method(method)
     return method != "clearclip"
 
@@ -110,7 +110,7 @@ def presence_score(
     evidence,  # (..., H, W) class evidence in [0, 1]
     top=0.02,  # fraction of the cells that count, rounded down, at least one cell
 ):  # (...) in [0, 1]
-    "Mean of the hottest cells of each map: how sure the encoder is that the class is somewhere in the picture"
+    "Return the mean of the highest cells of each map: the evidence that the class is in the picture at all"
     if not 0 < top <= 1:
         raise ValueError(f"top is a fraction of the cells in (0, 1], not {top}")
     cells = torch.as_tensor(evidence).flatten(-2)
@@ -121,10 +121,11 @@ def saliency_box(
     maps,  # (..., H, W) saliency, NumPy array or torch tensor
     threshold=0.5,  # fraction of each map's maximum, in (0, 1]
 ):  # (..., 4) float32 xyxy in [0, 1], NumPy
-    """Tight box round the largest connected group of cells above `threshold` times the maximum of each map
+    """Return the tight box around the largest connected group of cells above `threshold` times the maximum of each map
 
-    Diagonal neighbours count as connected; of equal groups the one met first, row by row, is taken. A map without any evidence
-    gives the whole image. Raises `ValueError` for a `threshold` outside (0, 1] and for maps that are not numbers."""
+    Diagonal neighbours count as connected; of equal groups the first one, row by row, is taken. A map without any
+    evidence gives the whole image. Raises `ValueError` for a `threshold` outside (0, 1] and for maps with NaN or
+    infinity."""
     from scipy import ndimage
 
     if not 0 < threshold <= 1:

@@ -1,4 +1,5 @@
-"Downloading PASCAL VOC, against a local server: connections that break, servers that cannot resume, wrong sums, full disks, evil archives"
+"""Downloading PASCAL VOC, against a local server: connections that break, servers that cannot resume or send too much,
+wrong sums, full disks, evil archives."""
 
 import errno
 import hashlib
@@ -35,7 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) - first))
+        if server.length:
+            self.send_header("Content-Length", str(len(body) - first))
         self.end_headers()
         stop = min(len(body), first + server.cut) if server.cut and name not in server.whole else len(body)
         self.wfile.write(body[first:stop])
@@ -53,6 +55,7 @@ def server():
     server.cut = 0
     server.whole = set()
     server.refuse = set()
+    server.length = True
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
@@ -166,7 +169,7 @@ def test_fetch_on_a_full_or_read_only_disk(server, tmp_path, monkeypatch, code):
 
 def test_fetch_refuses_a_wrong_file_in_place(server, tmp_path):
     (tmp_path / "some.tar").write_text("something else")
-    with pytest.raises(DataError, match=r"some\.tar has the MD5 sum .*: delete"):
+    with pytest.raises(DataError, match=r"some\.tar has 14 bytes instead of 300,000: delete"):
         fetch(archive(server, "good"), tmp_path)
 
 
@@ -249,4 +252,89 @@ def test_unpack_stays_in_its_folder(tmp_path, name, kind):
 def test_the_official_addresses():
     for year, archives in downloads.ARCHIVES.items():
         for a in archives:
-            assert a.urls[0] == f"http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{a.name}" and len(a.md5) == 32
+            assert a.urls[-1] == f"http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{a.name}"
+            assert len(a.md5) == 32 and len(a.sha256) == 64
+            encrypted = [url.startswith("https://") for url in a.urls]
+            assert encrypted == sorted(encrypted, reverse=True) and encrypted[0]
+
+
+# What a server may not do
+
+
+@pytest.mark.parametrize("start", [0, 100_000])
+def test_fetch_writes_no_more_than_the_archive_has(server, tmp_path, monkeypatch, start):
+    "A server that names no length and goes on for ever: reading ends where the archive does"
+    server.files["endless"], server.length = BODY + bytes(5_000_000), False
+    if start:
+        (tmp_path / "some.tar.part").write_bytes(BODY[:start])
+    assert fetch(archive(server, "endless"), tmp_path).read_bytes() == BODY
+    server.files["zeros"] = bytes(5_000_000)
+    largest, real = [], downloads._fault
+    monkeypatch.setattr(
+        downloads, "_fault", lambda path, wanted: largest.append(path.stat().st_size) or real(path, wanted)
+    )
+    (tmp_path / "some.tar").unlink()
+    with pytest.raises(DataError, match="wrong MD5"):
+        fetch(archive(server, "zeros"), tmp_path)
+    assert max(largest) == len(BODY)
+
+
+def test_fetch_resumes_without_a_length(server, tmp_path):
+    server.files["good"], server.length, server.cut = BODY, False, 130_000
+    assert fetch(archive(server, "good"), tmp_path).read_bytes() == BODY
+    assert [r for _, r in server.asked] == [None, "bytes=130000-", "bytes=260000-"]
+
+
+def test_fetch_refuses_another_part_of_the_file(server, tmp_path, monkeypatch):
+    "An answer that says it begins elsewhere is not written behind what is there"
+    server.files["good"] = BODY
+    (tmp_path / "some.tar.part").write_bytes(BODY[:1000])
+    real = Handler.send_header
+
+    def elsewhere(self, key, value):
+        real(self, key, value.replace("bytes 1000-", "bytes 900-"))
+
+    monkeypatch.setattr(Handler, "send_header", elsewhere)
+    with pytest.raises(DataError, match="instead of what follows byte 1,000"):
+        fetch(archive(server, "good"), tmp_path)
+    assert (tmp_path / "some.tar.part").read_bytes() == BODY[:1000]
+
+
+def test_fetch_checks_both_sums(server, tmp_path):
+    server.files["good"] = BODY
+    right = hashlib.sha256(BODY).hexdigest()
+    assert fetch(archive(server, "good", sha256=right), tmp_path).exists()
+    (tmp_path / "some.tar").unlink()
+    with pytest.raises(DataError, match="wrong SHA-256 sum"):
+        fetch(archive(server, "good", sha256="0" * 64), tmp_path)
+    assert not (tmp_path / "some.tar").exists()
+
+
+def evil_tar(path, name, size, kind=tarfile.REGTYPE, content=b""):
+    "An archive with one member that declares `size` bytes"
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + content.ljust(10_240, b"\0"))
+    return path
+
+
+def test_unpack_refuses_what_declares_too_much(tmp_path):
+    tar = evil_tar(tmp_path / "evil.tar", "VOCdevkit/VOC2007/JPEGImages/a.jpg", 10**12)
+    with pytest.raises(DataError, match="declares more in .* than it has: delete"):
+        unpack(tar, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unpack_refuses_sparse_members(tmp_path):
+    "A member of a few bytes that would be written as a terabyte of zeros"
+    tar = evil_tar(tmp_path / "evil.tar", "VOCdevkit/VOC2007/JPEGImages/a.jpg", 0, tarfile.GNUTYPE_SPARSE)
+    with pytest.raises(DataError, match="which no VOC archive does"):
+        unpack(tar, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["C:/evil", "VOCdevkit\\..\\..\\evil", "VOCdevkit/VOC2007/JPEGImages/../../../evil"])
+def test_unpack_refuses_names_that_leave_on_any_system(tmp_path, name):
+    tar = evil_tar(tmp_path / "evil.tar", name, 0)
+    with pytest.raises(DataError, match="which no VOC archive does"):
+        unpack(tar, tmp_path / "out")

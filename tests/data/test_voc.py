@@ -1,13 +1,15 @@
 "Reading PASCAL VOC: the real photographs, and every way in which files can be wrong"
 
 import io
+import os
 import pickle
 import re
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 import locrl.data.voc as data
 from conftest import VocFolder, box_xml
@@ -121,7 +123,8 @@ def test_boxes_round_trip(tmp_path_factory, width, height, draw):
     x2, y2 = draw.draw(st.integers(x1, width)), draw.draw(st.integers(y1, height))
     path = tmp_path_factory.mktemp("xml") / "a.xml"
     path.write_text(
-        f"<annotation><size><width>{width}</width><height>{height}</height></size>{box_xml(box=(x1, y1, x2, y2))}</annotation>"
+        f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+        f"{box_xml(box=(x1, y1, x2, y2))}</annotation>"
     )
     size, [(_, box, *_)] = data.read_xml(path)
     assert size == (width, height) and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
@@ -148,9 +151,9 @@ def test_files_that_go_missing_later(folder):
     voc = folder.voc()
     (folder.path / "JPEGImages" / "a.jpg").unlink()
     (folder.path / "Annotations" / "b.xml").unlink()
-    with pytest.raises(DataError, match=r"no image .*a\.jpg"):
+    with pytest.raises(DataError, match=r"a\.jpg is missing: restore"):
         voc.image(0)
-    with pytest.raises(DataError, match=r"no annotation .*b\.xml"):
+    with pytest.raises(DataError, match=r"b\.xml is missing: restore"):
         voc.annotation(1)
 
 
@@ -243,10 +246,11 @@ def test_malformed_xml(folder, text):
         ((10, 10, 102, 20), r"leaves the"),
         ((10, 10, 20, 82), r"leaves the"),
         ((101, 10, 101, 20), r"leaves the"),
-        (("nan", 10, 20, 20), r"inverted|leaves"),
+        (("nan", 10, 20, 20), "needs a number in <xmin>, got 'nan'"),
         (("x", 10, 20, 20), r"needs a number in <xmin>, got 'x'"),
         (("", 1, 2, 3), "needs a number"),
-        ((10, 10, "inf", 20), "leaves the"),
+        ((10, 10, "inf", 20), "needs a number in <xmax>, got 'inf'"),
+        ((10, 10, "1_1", 20), "needs a number in <xmax>, got '1_1'"),
     ],
 )
 def test_bad_boxes(folder, box, message):
@@ -346,7 +350,8 @@ def test_voc2012_animals():
 # What would otherwise change a number in silence
 
 ANNOTATION = """<annotation><size><width>100</width><height>80</height></size>
-<object><name>cat</name><difficult>{difficult}</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>{more}</object>
+<object><name>cat</name><difficult>{difficult}</difficult>
+<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>{more}</object>
 {beside}</annotation>"""
 BOX = "<bndbox><xmin>{0}</xmin><ymin>{0}</ymin><xmax>{0}</xmax><ymax>{0}</ymax></bndbox>"
 
@@ -473,3 +478,221 @@ def test_where_a_box_may_lie(tmp_path, corners, fine):
     x1, y1, x2, y2 = corners
     want = max(x1 - 1, 0) / 100, max(y1 - 1, 0) / 80, min(x2 / 100, 1), min(y2 / 80, 1)
     np.testing.assert_allclose(_read(tmp_path, text)[1][0][1], want)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("<size><width>1</width><height>1</height></size>", "has 2 <size>"),
+        ("<object><name>cat</name><name>dog</name>" + BOX.format(5) + "</object>", "<object> has 2 <name>"),
+        (
+            "<object><name>cat</name><truncated>0</truncated><truncated>1</truncated>" + BOX.format(5) + "</object>",
+            "<object> has 2 <truncated>",
+        ),
+        (
+            "<object><name>cat</name><truncated>partly</truncated>" + BOX.format(5) + "</object>",
+            "<truncated> of the cat",
+        ),
+        (
+            "<object><name>cat</name><bndbox><xmin>1</xmin><xmin>2</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+            "</bndbox></object>",
+            "<bndbox> has 2 <xmin>",
+        ),
+    ],
+)
+def test_what_is_said_twice(tmp_path, text, message):
+    "Of two values, neither is taken in silence"
+    with pytest.raises(DataError, match=message):
+        data.read_xml(annotation(tmp_path, beside=text))
+
+
+@pytest.mark.parametrize(
+    "width, message",
+    [
+        ("inf", "<size> needs a number in <width>, got 'inf'"),
+        ("nan", "needs a number in <width>, got 'nan'"),
+        ("1e999", "needs a number in <width>"),
+        ("100.5", "<size> is 100.5 x 80: put the image's real size there, in whole pixels"),
+        ("-100", "<size> is -100 x 80"),
+        ("", "needs a number in <width>, got ''"),
+    ],
+)
+def test_sizes_that_cannot_be(folder, width, message):
+    folder.xml("a", box_xml(), size=(width, 80))
+    broken(folder, rf"a\.xml.*{message}")
+
+
+def test_whole_sizes_with_a_point(folder):
+    folder.xml("a", box_xml(), size=("100.0", "80.0"))
+    assert folder.voc().size(0) == (100, 80)
+
+
+XML = "<annotation><folder>{0}</folder><size><width>100</width><height>80</height></size>{1}</annotation>"
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "big5", "shift_jis", "utf-16", "utf-8-sig", "latin-1", "us-ascii"])
+@pytest.mark.parametrize("declared", [True, False])
+def test_annotations_in_any_encoding(folder, encoding, declared):
+    "The byte order mark, else the declaration, says what the bytes mean"
+    word = "photos" if encoding in ("latin-1", "us-ascii") else "照片"
+    if not declared and encoding in ("gbk", "big5", "shift_jis"):
+        word = "photos"
+    head = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>' if declared else ""
+    path = folder.path / "Annotations" / "a.xml"
+    path.write_bytes((head + XML.format(word, box_xml())).encode(encoding))
+    assert data.read_xml(path)[1][0][0] == "cat"
+
+
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "unknown encoding 'klingon': save it as UTF-8"),
+        (b'<?xml version="1.0" encoding=""?><annotation/>', "unknown encoding ''"),
+        (XML.format("照片", "").encode("gbk"), "a.xml, line 1: not utf-8"),
+        (XML.format("a", "").encode("utf-16-le"), "NUL characters"),
+        (b"<a>" * 100_000, "is not valid XML"),
+    ],
+)
+def test_annotations_that_cannot_be_decoded(tmp_path, raw, message):
+    path = tmp_path / "a.xml"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=message):
+        data.read_xml(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_annotations_give_the_documented_error(tmp_path_factory, draw):
+    "Bytes of a good annotation are changed, cut or repeated at random"
+    path = tmp_path_factory.getbasetemp() / "fuzzed.xml"
+    raw = bytearray(ANNOTATION.format(difficult="0", more="", beside="").encode())
+    for _ in range(draw.draw(st.integers(1, 4))):
+        at = draw.draw(st.integers(0, len(raw) - 1))
+        raw[at : at + draw.draw(st.integers(0, 9))] = draw.draw(st.binary(max_size=6))
+    path.write_bytes(bytes(raw))
+    try:
+        size, objects = data.read_xml(path)
+    except DataError as e:
+        assert str(path) in str(e)
+    else:
+        assert min(size) > 0
+        assert all(0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 for _, (x1, y1, x2, y2), *_ in objects)
+
+
+# Lists
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_in_any_encoding(folder, encoding):
+    path = folder.path / "ImageSets" / "Main" / "test.txt"
+    path.write_bytes("a\r\nb\r\n".encode(encoding))
+    assert folder.voc().ids == ("a", "b")
+    path.write_bytes("höhle\n".encode("latin-1"))
+    broken(folder, r"test\.txt, line 1: not utf-8 .*: save it as UTF-8")
+
+
+def test_ids_with_spaces(folder):
+    "An id is the whole line; only the list of a class has a flag behind it, on every line"
+    for id in ("my cat", "my cat 2"):
+        folder.image(id)
+        folder.xml(id, box_xml())
+    folder.list("test", "my cat\nmy cat 2\n")
+    assert folder.voc().ids == ("my cat", "my cat 2")
+    folder.list("cat_test", "my cat  1\nmy cat 2 -1\na 0\n")
+    assert folder.voc("cat_test").ids == ("my cat", "my cat 2", "a")
+    folder.list("test", "my\n")
+    broken(folder, r"no image .*my\.jpg")
+
+
+@pytest.mark.parametrize("id", ["../a", "/etc/passwd", "..", "a/b", "a\\b"])
+def test_ids_that_leave_the_folder(folder, id):
+    folder.list("test", f"{id}\n")
+    broken(folder, "which is no image id")
+
+
+# Pictures
+
+
+def saved(format, **options):
+    "A small picture as bytes"
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert("F" if format == "SPIDER" else "RGB").save(out, format, **options)
+    return out.getvalue()
+
+
+FORMATS = [f for f in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "AVIF", "DDS", "SPIDER", "PCX")]
+FORMATS = [f for f in FORMATS if Image.init() is not None and f in Image.SAVE]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_pictures_of_every_format(tmp_path, format):
+    "Cut anywhere, and with bytes changed at random: a picture or the documented error, nothing else"
+    path, rng = tmp_path / "a", np.random.default_rng(0)
+    whole = saved(format)
+    path.write_bytes(whole)
+    assert data.open_image(path).size == (16, 12)
+    for k in range(150):
+        raw = np.frombuffer(whole, np.uint8).copy()
+        if k % 3:
+            raw[rng.integers(0, min(len(raw), 200), 1 + k % 7)] = rng.integers(0, 256, 1 + k % 7)
+        else:
+            raw = raw[: rng.integers(0, len(raw))]
+        path.write_bytes(raw.tobytes())
+        try:
+            image = data.open_image(path)
+        except DataError as e:
+            assert str(path) in str(e) and "restore it" in str(e)
+        else:
+            assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_against_pillow(tmp_path, turn, format):
+    "The picture is the one that Pillow's own function gives, and turned only once"
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / "a"
+    path.write_bytes(saved(format, exif=exif))
+    expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    upright = data.open_image(path)
+    assert np.array_equal(upright, expected) and np.array_equal(rgb(upright), expected)
+
+
+def test_an_odd_exif_field_refuses_no_good_photograph(tmp_path):
+    "An orientation beside an XResolution of 1/0: Pillow's own function raises here"
+    entries = [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x011A, 5, 1, struct.pack("<I", 38))]
+    ifd = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    exif = b"II*\0" + struct.pack("<IH", 8, 2) + ifd + struct.pack("<III", 0, 1, 0)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(saved("JPEG", exif=b"Exif\0\0" + exif))
+    assert data.open_image(path).size == (12, 16)
+    for cut in range(len(exif)):
+        path.write_bytes(saved("JPEG", exif=b"Exif\0\0" + exif[:cut]))
+        assert data.open_image(path).size in ((16, 12), (12, 16))
+
+
+def test_pictures_that_are_no_files(tmp_path):
+    places = [tmp_path, tmp_path / "none.jpg"]
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        places += ["/dev/zero", tmp_path / "pipe"]
+    for place in places:
+        with pytest.raises(DataError, match="take another"):
+            data.open_image(place, cure="take another")
+
+
+def test_postscript_is_not_run(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(saved("EPS"))
+    with pytest.raises(DataError, match="PostScript"):
+        data.open_image(tmp_path / "a.jpg")
+
+
+def test_a_picture_that_declares_too_many_pixels(tmp_path):
+    "A few bytes that would become gigabytes"
+    raw = bytearray(saved("BMP"))
+    raw[18:26] = struct.pack("<ii", 100_000, 100_000)
+    (tmp_path / "a.bmp").write_bytes(raw)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        data.open_image(tmp_path / "a.bmp")

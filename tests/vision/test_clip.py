@@ -1,5 +1,5 @@
-"""CLIP through open_clip: agreement with the published formulas, windows, text embeddings and their cache, fingerprints, memory, and
-what a user is told on failure."""
+"""CLIP through open_clip: agreement with the published formulas, windows, text embeddings and their cache,
+fingerprints, memory, and what a user is told on failure."""
 
 import json
 import socket
@@ -287,7 +287,7 @@ def test_a_cell_that_is_the_class_is_hot_and_one_of_the_background_is_cold():
 
 
 def windows_in_pixels(maps, size, window, stride, patch):
-    "mmsegmentation's slide_inference as SCLIP uses it, on pixels: each window's map is blown up, added, and divided by how often it was seen"
+    "mmsegmentation's slide_inference as SCLIP uses it: each window's map is enlarged, added, and divided by its count"
     steps = max(size - window + stride - 1, 0) // stride + 1
     total = 0
     count = torch.zeros(size, size)
@@ -674,7 +674,7 @@ def test_torchscript_archive_as_openai_published(tmp_path):
 
 @pytest.mark.parametrize("evidence", ["encoder", "prototypes"])
 def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
-    "A tiny CLIP with random weights: features are cached, an agent learns a few steps, is evaluated, and comes back from its folder"
+    "A tiny CLIP with random weights: features are cached, an agent learns, is evaluated, and comes back from disk"
     from locrl.experiments.config import Config, prepare
     from locrl.evaluation.protocols import evaluate
     from locrl.experiments.train import Agent, train

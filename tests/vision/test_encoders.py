@@ -13,6 +13,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from locrl.data.voc import DataError, rgb
+from locrl.files import FileError, write_tensors
+from locrl.vision import encoders
 from locrl.vision.encoders import Batches, EfficientNetLite0, Prototypes, crop, free_memory, out_of_memory, warp
 
 
@@ -36,7 +38,8 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     MemoryError(),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 8 bytes. Error code 12"
     ),
 ]
 
@@ -227,7 +230,7 @@ def test_context_is_a_share_of_the_whole_crop(context):
 
 
 def test_prototypes_know_their_cells_from_background():
-    "Well separated clusters: each cell goes to its class, the first class among them, the others to the background in the last row"
+    "Well separated clusters: each cell goes to its class, the others to the background in the last row"
     rng, centres = np.random.default_rng(0), 6 * np.eye(4, 8)
     labels = rng.integers(-1, 3, 600)
     fitted = Prototypes.fit(
@@ -266,3 +269,85 @@ def test_warp_is_the_same_for_all_pictures_of_a_batch():
         assert torch.equal(one, warp([picture], 32)[0])
     with pytest.raises(KeyError):
         warp(pictures, 32, "nearest-ish")
+
+
+# Prototypes on disk
+
+
+def some_prototypes(n=2, dim=3):
+    "Random numbers in the shape of prototypes"
+    rng = np.random.default_rng(n)
+    weight, bias = (torch.tensor(rng.normal(size=shape), dtype=torch.float32) for shape in ((n + 1, dim), (n + 1,)))
+    return Prototypes([f"class {k}" for k in range(n)], weight, bias)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 20])
+def test_prototypes_come_back_bit_for_bit(tmp_path, n):
+    before = some_prototypes(n)
+    before.save(tmp_path / "p.safetensors")
+    after = Prototypes.load(tmp_path / "p.safetensors")
+    assert after.classes == before.classes
+    assert torch.equal(after.weight, before.weight) and torch.equal(after.bias, before.bias)
+
+
+CAT_AND_DOG = {"weight": np.ones((3, 4), np.float32), "bias": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize(
+    "tensors, about",
+    [
+        (CAT_AND_DOG, {}),
+        (CAT_AND_DOG, {"classes": "cat"}),
+        (CAT_AND_DOG, {"classes": ["cat", 2]}),
+        (CAT_AND_DOG, {"classes": ["cat"]}),
+        (CAT_AND_DOG, {"classes": ["cat", "dog", "cow"]}),
+        (CAT_AND_DOG | {"weight": np.ones((3, 4))}, {"classes": ["cat", "dog"]}),
+        (CAT_AND_DOG | {"weight": np.ones((4, 3), np.float32)}, {"classes": ["cat", "dog"]}),
+        (CAT_AND_DOG | {"weight": np.ones(3, np.float32)}, {"classes": ["cat", "dog"]}),
+        (CAT_AND_DOG | {"bias": np.ones(2, np.float32)}, {"classes": ["cat", "dog"]}),
+        (CAT_AND_DOG | {"bias": np.full(3, np.nan, np.float32)}, {"classes": ["cat", "dog"]}),
+        ({"weight": CAT_AND_DOG["weight"]}, {"classes": ["cat", "dog"]}),
+        ({}, {"classes": ["cat", "dog"]}),
+    ],
+)
+def test_prototypes_that_do_not_fit_together(tmp_path, tensors, about):
+    path = write_tensors(tmp_path / "p.safetensors", tensors, about)
+    with pytest.raises(FileError, match="p.safetensors is damaged"):
+        Prototypes.load(path)
+
+
+def test_prototypes_are_never_unpickled(tmp_path):
+    "What torch.load would run is refused"
+    path = tmp_path / "prototypes.pt"
+    torch.save(some_prototypes(), path)
+    with pytest.raises(FileError, match="prototypes.pt is damaged"):
+        Prototypes.load(path)
+    with pytest.raises(FileError, match="is missing"):
+        Prototypes.load(tmp_path / "none")
+
+
+# The registry
+
+
+def test_clip_adds_itself_to_the_registry():
+    "`encoders` alone imports no open_clip; a name that it does not know brings in the module of the family"
+    code = """
+import sys
+from locrl.vision import encoders
+assert not encoders.FAMILIES and "locrl.vision.clip" not in sys.modules
+try:
+    encoders.load_encoder("ViT-L-41")
+except ValueError as e:
+    assert "unknown encoder" in str(e)
+from locrl.vision.clip import OpenClipEncoder
+assert encoders.FAMILIES == {"open_clip": OpenClipEncoder}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_encoder_of_ones_own_comes_first(monkeypatch):
+    monkeypatch.setattr(encoders, "ENCODERS", dict(encoders.ENCODERS))
+    encoders.register_encoder("ViT-L-14", lambda device, **options: (device, options))
+    assert encoders.load_encoder("ViT-L-14", "cuda", input_size=3) == ("cuda", {"input_size": 3})
+    with pytest.raises(ValueError, match="is taken"):
+        encoders.register_encoder("ViT-L-14", lambda device: None)

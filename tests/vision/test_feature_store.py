@@ -1,9 +1,11 @@
 "The feature store against damage, kills and full disks"
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -158,7 +160,7 @@ def test_a_missing_shard_is_made_by_the_next_build(copy):
 def test_a_damaged_description_is_named(copy, text):
     (copy / "store.json").write_bytes(text.encode("latin-1"))
     for opening in (lambda: FeatureStore(copy), lambda: build(copy.parent)):
-        with pytest.raises(FeatureError, match="store.json is damaged .*delete"):
+        with pytest.raises(FeatureError, match="store.json.* delete .* and build it again"):
             opening()
 
 
@@ -185,6 +187,13 @@ def test_a_damaged_checksum_file_is_refused(copy, text):
         lambda f: f.write_bytes(b""),
         lambda f: f.write_bytes(f.read_bytes()[:200]),
         lambda f: f.write_bytes(b"x" * 500),
+        lambda f: np.savez(f, mean=np.zeros(12, np.float32)),
+        lambda f: np.savez(f, mean=np.zeros((12, 1), np.float32), scale=1.0),
+        lambda f: np.savez(f, mean=np.zeros(12, np.float32), scale=np.ones(2)),
+        lambda f: np.savez(f, mean=np.zeros(12, np.float32), scale=np.nan),
+        lambda f: np.savez(f, mean=np.zeros(12, np.float32), scale=1.0, matrix=np.zeros((11, 6), np.float32)),
+        lambda f: np.savez(f, mean=np.zeros(12, int), scale=1.0),
+        lambda f: np.savez(f, mean=np.array([print]), scale=1.0, allow_pickle=True),
         lambda f: Projection(np.zeros(12, np.float32), np.zeros((12, 6), np.float32), 1.0).save(f),
     ],
 )
@@ -201,8 +210,90 @@ def test_a_damaged_projection_is_refused_and_made_again(copy, damage):
     )
 
 
+WRONG = {  # what `store.json` may hold instead of what it should; True and 1 are not the same
+    "data": [1, None, ["a"]],
+    "data_fingerprint": ["", "0" * 64, 1, None],
+    "images": [0, -1, 8, 9, 11, 12, 10**12, 10.0, "10", True, None],
+    "encoder": [3, None],
+    "encoder_fingerprint": ["", "mosaic 1", 0],
+    "projection": ["", "0" * 64, 0],
+    "dim": [0, 5, 7, -6, 6.5, "6", None, False],
+    "grid": [[], [4], [4, 5], [4, 4, 1], [0, 16], [-4, -4], ["4", "4"], 4, None],
+    "classes": [["cat"], ["cat", "cat"], ["cat", "dog", "bird"], "cat", [1, 2], None],
+    "flip": [0, 1, "no", None],
+    "shard_size": [0, -4, 3, 5, 2, 1, 4.0, "4", 10**12, None],
+    "version": [0, 2, "1"],
+}
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_description_that_is_wrong_in_one_place(copy, key, value):
+    "Types, numbers and what contradicts the shards, in stores with a digest and in older ones without"
+    file = copy / "store.json"
+    about = json.loads(file.read_text())
+    for old in (False, True):
+        if old:
+            del about["digest"]
+        file.write_text(json.dumps(about | {key: value}))
+        with pytest.raises(FeatureError) as error:
+            FeatureStore(copy, encoder=Mosaic(), data=pictures())
+        assert str(copy) in str(error.value) and re.search("delete|build it again|of its own", str(error.value))
+        with pytest.raises(FeatureError):
+            build(copy.parent)
+
+
+@pytest.mark.parametrize("key", [key for key in WRONG if key != "version"])
+def test_a_description_without_one_of_its_keys(copy, key):
+    about = json.loads((copy / "store.json").read_text())
+    (copy / "store.json").write_text(json.dumps({k: v for k, v in about.items() if k not in (key, "digest")}))
+    with pytest.raises(FeatureError, match=f"store.json is damaged .the object has no {key}.: delete"):
+        FeatureStore(copy)
+
+
+def test_what_cannot_be_told_from_the_shards_is_told_from_the_digest(copy):
+    "Classes in another order and a mirrored store: a build sees them in old stores, too"
+    file = copy / "store.json"
+    about = json.loads(file.read_text())
+    for change in (dict(classes=["dog", "cat"]), dict(flip=True), dict(encoder="another")):
+        file.write_text(json.dumps(about | change))
+        with pytest.raises(FeatureError, match="was changed after it was written"):
+            FeatureStore(copy)
+        file.write_text(json.dumps({k: v for k, v in (about | change).items() if k != "digest"}))
+        with pytest.raises(FeatureError, match=f"is of something else .{next(iter(change))}."):
+            build(copy.parent)
+
+
+@pytest.mark.parametrize(
+    "name, array",
+    [
+        ("features", np.zeros((2, 4, 4, 5), np.float16)),
+        ("features", np.zeros((2, 4, 4, 6), np.float32)),
+        ("features", np.zeros((), np.float16)),
+        ("evidence", np.zeros((2, 3, 4, 4), np.float16)),
+        ("presence", np.zeros((2, 2), np.float64)),
+    ],
+)
+def test_a_shard_of_another_shape(copy, name, array):
+    "Its checksum is right, its content is not"
+    file = copy / f"{name}-00002.npy"
+    np.save(file, array)
+    declared = json.loads((copy / "shard-00002.json").read_text())
+    declared["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (copy / "shard-00002.json").write_text(json.dumps(declared))
+    with pytest.raises(FeatureError, match=rf"{file.name} holds .*shard-00002.json and build again"):
+        FeatureStore(copy)
+
+
+def test_a_shard_is_never_unpickled(copy):
+    file = copy / "features-00002.npy"
+    file.write_bytes(pickle.dumps(print))
+    with pytest.raises(FeatureError, match="features-00002.npy cannot be read"):
+        FeatureStore(copy, verify=False)
+
+
 def test_a_shard_of_the_wrong_length_is_refused(copy):
     about = json.loads((copy / "store.json").read_text())
+    del about["digest"]  # as in stores of before November 2026
     (copy / "store.json").write_text(json.dumps(about | {"shard_size": 5, "images": 15}))
     with pytest.raises(FeatureError, match="holds 4 pictures instead of 5"):
         FeatureStore(copy)
@@ -244,7 +335,7 @@ print(kills)
 
 
 class Slow(Mosaic):
-    "Everything takes a while: reading a batch 20 ms, the network 50, scoring 20. What sleeps needs no processor, so a busy machine matters little"
+    "Everything takes a while: reading a batch 20 ms, the network 50, scoring 20. What sleeps needs no processor."
 
     def preprocess(self, images, size=None):
         time.sleep(0.02)
@@ -256,7 +347,8 @@ class Slow(Mosaic):
 
 
 def test_nothing_holds_the_network_up(tmp_path):
-    "At least three quarters of the network's own speed, in the best of three builds (a busy machine wakes a sleeper late); one after another it would be 56 %"
+    """At least three quarters of the network's own speed, in the best of three builds (a busy machine wakes
+    sleepers late). One after another it would be 56 %."""
     projection = build(tmp_path).projection
     encoder = Slow(pause=0.05)
     network = 40 * 0.05
@@ -326,6 +418,51 @@ def test_a_read_only_folder(copy, monkeypatch):
     assert contents(copy.parent) == before
 
 
+@pytest.mark.parametrize("code", ["EROFS", "EACCES", "EPERM", "ENOENT", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "EISDIR"])
+def test_an_error_that_stays_is_told_at_once(tmp_path, monkeypatch, code):
+    "Waiting helps where a network disk stumbles, not where a disk is read-only or full"
+
+    def refuse(fd):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(feature_store.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(FeatureError, match="cannot write .*LOCRL_CACHE"):
+        feature_store._write(tmp_path / "a", b"")
+
+
+def test_a_root_that_is_not_there_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(FeatureError, match="is gone: was the disk or Google Drive unmounted"):
+        feature_store._write(tmp_path / "none" / "a", b"")
+    assert not (tmp_path / "none").exists()
+
+
+# Names of folders
+
+
+class Hub(Mosaic):
+    "An encoder with the name of a repository on a hub"
+
+    name = "hf-hub:laion/CLIP*16?"
+
+
+def test_folders_have_names_that_windows_can_make(tmp_path):
+    store = build(tmp_path, encoder=Hub())
+    assert not set('<>:"/\\|?*') & set(store.path.name) and store.path.name.startswith(
+        "Scenes train-hf-hub_laion_CLIP_16_-"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot have such a folder")
+def test_folders_of_before_are_still_found(tmp_path, monkeypatch):
+    "Their names kept a colon; what is in them is not encoded again"
+    path = build(tmp_path, encoder=Hub()).path
+    old = path.rename(path.with_name(path.name.replace("hf-hub_laion_CLIP_16_", "hf-hub:laion_CLIP*16?")))
+    monkeypatch.setattr(Mosaic, "dense", lambda *_: pytest.fail("encoded again"))
+    assert build(tmp_path, encoder=Hub()).path == old and not path.exists()
+
+
 def test_too_little_space_is_noticed_before_encoding(tmp_path, monkeypatch):
     projection = build(tmp_path / "first").projection
     monkeypatch.setattr(Mosaic, "dense", lambda *_: pytest.fail("encoded"))
@@ -386,7 +523,7 @@ def test_a_write_that_keeps_failing_ends_with_its_reason(tmp_path, monkeypatch):
 
 
 def test_a_destination_that_disappears_midway(original, tmp_path, monkeypatch):
-    "The disk goes after the first shard: said clearly, nothing is made in its place, and when it is back the build goes on"
+    "The disk goes after the first shard: it is said, nothing is made in its place, and later the build goes on"
     root, away = tmp_path / "drive", tmp_path / "away"
     real = feature_store._write_shard
     dense = Mosaic.dense

@@ -39,7 +39,7 @@ def coverage(low, high, n):
 
 
 def explicit(dense, box):
-    "Mean of `dense` (H, W, D) over `box`: every cell weighted by the area of it inside; outside the picture counts as zero"
+    "Mean of `dense` (H, W, D) over `box`: every cell counts by its area inside; outside the picture is zero"
     h, w, _ = dense.shape
     x1, y1, x2, y2 = (float(v) for v in box)
     weights = coverage(y1, y2, h)[:, None] * coverage(x1, x2, w)
@@ -83,7 +83,7 @@ def test_many_regions_at_once():
 
 
 def test_precision_of_the_integral():
-    "Half floats of 16 x 16 cells with a mean of 3 standard deviations: a box of a tenth is exact to 1e-3, of a hundredth to 3e-2"
+    "Half floats of 16 x 16 cells, mean 3 deviations: a box of a tenth is exact to 1e-3, of a hundredth to 3e-2"
     rng = np.random.default_rng(0)
     dense = torch.from_numpy((rng.normal(size=(4, 16, 16, 8)) + 3).astype(np.float16)).float()
     integral = integral_image(dense)
