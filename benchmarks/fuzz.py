@@ -206,7 +206,7 @@ def store_folder(folder: Path) -> dict:
     write_atomic(folder / "projection.npz", projection.save)
     sums = {}
     for name, shape in dict(features=(2, 4, 4, 3), evidence=(2, 1, 4, 4), presence=(2, 1)).items():
-        np.save(buffer := io.BytesIO(), np.zeros(shape, np.float16))
+        np.save(buffer := io.BytesIO(), np.zeros(shape, np.float32 if name == "presence" else np.float16))
         write_atomic(folder / f"{name}-00000.npy", buffer.getvalue())
         sums[f"{name}-00000.npy"] = sha256(buffer.getvalue()).hexdigest()
     write_atomic(folder / "shard-00000.json", json.dumps(dict(images=2, sha256=sums)))
