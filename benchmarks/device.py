@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,8 @@ from speed import machine, write
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "device.json"
 ENCODERS = {
-    "EfficientNet-Lite0": dict(encoder="efficientnet_lite0", input_size=320, dim=128),
-    "ViT-L/14, random": dict(encoder="ViT-L-14", pretrained=None, input_size=None, dim=128, prompts="single"),
+    "EfficientNet-Lite0": dict(name="efficientnet_lite0", input_size=320, dim=128),
+    "ViT-L/14, random": dict(name="ViT-L-14", pretrained=None, input_size=None, dim=128, prompts="single"),
 }  # the ensemble takes minutes on a processor
 # What rounding may do: the smallest cosine between a picture's features, the share of predicted boxes with IoU .9, and the
 # difference in map11. It was measured on a processor that rounds the operands as a GPU does.
@@ -43,34 +42,36 @@ TOLERANCE = dict(cosine=0.9995, same_answer=0.65, map11=0.03)
 
 def configuration(name: str, small: bool) -> Config:
     "Return the shortened demo; where `small`, with a few pictures of 64 pixels, or four patches of ViT-L/14"
-    config = replace(
-        named_config("demo"),
-        name=f"device-{ENCODERS[name]['encoder']}",
-        train="simple-scenes:train:200",
-        select="simple-scenes:val:100",
-        steps=12_800,
-        eval_every=12_800,
-        learning_starts=1_280,
-        **ENCODERS[name],
+    config = named_config("demo").replace(
+        {
+            "name": f"device-{ENCODERS[name]['name']}",
+            "data.train": "simple-scenes:train:200",
+            "data.select": "simple-scenes:val:100",
+            "learning.steps": 12_800,
+            "evaluation.eval_every": 12_800,
+            "learning.learning_starts": 1_280,
+            **{f"encoder.{field}": value for field, value in ENCODERS[name].items()},
+        }
     )
     if not small:
         return config
-    return replace(
-        config,
-        train="simple-scenes:train:16",
-        select="simple-scenes:val:8",
-        input_size=64 if config.input_size else 56,
-        dim=16,
-        n_envs=8,
-        batch_size=16,
-        gradient_steps=1,
-        net_arch=(16, 16),
-        region_width=4,
-        steps=320,
-        eval_every=320,
-        learning_starts=64,
-        buffer_size=400,
-        target_update_interval=80,
+    return config.replace(
+        {
+            "data.train": "simple-scenes:train:16",
+            "data.select": "simple-scenes:val:8",
+            "encoder.input_size": 64 if config.encoder.input_size else 56,
+            "encoder.dim": 16,
+            "learning.n_envs": 8,
+            "learning.batch_size": 16,
+            "learning.gradient_steps": 1,
+            "network.net_arch": (16, 16),
+            "network.region_width": 4,
+            "learning.steps": 320,
+            "evaluation.eval_every": 320,
+            "learning.learning_starts": 64,
+            "replay.buffer_size": 400,
+            "learning.target_update_interval": 80,
+        }
     )
 
 
@@ -91,7 +92,9 @@ def side(config: Config, device: str, cache: Path) -> tuple[Path, dict]:
     folder = train(config, world=world, device=device, progress=False)
     trained = synchronised(device)
     n = sum(len(bank) for bank in world.banks.values())
-    return folder, dict(pictures_a_second=n / (cached - start), transitions_a_second=config.steps / (trained - cached))
+    return folder, dict(
+        pictures_a_second=n / (cached - start), transitions_a_second=config.learning.steps / (trained - cached)
+    )
 
 
 def answers(folder: Path, device: str, cache: Path) -> dict:

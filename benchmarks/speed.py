@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -191,23 +190,23 @@ class CropEnv(LocalizationEnv):
 def ours(world) -> dict:
     "Transitions a second of collecting and learning as `train` does it"
     config, model = world.config, make_model(world, SEED)
-    model._setup_learn(config.steps)
+    model._setup_learn(config.learning.steps)
     quiet = CallbackList([])
     quiet.init_callback(model)
 
     def turn():
         model.collect_rollouts(
-            model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning_starts
+            model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning.learning_starts
         )
-        model.train(config.gradient_steps, config.batch_size)
+        model.train(config.learning.gradient_steps, config.learning.batch_size)
 
     for _ in range(5):
         turn()
     return dict(
-        per_second=rate(turn, config.n_envs, 8),
-        envs=config.n_envs,
-        updates=config.gradient_steps,
-        batch_size=config.batch_size,
+        per_second=rate(turn, config.learning.n_envs, 8),
+        envs=config.learning.n_envs,
+        updates=config.learning.gradient_steps,
+        batch_size=config.learning.batch_size,
     )
 
 
@@ -219,16 +218,16 @@ def usual(world) -> dict:
     model = DQN(
         "MlpPolicy",
         env,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning.learning_rate,
         buffer_size=5_000,
         learning_starts=32,
         batch_size=100,
         train_freq=1,
         gradient_steps=1,
-        gamma=config.gamma,
+        gamma=config.learning.gamma,
         seed=SEED,
         device="cpu",
-        policy_kwargs=dict(net_arch=list(config.net_arch)),
+        policy_kwargs=dict(net_arch=list(config.network.net_arch)),
     )
     model.learn(64)
     return dict(
@@ -243,31 +242,36 @@ def usual(world) -> dict:
 def update(world, rounds: int = 15) -> dict:
     """(f) Return milliseconds of one update, with everything on.
     SB3's DQN with the same network, features and batch is measured in turn."""
-    config = replace(
-        world.config,
-        n_steps=3,
-        alpha=0.6,
-        demo_ratio=0.25,
-        margin_weight=1.0,
-        iou_weight=1.0,
-        rank_weight=0.1,
-        demo_episodes=500,
+    config = world.config.replace(
+        {
+            "replay.n_steps": 3,
+            "replay.alpha": 0.6,
+            "demonstrations.ratio": 0.25,
+            "demonstrations.margin_weight": 1.0,
+            "learning.iou_weight": 1.0,
+            "learning.rank_weight": 0.1,
+            "demonstrations.episodes": 500,
+        }
     )
     full = make_model(world.under(config), SEED)
     full.replay_buffer.add_demonstrations(
         **demonstrations(
-            Search(world.targets, config.demo_episodes, config.moves, named_reward(config.reward), seed=SEED)
+            Search(world.targets, config.demonstrations.episodes, config.moves, named_reward(config.reward), seed=SEED)
         )
     )
     plain = DQN(
         RegionPolicy,
-        LocalizationVecEnv(Search(world.targets, config.n_envs, config.moves, named_reward(config.reward), seed=SEED)),
-        buffer_size=config.buffer_size,
-        learning_rate=config.learning_rate,
-        gamma=config.gamma,
+        LocalizationVecEnv(
+            Search(world.targets, config.learning.n_envs, config.moves, named_reward(config.reward), seed=SEED)
+        ),
+        buffer_size=config.replay.buffer_size,
+        learning_rate=config.learning.learning_rate,
+        gamma=config.learning.gamma,
         seed=SEED,
         device="cpu",
-        policy_kwargs=policy_kwargs(world.projection.dim, config.observation, config.net_arch, config.region_width),
+        policy_kwargs=policy_kwargs(
+            world.projection.dim, config.observation, config.network.net_arch, config.network.region_width
+        ),
     )
     attach(plain.policy, world.banks["train"])
     quiet, times = CallbackList([]), {full: [], plain: []}
@@ -277,18 +281,18 @@ def update(world, rounds: int = 15) -> dict:
         model.collect_rollouts(
             model.env, quiet, TrainFreq(40, TrainFrequencyUnit.STEP), model.replay_buffer, learning_starts=10**9
         )
-        model.train(4, config.batch_size)
+        model.train(4, config.learning.batch_size)
     for _ in range(rounds):
         for model in times:
             start = time.perf_counter()
-            model.train(4, config.batch_size)
+            model.train(4, config.learning.batch_size)
             times[model].append((time.perf_counter() - start) * 1e3 / 4)
     everything, usual = (float(np.median(t)) for t in times.values())
     return dict(
         everything=everything,
         sb3_dqn=usual,
         ratio=everything / usual,
-        batch_size=config.batch_size,
+        batch_size=config.learning.batch_size,
         observation=config.observation.size(world.projection.dim),
     )
 
@@ -340,14 +344,15 @@ def episode(world) -> dict:
 
 def measure(n_images: int, input_size: int) -> dict:
     "All measurements"
-    config = replace(
-        named_config("animals-5"),
-        name="speed",
-        train=f"scenes:train:{n_images}",
-        input_size=input_size,
-        flip=False,
-        learning_starts=1,
-        buffer_size=50_000,
+    config = named_config("animals-5").replace(
+        {
+            "name": "speed",
+            "data.train": f"scenes:train:{n_images}",
+            "encoder.input_size": input_size,
+            "data.flip": False,
+            "learning.learning_starts": 1,
+            "replay.buffer_size": 50_000,
+        }
     )
     with tqdm(total=8, desc="features", unit="part") as bar:
 

@@ -33,7 +33,7 @@ def test_all_steps_on_the_processor(device, capsys, tmp_path, monkeypatch):
 
     (tmp_path / "tiny-ViT-device.json").write_text(json.dumps(TINY))
     open_clip.add_model_config(tmp_path)
-    monkeypatch.setitem(device.ENCODERS["ViT-L/14, random"], "encoder", "tiny-ViT-device")
+    monkeypatch.setitem(device.ENCODERS["ViT-L/14, random"], "name", "tiny-ViT-device")
     threads = torch.get_num_threads()
     try:
         assert device.main(["--small", "--device", "cpu", "--out", str(tmp_path / "out.json")]) == 0

@@ -2,41 +2,45 @@
 
 from locrl.experiments.config import Config
 
-TINY = Config(
-    name="tiny",
-    train="scenes:train:60",
-    select="scenes:val:30",
-    report="scenes:test:30",
-    classes=("cat", "dog"),
-    dim=32,
-    input_size=128,
-    n_envs=16,
-    batch_size=32,
-    gradient_steps=1,
-    net_arch=(64, 64),
-    region_width=16,
-    steps=800,
-    eval_every=400,
-    learning_starts=200,
+TINY = Config().replace(
+    {
+        "name": "tiny",
+        "data.train": "scenes:train:60",
+        "data.select": "scenes:val:30",
+        "data.report": "scenes:test:30",
+        "data.classes": ("cat", "dog"),
+        "encoder.dim": 32,
+        "encoder.input_size": 128,
+        "learning.n_envs": 16,
+        "learning.batch_size": 32,
+        "learning.gradient_steps": 1,
+        "network.net_arch": (64, 64),
+        "network.region_width": 16,
+        "learning.steps": 800,
+        "evaluation.eval_every": 400,
+        "learning.learning_starts": 200,
+    }
 )
-TINIEST = Config(
-    name="tiny",
-    train="scenes:train:24",
-    select="scenes:val:12",
-    report="scenes:test:12",
-    classes=("cat", "dog"),
-    dim=8,
-    input_size=64,
-    n_envs=8,
-    batch_size=16,
-    gradient_steps=1,
-    net_arch=(16, 16),
-    region_width=4,
-    steps=640,
-    eval_every=160,
-    learning_starts=64,
-    buffer_size=400,
-    target_update_interval=80,
+TINIEST = Config().replace(
+    {
+        "name": "tiny",
+        "data.train": "scenes:train:24",
+        "data.select": "scenes:val:12",
+        "data.report": "scenes:test:12",
+        "data.classes": ("cat", "dog"),
+        "encoder.dim": 8,
+        "encoder.input_size": 64,
+        "learning.n_envs": 8,
+        "learning.batch_size": 16,
+        "learning.gradient_steps": 1,
+        "network.net_arch": (16, 16),
+        "network.region_width": 4,
+        "learning.steps": 640,
+        "evaluation.eval_every": 160,
+        "learning.learning_starts": 64,
+        "replay.buffer_size": 400,
+        "learning.target_update_interval": 80,
+    }
 )
 
 

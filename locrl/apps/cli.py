@@ -15,7 +15,6 @@ __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'On', 'Proces
 
 # %% ../../nbs/apps/05_cli.ipynb #1512651f
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -75,7 +74,13 @@ def _config(name, steps=None):
     return (
         config
         if steps is None
-        else replace(config, name=f"{config.name}-{steps}", steps=steps, eval_every=min(config.eval_every, steps))
+        else config.replace(
+            {
+                "name": f"{config.name}-{steps}",
+                "learning.steps": steps,
+                "evaluation.eval_every": min(config.evaluation.eval_every, steps),
+            }
+        )
     )
 
 
@@ -90,7 +95,7 @@ def configs():
 
     base = next(iter(CONFIGS.values())).to_dict()
     for name, config in CONFIGS.items():
-        print(f"{name}: learn from {config.train}, select on {config.select}, report on {config.report}")
+        print(f"{name}: learn from {config.data.train}, select on {config.data.select}, report on {config.data.report}")
         for line in difference(base, config.to_dict()):
             print(f"    {line}")
 
@@ -182,7 +187,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             "--set",
-            help="FIELD=VALUE,VALUE: a field of the configuration and the values to try, e.g. learning_rate=1e-4,8e-4, observation.grid=1,3 or net_arch=[256,256],[512,512]. Once for each field; every combination is a trial.",
+            help="FIELD=VALUE,VALUE: a field of the configuration and the values to try, e.g. learning.gamma=.8,.9, observation.grid=1,3 or network.net_arch=[256,256],[512,512]. Once for each field; every combination is a trial.",
         ),
     ] = None,
     processes: Processes = None,
@@ -208,7 +213,7 @@ def sweep(
 
     Finished trials are recognised by their run folders, interrupted ones go on; the same command does what is missing.
 
-    Example: `locrl sweep --on animals-5 --iterations v11,v12 --seeds 3 --set learning_rate=1e-4,8e-4`
+    Example: `locrl sweep --on animals-5 --iterations v11,v12 --seeds 3 --set learning.learning_rate=1e-4,8e-4`
     """
     from locrl.experiments.config import ConfigError
     from locrl.experiments.sweep import parse_values, run_sweep, sweep_table, trials

@@ -228,11 +228,13 @@ class Localizer:
         | None = None,  # for a confidence that asks one; default that of the agent's folder
     ):
         file, config = classifier_file(agent), agent.config
-        ready = config.report_confidence and (classifier or file.exists() or not asks_regions(config.report_confidence))
+        ready = config.evaluation.report_confidence and (
+            classifier or file.exists() or not asks_regions(config.evaluation.report_confidence)
+        )
         self.agent = agent
         self.encoder = encoder
         self.device = device
-        self.confidence = confidence or (config.final_confidence if ready else config.confidence)
+        self.confidence = confidence or (config.final_confidence if ready else config.evaluation.confidence)
         self.classifier = (classifier or RegionClassifier.load(file)) if asks_regions(self.confidence) else None
         self.closed = bool(
             agent.config.observation.n_classes or self.classifier
@@ -268,12 +270,12 @@ class Localizer:
         "What the phrase is called here. Raises `UnknownClassError`, with the nearest known ones, for what neither agent nor encoder knows."
         names, config = forms(phrase), self.agent.config
         for name in names:
-            if name in config.classes:
+            if name in config.data.classes:
                 return name
         if self.closed:
             raise UnknownClassError(
                 names[0],
-                config.classes,
+                config.data.classes,
                 "This agent, or its confidence, has a code for each class of its training and none for others.",
             )
         for name in names:
@@ -284,7 +286,7 @@ class Localizer:
             return name
         raise UnknownClassError(
             names[0],
-            {*config.classes, *IMAGENET_GROUPS},
+            {*config.data.classes, *IMAGENET_GROUPS},
             f"{self.encoder.name} has no text tower; a run on an open_clip encoder takes any phrase.",
         )
 
@@ -328,7 +330,7 @@ class Localizer:
                 label,
                 config.moves,
                 config.observation.max_steps,
-                config.answer,
+                config.search.answer,
                 self.confidence,
                 self.classifier,
             )
@@ -355,12 +357,12 @@ class Localizer:
 
     def _bank(self, pictures, names):
         "Features of `pictures`, with evidence for the classes `names` at least"
-        kind, config = PictureBank if self.agent.config.regions == "pooled" else CutPictures, self.agent.config
+        kind, config = PictureBank if self.agent.config.encoder.regions == "pooled" else CutPictures, self.agent.config
         return kind(
             pictures,
             self.encoder,
             self.agent.projection,
-            tuple(config.classes if self.closed else names),
+            tuple(config.data.classes if self.closed else names),
             self.agent.prototypes,
             self.device,
         )
@@ -379,7 +381,10 @@ class Localizer:
     ) -> list[Location]:  # surest first, none where nothing reaches `least`
         "Search for all of them, in the way of the run's configuration (`locrl.evaluation.multi`), or from windows where regions are cut out and so cannot be marked. Raises as `locate` does."
         image, name, config = picture(image), self.class_of(phrase), self.agent.config
-        bank, restarts = self._bank([image], [name]), config.restarts if config.regions == "pooled" else "windows"
+        bank, restarts = (
+            self._bank([image], [name]),
+            config.search.restarts if config.encoder.regions == "pooled" else "windows",
+        )
         label = bank.classes.index(name)
         with listening(self.agent.policy.q_net) as heard:
             regions = search_several(
@@ -437,4 +442,4 @@ class Localizer:
         return run()
 
     def __repr__(self):
-        return f"Localizer({self.agent.folder.name}, {', '.join(self.agent.config.classes)}, {self.encoder!r})"
+        return f"Localizer({self.agent.folder.name}, {', '.join(self.agent.config.data.classes)}, {self.encoder!r})"

@@ -51,7 +51,7 @@ class PretrainedAgent(Agent):
     about: dict = field(default_factory=dict)  # where it comes from and what it is worth, as `pack` wrote it
 
     def __repr__(self):
-        return f"PretrainedAgent({self.about['name']}, {', '.join(self.config.classes)}, {sum(self.about['bytes'].values()) / 1e6:.2f} MB)"
+        return f"PretrainedAgent({self.about['name']}, {', '.join(self.config.data.classes)}, {sum(self.about['bytes'].values()) / 1e6:.2f} MB)"
 
 # %% ../../nbs/apps/00_pretrained.ipynb #f9823034
 def _arrays(agent, classifier):
@@ -80,12 +80,12 @@ def _agent(arrays, about, device):
     for net in (policy.q_net, policy.q_net_target):
         net.load_state_dict(weights)
     prototypes = (
-        Prototypes(config.classes, *(torch.from_numpy(part("prototypes")[k]) for k in ("weight", "bias")))
+        Prototypes(config.data.classes, *(torch.from_numpy(part("prototypes")[k]) for k in ("weight", "bias")))
         if part("prototypes")
         else None
     )
     classifier = (
-        RegionClassifier(config.classes, projection.digest, **part("classifier")) if part("classifier") else None
+        RegionClassifier(config.data.classes, projection.digest, **part("classifier")) if part("classifier") else None
     )
     return PretrainedAgent(
         config,
@@ -216,7 +216,7 @@ def measure(
             *questions(len(bank), len(bank.classes)),
             c.moves,
             c.observation.max_steps,
-            c.answer,
+            c.search.answer,
             c.final_confidence,
             classifier,
             progress,
@@ -253,7 +253,7 @@ def measure(
 
 def _classifier(agent, config):
     "Of a run, where the confidence asks for one"
-    return classifier_of(agent) if asks_regions(config.report_confidence) else None
+    return classifier_of(agent) if asks_regions(config.evaluation.report_confidence) else None
 
 # %% ../../nbs/apps/00_pretrained.ipynb #d3c0a812
 _KEPT = (
@@ -319,7 +319,7 @@ def pack(
     told = _from_results(results, agent) if results else None
     confidence = confidence or (told["metrics"]["one_shot"]["confidence"] if told else agent.config.final_confidence)
     path = Path(path or AGENTS / f"{agent.config.name.split('/')[0]}.npz")
-    config = replace(agent.config, report_confidence=confidence)
+    config = agent.config.replace({"evaluation.report_confidence": confidence})
     encoder = agent.world().encoder
     name = path.stem
     arrays = _arrays(agent, _classifier(agent, config))
@@ -329,7 +329,7 @@ def pack(
         config=config.to_dict(),
         seed=agent.seed,
         step=agent.step,
-        classes=list(config.classes),
+        classes=list(config.data.classes),
         encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint),
         versions=versions(),
         command=command,

@@ -230,7 +230,7 @@ def _say(component, e, config):
     if component == "action space":
         return f"the planning oracle reaches IoU 0.5 in {p(e['planned_hit'])} of the questions (mean IoU {n(e['planned_iou'])})"
     if component == "demonstrations":
-        if not config.demo_ratio:
+        if not config.demonstrations.ratio:
             return "the run learned from no demonstrations"
         return f"the demonstrator ends at IoU 0.5 or more in {p(e['demonstrated_hit'])} of the questions, the planning oracle in {p(e['planned_hit'])}"
     if component == "movement":
@@ -546,9 +546,9 @@ def diagnose(
     confidence = confidence or config.final_confidence
     gt, targets = relabelled(data, classes), Targets.of(data, classes)
     best = planned(targets, moves, limit)
-    greedily = config.demo_ratio and config.demo_oracle != "planning"
+    greedily = config.demonstrations.ratio and config.demonstrations.oracle != "planning"
     taught = (
-        demonstrated(targets, moves, limit, "centre" if config.demo_oracle == "centre" else "none")
+        demonstrated(targets, moves, limit, "centre" if config.demonstrations.oracle == "centre" else "none")
         if greedily
         else best
     )

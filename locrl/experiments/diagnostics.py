@@ -14,6 +14,7 @@ asks how well the IoU can be read from the network, `watch` follows one search, 
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #0b64fee6
 import warnings
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +37,10 @@ class Curve(NamedTuple):
 
     meaning: str  # what it is
     healthy: str  # how it looks when all is well, and what a departure means
-    needs: tuple[str, ...] = ()  # fields of `Config`; it is logged where one of them is on, or none is named
+    needs: tuple[str, ...] = ()  # fields of `Config`, dotted; it is logged where one of them is on, or none is named
 
 
-_MARGIN, _PRIORITY = ("margin_weight",), ("alpha",)
+_MARGIN, _PRIORITY = ("demonstrations.margin_weight",), ("replay.alpha",)
 NAMES = {
     "train/loss": Curve("all losses of an update together", "falls, then flat"),
     "train/td_loss": Curve(
@@ -67,9 +68,11 @@ NAMES = {
         "share of the states of a batch in which TRIGGER is the best action",
         "between 0.05 and 0.5; 0 is an agent that never stops",
     ),
-    "train/iou_loss": Curve("regression loss of the IoU head", "falls throughout", ("iou_weight", "rank_weight")),
+    "train/iou_loss": Curve(
+        "regression loss of the IoU head", "falls throughout", ("learning.iou_weight", "learning.rank_weight")
+    ),
     "train/rank_loss": Curve(
-        "pairwise ranking loss of the IoU head in the critical band", "falls slowly", ("rank_weight",)
+        "pairwise ranking loss of the IoU head in the critical band", "falls slowly", ("learning.rank_weight",)
     ),
     "train/margin_loss": Curve(
         "large-margin loss on demonstrations", "falls and stays low; a rise is forgetting", _MARGIN
@@ -85,9 +88,13 @@ NAMES = {
         _MARGIN,
     ),
     "train/learning_rate": Curve("step size of Adam", "the schedule"),
-    "pretrain/loss": Curve("cross-entropy of the warm-up", "one point, at the first validation", ("warmup",)),
+    "pretrain/loss": Curve(
+        "cross-entropy of the warm-up", "one point, at the first validation", ("demonstrations.warmup",)
+    ),
     "pretrain/accuracy": Curve(
-        "share of all demonstrations the warm-up ended with the expert's action for", "one point above 0.6", ("warmup",)
+        "share of all demonstrations the warm-up ended with the expert's action for",
+        "one point above 0.6",
+        ("demonstrations.warmup",),
     ),
     "rollout/exploration_rate": Curve("epsilon", "the schedule"),
     "rollout/ep_rew_mean": Curve("return of training episodes", "rises as epsilon falls"),
@@ -115,7 +122,7 @@ NAMES = {
     "rho/head": Curve(
         "Pearson correlation of predicted and true IoU on fixed validation states in [0.5, 0.85]",
         "rises; it bounds how well TRIGGER can be timed",
-        ("iou_weight", "rank_weight"),
+        ("learning.iou_weight", "learning.rank_weight"),
     ),
     "rho/probe": Curve(
         "the same for a ridge regression from the trunk, fitted on other pictures",
@@ -155,7 +162,7 @@ def applies(
 ) -> bool:
     "Whether a run of `config` logs it"
     needs = NAMES[name].needs
-    return not needs or any(getattr(config, field) for field in needs)
+    return not needs or any(attrgetter(field)(config) for field in needs)
 
 
 def row_key(
@@ -379,7 +386,7 @@ class Diagnostics:
         numbers = {k: float(v) for k, v in model.logger.name_to_value.items() if k != "train/n_updates"}
         if bad := [f"{row_key(k)}={v}" for k, v in numbers.items() if not abs(v) < 1e6]:  # NaN included
             raise ConfigError(
-                f"training diverged before step {model.num_timesteps} ({', '.join(bad)}): lower learning_rate={self.config.learning_rate}; the checkpoint before it is kept"
+                f"training diverged before step {model.num_timesteps} ({', '.join(bad)}): lower learning.learning_rate={self.config.learning.learning_rate}; the checkpoint before it is kept"
             )
         if model.env.finished:
             ious, triggered, lengths, returns = map(np.array, zip(*model.env.finished))
@@ -393,7 +400,9 @@ class Diagnostics:
     def _validation(self, model):
         "Both protocols on the validation pictures"
         c = self.config
-        self.result = evaluate(model.policy, self.bank, self.data, c.moves, c.confidence, c.observation.max_steps)
+        self.result = evaluate(
+            model.policy, self.bank, self.data, c.moves, c.evaluation.confidence, c.observation.max_steps
+        )
         numbers = self.result.to_dict()
         return {f"val/{k}": numbers["one_shot"][k] for k in ("map11", "map_area")} | {
             f"val/{k}": numbers[k]
@@ -409,7 +418,7 @@ class Diagnostics:
             rollout=[f[0] for f in finished if f[1]],
             val=iou(s.box[answered, None], self.targets.boxes[answered]).max(1),
         )
-        last = np.arange(min(c.eval_every // c.n_envs, buffer.size()))
+        last = np.arange(min(c.evaluation.eval_every // c.learning.n_envs, buffer.size()))
         actions = dict(
             rollout=buffer.actions[(buffer.pos - 1 - last) % buffer.buffer_size].ravel(), val=self._greedy(model.policy)
         )

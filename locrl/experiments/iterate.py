@@ -34,7 +34,10 @@ def results_file(
     out: Path,  # folder
 ) -> Path:
     "Where the results of an iteration are written"
-    return out / f"{iteration}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.encoder)}{'-select' * (split == 'select')}.json"
+    return (
+        out
+        / f"{iteration}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.encoder.name)}{'-select' * (split == 'select')}.json"
+    )
 
 
 def _there(file, config, seeds, confidence, multi):

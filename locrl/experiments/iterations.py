@@ -14,12 +14,13 @@ __all__ = ['ITERATIONS', 'MAP', 'Verdict', 'seed_values', 'rises', 'gains', 'wit
 # %% ../../nbs/experiments/01_iterations.ipynb #88b60496
 from dataclasses import dataclass, replace
 from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from ..data.boxes import Moves
-from .config import CONFIGS, LOOKS, Config, ConfigError, difference, named_config
+from .config import CONFIGS, LOOKS, Config, ConfigError, config_fields, difference, named_config
 from ..envs.observation import ObservationConfig
 
 # %% ../../nbs/experiments/01_iterations.ipynb #f5a5cfd6
@@ -127,7 +128,7 @@ class Iteration:
 
     name: str
     after: str | None  # the iteration it changes
-    changes: dict  # fields of `Config` it replaces
+    changes: dict  # fields of `Config` it replaces, under dotted names
     hypothesis: str  # what should happen, and why
     success: str  # what would count, in words
     criterion: Callable  # `(result, result of the one before) -> Verdict`
@@ -144,25 +145,27 @@ def add_iteration(
     success: str,
     criterion: Callable,
     cited: str = "",
-    **changes,  # fields of `Config`
+    changes: dict | None = None,  # fields of `Config` it replaces, for `Config.replace`
 ) -> Iteration:
     "Declare an iteration. Raises `ConfigError` for a taken name, an unknown predecessor, or a field that `Config` does not have or that comes from the data."
     if name in ITERATIONS:
         raise ConfigError(f"there is an iteration called {name!r} already")
     if after is not None and after not in ITERATIONS:
         raise ConfigError(f"no iteration called {after!r} to come after: known are {', '.join(ITERATIONS)}")
-    for field in changes:
-        if field not in Config.__dataclass_fields__:
+    known = {*config_fields(), *Config.__dataclass_fields__}
+    for field in changes or {}:
+        if field not in known:
             raise ConfigError(f"iteration {name!r}: Config has no field {field!r}")
-        if field in _GIVEN:
+        if field in _GIVEN or field.partition(".")[0] in _GIVEN:
             raise ConfigError(
                 f"iteration {name!r}: {field} is a matter of the configuration it is run on, not of an iteration"
             )
-    ITERATIONS[name] = Iteration(name, after, changes, hypothesis, success, criterion, cited)
+    ITERATIONS[name] = Iteration(name, after, changes or {}, hypothesis, success, criterion, cited)
     return ITERATIONS[name]
 
 
-_GIVEN = (*LOOKS, "name", "steps", "eval_every")  # what an iteration takes from the configuration it is run on
+# what an iteration takes from the configuration it is run on
+_GIVEN = (*LOOKS, "name", "learning.steps", "evaluation.eval_every")
 
 # %% ../../nbs/experiments/01_iterations.ipynb #8b342cdc
 MAP = "confidence.presence*iou.map11"  # one-shot mAP by the ranking that every iteration has, so that what is compared is the boxes
@@ -187,16 +190,18 @@ add_iteration(
     "every seed has a higher hit rate than the whole image, the centre box and the random policy",
     _beats_naive,
     "The paper, on fc6 features with 20 networks, multi-object search and an SVM on top: mAP 43.9 (TR) and 46.1 (AAR) on VOC2007 test.",
-    moves=Moves(n_actions=9),
-    observation=ObservationConfig(saliency=False, context=224 / 192, n_classes=1, n_actions=9),
-    reward="paper",
-    double=False,
-    net_arch=(1024, 1024),
-    region_width=0,
-    dropout=0.2,
-    iou_weight=0.0,
-    rank_weight=0.0,
-    exploration_fraction=1 / 3,
+    changes={
+        "moves": Moves(n_actions=9),
+        "observation": ObservationConfig(saliency=False, context=224 / 192, n_classes=1, n_actions=9),
+        "reward": "paper",
+        "learning.double": False,
+        "network.net_arch": (1024, 1024),
+        "network.region_width": 0,
+        "network.dropout": 0.2,
+        "learning.iou_weight": 0.0,
+        "learning.rank_weight": 0.0,
+        "exploration.fraction": 1 / 3,
+    },
 )
 
 # %% ../../nbs/experiments/01_iterations.ipynb #02870fbf
@@ -208,16 +213,18 @@ add_iteration(
     "the failure reproduces: TRIGGER in fewer than half of the searches on pictures that hold the class",
     within("trigger_rate", high=0.5),
     "The greedy policy almost never picked TRIGGER: Q(best move) unboundedly positive.",
-    moves=Moves(),
-    observation=ObservationConfig(),
-    reward="continuous",
-    net_arch=(512, 512),
-    dropout=0.0,
-    alpha=0.6,
-    demo_ratio=0.1,
-    demo_oracle="greedy",
-    warmup=1_000,
-    exploration_fraction=0.6,
+    changes={
+        "moves": Moves(),
+        "observation": ObservationConfig(),
+        "reward": "continuous",
+        "network.net_arch": (512, 512),
+        "network.dropout": 0.0,
+        "replay.alpha": 0.6,
+        "demonstrations.ratio": 0.1,
+        "demonstrations.oracle": "greedy",
+        "demonstrations.warmup": 1_000,
+        "exploration.fraction": 0.6,
+    },
 )
 
 add_iteration(
@@ -227,7 +234,9 @@ add_iteration(
     "the mean Q-value of every batch average stays within [-2, 2] for the whole run",
     within("training.q_mean", -2, 2),
     "mAP 0.257; Q-mean stayed within [-2, +2] for the whole run.",
-    double=True,
+    changes={
+        "learning.double": True,
+    },
 )
 
 add_iteration(
@@ -237,8 +246,10 @@ add_iteration(
     "one-shot mAP rises",
     rises(MAP),
     "mAP 0.287, the best of the first author's.",
-    n_steps=3,
-    margin_weight=1.0,
+    changes={
+        "replay.n_steps": 3,
+        "demonstrations.margin_weight": 1.0,
+    },
 )
 
 add_iteration(
@@ -248,9 +259,11 @@ add_iteration(
     "the correlation of a linear probe of the trunk with the true IoU in [0.5, 0.85] rises",
     rises("rho.probe"),
     "Pearson rho 0.18 -> 0.48, mAP did not move.",
-    iou_weight=1.0,
-    rank_weight=0.1,
-    reward="flat",
+    changes={
+        "learning.iou_weight": 1.0,
+        "learning.rank_weight": 0.1,
+        "reward": "flat",
+    },
 )
 
 add_iteration(
@@ -260,7 +273,9 @@ add_iteration(
     "mean trigger IoU of at least 0.6 for every seed, and one-shot mAP rises",
     both(within("mean_trigger_iou", 0.6), rises(MAP)),
     "In training when this package was begun: floor 0.287, stretch above 0.30, mean trigger IoU from about 0.55 to 0.6 or more.",
-    reward="continuous",
+    changes={
+        "reward": "continuous",
+    },
 );
 
 # %% ../../nbs/experiments/01_iterations.ipynb #ae3da358
@@ -271,10 +286,13 @@ add_iteration(
     "situation look the same wherever it is, so what is learnt in one place holds in all.",
     "hit rate and one-shot mAP rise",
     both(rises("hit_rate"), rises(MAP)),
-    observation=ObservationConfig(saliency=False, local_saliency=12, grid=3, box=True, steps=True),
-    region_width=64,
-    reward="jump",
-    margin_weight=26 / 256,  # a mean over batches of 256 with 26 demonstrations each, as it was when this was trained
+    changes={
+        "observation": ObservationConfig(saliency=False, local_saliency=12, grid=3, box=True, steps=True),
+        "network.region_width": 64,
+        "reward": "jump",
+        # a mean over batches of 256 with 26 demonstrations each, as it was when this was trained
+        "demonstrations.margin_weight": 26 / 256,
+    },
 )
 
 add_iteration(
@@ -284,8 +302,10 @@ add_iteration(
     "whole object, where the sign of the IoU's change is silent.",
     "hit rate rises",
     rises("hit_rate"),
-    reward="potential",
-    demo_oracle="centre",
+    changes={
+        "reward": "potential",
+        "demonstrations.oracle": "centre",
+    },
 )
 
 add_iteration(
@@ -294,11 +314,13 @@ add_iteration(
     "With that reward the learner no longer needs demonstrations, margin, priorities or three-step returns: what they brought was a way round the old reward.",
     "one-shot mAP falls by less than 0.02",
     rises(MAP, by=-0.02),
-    n_steps=1,
-    alpha=0.0,
-    demo_ratio=0.0,
-    warmup=0,
-    margin_weight=0.0,
+    changes={
+        "replay.n_steps": 1,
+        "replay.alpha": 0.0,
+        "demonstrations.ratio": 0.0,
+        "demonstrations.warmup": 0,
+        "demonstrations.margin_weight": 0.0,
+    },
 )
 
 add_iteration(
@@ -308,8 +330,10 @@ add_iteration(
     "200 actions shared out evenly, finds objects that restarts from four corners with marks do not.",
     "the mAP of all attended regions rises",
     rises("aar.map11"),
-    random_starts=0.5,
-    restarts="windows",
+    changes={
+        "exploration.random_starts": 0.5,
+        "search.restarts": "windows",
+    },
 )
 
 add_iteration(
@@ -319,8 +343,10 @@ add_iteration(
     "knows better which of them holds the class, so let it choose. Nothing is learned anew.",
     "one-shot mAP rises, each seed against itself",
     gains("one_shot.map11"),
-    answer="surest",
-    report_confidence="region*iou",
+    changes={
+        "search.answer": "surest",
+        "evaluation.report_confidence": "region*iou",
+    },
 )
 
 add_iteration(
@@ -329,7 +355,9 @@ add_iteration(
     "What ranks and chooses is a small network fitted on few objects. Five of them, each with another fifth of the pictures held out, err in different places.",
     "one-shot mAP rises, each seed against itself",
     gains("one_shot.map11"),
-    classifiers=5,
+    changes={
+        "evaluation.classifiers": 5,
+    },
 );
 
 # %% ../../nbs/experiments/01_iterations.ipynb #e30e67f0
@@ -341,16 +369,17 @@ def find_config(
         return named_config(name)
     on, _, iteration = name.rpartition("/")
     base = named_config(on)
-    changes = {}
-    at = iteration
-    while at is not None:
-        if at not in ITERATIONS:
-            raise ConfigError(f"no iteration called {at!r}: known are {', '.join(ITERATIONS)}")
-        changes, at = ITERATIONS[at].changes | changes, ITERATIONS[at].after
-    seen = changes.get("observation", Config.observation)
-    if seen.n_classes:
-        changes["observation"] = replace(seen, n_classes=len(base.classes))  # the code is as long as the run needs
-    return replace(Config(), **{f: getattr(base, f) for f in _GIVEN} | changes | dict(name=name))
+    if iteration not in ITERATIONS:
+        raise ConfigError(f"no iteration called {iteration!r}: known are {', '.join(ITERATIONS)}")
+    after, changes = ITERATIONS[iteration].after, ITERATIONS[iteration].changes | {"name": name}
+    if after is None:
+        before = Config().replace({f: attrgetter(f)(base) for f in _GIVEN})
+    else:
+        before = find_config(f"{on}/{after}")
+    seen = changes.get("observation", before.observation)
+    if seen.n_classes:  # the code is as long as the run needs
+        changes["observation"] = replace(seen, n_classes=len(base.data.classes))
+    return before.replace(changes)
 
 
 def changes_of(
@@ -360,12 +389,4 @@ def changes_of(
     "What an iteration changes, a line each; for the first, how it differs from the configuration it is run on"
     before = ITERATIONS[name].after
     a, b = (find_config(n).to_dict() for n in (on if before is None else f"{on}/{before}", f"{on}/{name}"))
-    return [line for line in difference(_flat(a), _flat(b)) if not line.startswith("name:")]
-
-
-def _flat(values, prefix=""):
-    "Nested dictionaries as one, with dotted names"
-    out = {}
-    for k, v in values.items():
-        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
-    return out
+    return [line for line in difference(a, b) if not line.startswith("name:")]

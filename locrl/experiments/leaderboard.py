@@ -22,7 +22,7 @@ import torch
 from scipy.stats import ttest_1samp, ttest_ind
 
 from ..data.boxes import FULL, iou
-from .config import AFTER_TRAINING, Config, ConfigError, difference
+from .config import AFTER_TRAINING, ConfigError, difference, saved_fields
 from ..files import write_atomic
 from ..envs.localization import Search, Targets
 from .iterations import ITERATIONS, MAP, Verdict, changes_of, find_config, seed_values
@@ -104,9 +104,7 @@ def moved(
 
 def _same_agents(a, b):
     "Whether two results differ in nothing that training sees"
-    a_config, b_config = (
-        Config().to_dict() | x["config"] for x in (a, b)
-    )  # a field younger than a file had its default
+    a_config, b_config = (saved_fields(x["config"]) for x in (a, b))
     return a["seeds"] == b["seeds"] and all(
         line.split(":")[0] in AFTER_TRAINING for line in difference(a_config, b_config)
     )
@@ -220,7 +218,7 @@ class Leaderboard:
             out.append(
                 {
                     "iteration": name,
-                    "encoder": result["config"]["encoder"],
+                    "encoder": saved_fields(result["config"])["encoder.name"],
                     "data": f"{result['data']['train']} -> {result['data']['report']}",
                     "seeds": len(result["seeds"]),
                     "ranked by": _ranking(result),
@@ -416,7 +414,7 @@ def expectations(
         _, reward, terminated, truncated = search.step(action)
         paid += np.where(going, weight * reward, 0)
         going &= ~(terminated | truncated)
-        weight *= c.gamma
+        weight *= c.learning.gamma
     return dict(expected=float(expected.mean()), paid=float(paid.mean()))
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #6dad8fe0

@@ -147,8 +147,8 @@ def classifier_file(
     about = [
         weights_digest("q_net", agent.policy.q_net.state_dict()),
         agent.projection.digest,
-        c.classes,
-        c.classifiers,
+        c.data.classes,
+        c.evaluation.classifiers,
     ]
     return agent.folder / f"region_classifier-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.npz"
 
@@ -170,7 +170,7 @@ def classifier_of(
         world.data["train"],
         [searches_of(agent, bank, progress)],
         agent.seed,
-        members=agent.config.classifiers,
+        members=agent.config.evaluation.classifiers,
         progress=progress,
     )
     classifier.save(file)
@@ -185,7 +185,7 @@ def answers_of(
 ) -> Searches:  # with `region` filled in where `confidence` needs it
     "The answer to every picture and class of `bank`, chosen as the configuration says; made once, then read from the run's folder"
     c, classifier = agent.config, classifier_of(agent, progress) if asks_regions(confidence) else None
-    if c.answer == "stop":
+    if c.search.answer == "stop":
         found = searches_of(agent, bank, progress)
         return with_region(found, classifier, bank) if classifier else found
 
@@ -196,7 +196,7 @@ def answers_of(
             *questions(len(bank), len(bank.classes)),
             c.moves,
             c.observation.max_steps,
-            c.answer,
+            c.search.answer,
             confidence,
             classifier,
             progress,
@@ -205,7 +205,7 @@ def answers_of(
     return kept(
         agent,
         bank,
-        c.answer,
+        c.search.answer,
         Searches,
         find,
         confidence=confidence,
@@ -303,17 +303,17 @@ def report(
         iteration=config.name,
         encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
         data=dict(
-            train=config.train,
-            select=config.select,
-            report=getattr(config, split),
-            classes=list(config.classes),
+            train=config.data.train,
+            select=config.data.select,
+            report=getattr(config.data, split),
+            classes=list(config.data.classes),
             images=len(data),
         ),
         command=command,
         versions=versions(),
         seeds=[a.seed for a in agents],
         config=config.to_dict(),
-        budget=dict(steps=config.steps, minutes=[_minutes(a.folder) for a in agents]),
+        budget=dict(steps=config.learning.steps, minutes=[_minutes(a.folder) for a in agents]),
         metrics=dict(
             seeds=metrics,
             aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics]),
@@ -345,7 +345,7 @@ def _several(agent, bank, data, confidence, progress):
             *questions(len(bank), len(bank.classes)),
             c.moves,
             c.observation.max_steps,
-            restarts=c.restarts,
+            restarts=c.search.restarts,
             progress=progress,
         )
         if classifier:
@@ -360,7 +360,7 @@ def _several(agent, bank, data, confidence, progress):
         _Text,
         find,
         confidence=confidence,
-        restarts=c.restarts,
+        restarts=c.search.restarts,
         truth=truth,
         classifier=classifier and classifier.digest,
         scored_by=source_digest(

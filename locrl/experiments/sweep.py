@@ -27,17 +27,16 @@ import tempfile
 import threading
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing.connection import wait
+from operator import attrgetter
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import get_args, get_origin, get_type_hints
 
 import torch
 from tqdm.auto import tqdm
 
-from .config import LOOKS, Config, ConfigError, difference, prepare
+from .config import LOOKS, Config, ConfigError, config_fields, difference, prepare
 from ..files import cache_root, write_atomic
 from ..vision.feature_store import demand_mounted
 from .iterations import find_config
@@ -83,69 +82,36 @@ class Trial:
         demand_mounted(self.folder)
         if there := _config_of(self.folder):
             _demand_config(self.folder, there, self.config, self.seed)
-        return self.step >= self.config.steps and (self.folder / "best.pt").exists()
+        return self.step >= self.config.learning.steps and (self.folder / "best.pt").exists()
 
 # %% ../../nbs/experiments/05_sweep.ipynb #501681d8
-def _field_type(field):
-    "Type of a field of `Config`, dotted for one within another"
-    kind = Config
-    for part in field.split("."):
-        known = get_type_hints(kind) if is_dataclass(kind) else {}
-        if part not in known or field == "name":
-            raise ConfigError(
-                f"no field {field!r} to set: the fields of Config can be, but for its name, and those within it, such as observation.grid"
-            )
-        kind = known[part]
-    if is_dataclass(kind):
-        raise ConfigError(
-            f"{field} is a group of fields: set one of them, such as {field}.{next(iter(get_type_hints(kind)))}"
-        )
-    return kind
-
-
-def _fitting(value, kind, field):
-    "`value` as JSON holds one of `kind`. Raises `ConfigError`."
-    for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if option is float and type(value) in (int, float):
-            return float(value)
-        if option is int and (type(value) is int or type(value) is float and value.is_integer()):
-            return int(value)
-        if option in (bool, str, NoneType) and type(value) is option:
-            return value
-        if get_origin(option) is tuple and isinstance(value, (list, tuple)):
-            return [_fitting(v, get_args(option)[0], field) for v in value]
-    raise ConfigError(
-        f"{field}={value!r}: must be {getattr(kind, '__name__', kind) if get_origin(kind) is None else kind}"
-    )
-
-
 def _word(value):
     "`value` within the name of a folder"
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return "x".join(map(_word, value))
     return re.sub(r"[^\w.+-]+", "-", str(value).lower() if value is None or isinstance(value, bool) else str(value))
 
 
 def with_values(
     config: Config,
-    values: dict,  # field, dotted for one within another -> value
+    values: dict,  # dotted name of a field -> value
 ) -> Config:  # its name says what differs
     "`config` with fields replaced. Raises `ConfigError` for a field that is not there or a value that cannot be."
-    there, changed = config.to_dict(), []
-    for field in sorted(values):
-        *path, last = field.split(".")
-        value, place = _fitting(values[field], _field_type(field), field), there
-        for part in path:
-            place = place[part]
-        if value == place[last]:
-            continue
-        place[last] = value
-        changed.append(f"{field}={_word(value)}")
-    return Config.from_dict(there | {"name": f"{config.name}/{','.join(changed)}"}) if changed else config
+    known = config_fields()
+    for field in values:
+        if field == "name":
+            raise ConfigError("the name of a run says what is set, so it cannot be set itself")
+        if field not in known and field in Config.__dataclass_fields__:
+            one = next(name for name in known if name.startswith(f"{field}."))
+            raise ConfigError(f"{field} is a group of fields: set one of them, such as {one}")
+    changed = config.replace(values)
+    differ = [f for f in sorted(values) if attrgetter(f)(changed) != attrgetter(f)(config)]
+    words = ",".join(f"{f}={_word(attrgetter(f)(changed))}" for f in differ)
+    return changed.replace({"name": f"{config.name}/{words}"}) if words else config
 
 # %% ../../nbs/experiments/05_sweep.ipynb #98f6763c
 def parse_values(
-    text: str,  # "learning_rate=1e-4,8e-4", "net_arch=[256,256],[512,512]", "reward=potential,flat"
+    text: str,  # "learning.gamma=.8,.9", "network.net_arch=[256,256],[512,512]", "reward=potential,flat"
 ) -> tuple[str, list]:  # field and values
     "A field and its values, from what a user types. Raises `ConfigError`."
     field, _, values = text.partition("=")
@@ -193,7 +159,7 @@ class Progress:
     ):
         self.steps, self.text = {t: t.step for t in trials}, ""
         self.bar = tqdm(
-            total=sum(t.config.steps for t in trials),
+            total=sum(t.config.learning.steps for t in trials),
             initial=self._done(),
             desc=f"{len(trials)} trials",
             unit="step",
@@ -203,7 +169,7 @@ class Progress:
 
     def _done(self):
         "Transitions of all trials so far"
-        return sum(min(step, t.config.steps) for t, step in self.steps.items())
+        return sum(min(step, t.config.learning.steps) for t, step in self.steps.items())
 
     def __call__(
         self,
@@ -213,13 +179,13 @@ class Progress:
     ):
         "Show how far the running trials are"
         self.steps |= running
-        finished = sum(step >= t.config.steps for t, step in self.steps.items())
+        finished = sum(step >= t.config.learning.steps for t, step in self.steps.items())
         text = "; ".join(
             [
                 f"{finished} finished",
                 *[f"{failed} failed"] * bool(failed),
                 *[f"{again} picked up again"] * bool(again),
-                *[f"{t} at {step:,}" for t, step in running.items() if step < t.config.steps],
+                *[f"{t} at {step:,}" for t, step in running.items() if step < t.config.learning.steps],
             ]
         )
         if text == self.text and not sys.stderr.isatty():

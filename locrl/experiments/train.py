@@ -145,10 +145,10 @@ def _network(config, dim):
     return policy_kwargs(
         dim,
         config.observation,
-        config.net_arch,
-        config.region_width,
-        config.dropout,
-        bool(config.iou_weight or config.rank_weight),
+        config.network.net_arch,
+        config.network.region_width,
+        config.network.dropout,
+        bool(config.learning.iou_weight or config.learning.rank_weight),
     )
 
 
@@ -160,39 +160,62 @@ def make_model(
     c = world.config
     env = LocalizationVecEnv(
         Search(
-            world.targets, c.n_envs, c.moves, named_reward(c.reward), c.observation.max_steps, seed, c.random_starts
+            world.targets,
+            c.learning.n_envs,
+            c.moves,
+            named_reward(c.reward),
+            c.observation.max_steps,
+            seed,
+            c.exploration.random_starts,
         ),
-        c.trigger_share,
+        c.exploration.trigger_share,
     )
     terms: list = [ActionValues()]
-    if c.iou_weight or c.rank_weight:
-        terms.append(IoULoss(world.targets, c.iou_weight, c.rank_weight, gradient=c.iou_gradient, device=world.device))
-    if c.margin_weight:
+    if c.learning.iou_weight or c.learning.rank_weight:
         terms.append(
-            LargeMarginLoss(c.margin, c.margin_weight, c.margin_labels, LinearSchedule(1.0, c.margin_end, 1.0))
+            IoULoss(
+                world.targets,
+                c.learning.iou_weight,
+                c.learning.rank_weight,
+                gradient=c.learning.iou_gradient,
+                device=world.device,
+            )
+        )
+    if c.demonstrations.margin_weight:
+        terms.append(
+            LargeMarginLoss(
+                c.demonstrations.margin,
+                c.demonstrations.margin_weight,
+                c.demonstrations.margin_labels,
+                LinearSchedule(1.0, c.demonstrations.margin_end, 1.0),
+            )
         )
     model = DoubleDQN(
         RegionPolicy,
         env,
-        double=c.double,
-        guide="exploration_weights" if c.guided else None,
+        double=c.learning.double,
+        guide="exploration_weights" if c.exploration.guided else None,
         terms=tuple(terms),
-        learning_rate=c.learning_rate,
-        buffer_size=c.buffer_size,
-        learning_starts=c.learning_starts,
-        batch_size=c.batch_size,
-        gamma=c.gamma,
+        learning_rate=c.learning.learning_rate,
+        buffer_size=c.replay.buffer_size,
+        learning_starts=c.learning.learning_starts,
+        batch_size=c.learning.batch_size,
+        gamma=c.learning.gamma,
         train_freq=1,
-        gradient_steps=c.gradient_steps,
-        target_update_interval=c.target_update_interval,
-        exploration_fraction=c.exploration_fraction,
-        exploration_initial_eps=c.exploration_initial_eps,
-        exploration_final_eps=c.exploration_final_eps,
+        gradient_steps=c.learning.gradient_steps,
+        target_update_interval=c.learning.target_update_interval,
+        exploration_fraction=c.exploration.fraction,
+        exploration_initial_eps=c.exploration.initial_eps,
+        exploration_final_eps=c.exploration.final_eps,
         seed=seed,
         device=world.device,
         replay_buffer_class=DemoReplayBuffer,
         replay_buffer_kwargs=dict(
-            gamma=c.gamma, n_steps=c.n_steps, alpha=c.alpha, beta=c.beta, demo_ratio=c.demo_ratio
+            gamma=c.learning.gamma,
+            n_steps=c.replay.n_steps,
+            alpha=c.replay.alpha,
+            beta=c.replay.beta,
+            demo_ratio=c.demonstrations.ratio,
         ),
         policy_kwargs=_network(c, world.projection.dim),
     )
@@ -387,7 +410,7 @@ def _resume(folder, model, config, seed, about, there):
     saved = state.get("about", there)
     _demand_config(folder / "last.pt", saved, config, seed)
     _demand_encoder(folder / "last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
-    if state["model"]["counters"]["num_timesteps"] < config.steps:
+    if state["model"]["counters"]["num_timesteps"] < config.learning.steps:
         _demand_version(folder, saved["versions"], about["versions"])
     load_model_state(model, state["model"])
     return state["best"], state["minutes"]
@@ -401,19 +424,27 @@ def _begin(folder, model, world, seed, about, there, progress):
     _write(folder / "projection.npz", world.projection.save)
     if world.prototypes is not None:
         _write(folder / "prototypes.pt", lambda f: torch.save(world.prototypes, f))
-    if config.demo_ratio:
+    if config.demonstrations.ratio:
         search = Search(
             world.targets,
-            config.demo_episodes,
+            config.demonstrations.episodes,
             config.moves,
             named_reward(config.reward),
             config.observation.max_steps,
             seed,
         )
-        model.replay_buffer.add_demonstrations(**demonstrations(search, config.demo_oracle))
-    if config.warmup:
-        margin = LargeMarginLoss(config.margin, labels=config.margin_labels)
-        pretrain(model, config.warmup, config.batch_size, config.warmup_loss, 0.1, margin, progress=progress)
+        model.replay_buffer.add_demonstrations(**demonstrations(search, config.demonstrations.oracle))
+    if config.demonstrations.warmup:
+        margin = LargeMarginLoss(config.demonstrations.margin, labels=config.demonstrations.margin_labels)
+        pretrain(
+            model,
+            config.demonstrations.warmup,
+            config.learning.batch_size,
+            config.demonstrations.warmup_loss,
+            0.1,
+            margin,
+            progress=progress,
+        )
 
 # %% ../../nbs/experiments/03_train.ipynb #6691212e
 @_flushed()
@@ -443,7 +474,7 @@ def train(
     world = (world or prepare(config, device)).under(config)
     about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
     model = make_model(world, seed)
-    model._setup_learn(config.steps, callback=None, reset_num_timesteps=True)
+    model._setup_learn(config.learning.steps, callback=None, reset_num_timesteps=True)
     resumed = _resume(folder, model, config, seed, about, there)
     best, spent = resumed or (-1.0, 0.0)
     model.set_logger(Logger(str(folder), [Events(folder, model.num_timesteps)]))
@@ -479,26 +510,29 @@ def train(
         )
         return row
 
-    if config.warmup and resumed is None:
+    if config.demonstrations.warmup and resumed is None:
         validate()
     with tqdm(
-        total=config.steps,
+        total=config.learning.steps,
         initial=start,
         desc=f"{config.name} seed {seed}",
         unit="step",
         unit_scale=True,
         disable=not progress,
     ) as bar:
-        while model.num_timesteps < config.steps:
+        while model.num_timesteps < config.learning.steps:
             before = model.num_timesteps
             model.collect_rollouts(
-                model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning_starts
+                model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning.learning_starts
             )
-            if model.num_timesteps > config.learning_starts:
-                model.train(config.gradient_steps, config.batch_size)
+            if model.num_timesteps > config.learning.learning_starts:
+                model.train(config.learning.gradient_steps, config.learning.batch_size)
             bar.update(model.num_timesteps - before)
-            finished = model.num_timesteps >= config.steps
-            if model.num_timesteps // config.eval_every == before // config.eval_every and not finished:
+            finished = model.num_timesteps >= config.learning.steps
+            if (
+                model.num_timesteps // config.evaluation.eval_every == before // config.evaluation.eval_every
+                and not finished
+            ):
                 continue
             row = validate()
             bar.set_postfix(hit=f"{row['hit_rate']:.2f}", mAP=f"{row['map11']:.2f}")
@@ -578,7 +612,7 @@ class Agent:
             bank,
             data,
             self.config.moves,
-            self.config.confidence,
+            self.config.evaluation.confidence,
             self.config.observation.max_steps,
             progress,
         )

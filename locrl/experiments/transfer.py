@@ -39,8 +39,10 @@ def elsewhere(
         raise ConfigError(f"evidence={evidence!r}: use 'prototypes' or 'encoder'")
     world, classes, data = world or agent.world(), tuple(classes), load_data(spec, tuple(classes))
     own = (
-        load_data(spec, agent.config.classes)
-        if spec in (agent.config.select, agent.config.report) and evidence == "prototypes" and "scenes" not in spec
+        load_data(spec, agent.config.data.classes)
+        if spec in (agent.config.data.select, agent.config.data.report)
+        and evidence == "prototypes"
+        and "scenes" not in spec
         else data
     )
     store = build_store(own, world.encoder, projection=agent.projection)
@@ -48,9 +50,11 @@ def elsewhere(
         return world.look(store, own, classes, None), data
     if agent.prototypes is not None and set(classes) <= set(agent.prototypes.classes) and fit_on is None:
         return world.look(store, own, classes, agent.prototypes), data
-    spec = fit_on or agent.config.train
-    seen = load_data(spec, agent.config.classes if fit_on is None else classes)
-    boxes = load_data(spec, tuple(dict.fromkeys([*agent.config.classes, *classes]))) if "scenes" not in spec else seen
+    spec = fit_on or agent.config.data.train
+    seen = load_data(spec, agent.config.data.classes if fit_on is None else classes)
+    boxes = (
+        load_data(spec, tuple(dict.fromkeys([*agent.config.data.classes, *classes]))) if "scenes" not in spec else seen
+    )
     if none := [c for c in classes if c not in boxes.classes]:
         raise ConfigError(
             f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or take evidence='encoder'"
@@ -76,9 +80,9 @@ def transfer(
     agents = agents_of(runs)
     config, world = agents[0].config, world or agents[0].world()
     if classes is None:
-        classes = config.classes if data is not None else [c for c in VOC_CLASSES if c not in config.classes]
-    spec, new = data or getattr(config, split), [c for c in classes if c not in config.classes]
-    if not new and spec in (config.train, config.select, config.report):
+        classes = config.data.classes if data is not None else [c for c in VOC_CLASSES if c not in config.data.classes]
+    spec, new = data or getattr(config.data, split), [c for c in classes if c not in config.data.classes]
+    if not new and spec in (config.data.train, config.data.select, config.data.report):
         raise ConfigError(
             f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.report, or name other classes or data"
         )
@@ -90,18 +94,24 @@ def transfer(
     out = dict(
         iteration=config.name,
         encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
-        data=dict(train=config.train, select=config.select, report=spec, classes=list(bank.classes), images=len(data)),
+        data=dict(
+            train=config.data.train,
+            select=config.data.select,
+            report=spec,
+            classes=list(bank.classes),
+            images=len(data),
+        ),
         transfer=dict(
-            trained_on=list(config.classes),
+            trained_on=list(config.data.classes),
             new_classes=new,
             evidence=evidence,
-            evidence_from=(fit_on or config.train) if evidence == "prototypes" else "encoder",
+            evidence_from=(fit_on or config.data.train) if evidence == "prototypes" else "encoder",
         ),
         command=command,
         versions=versions(),
         seeds=[a.seed for a in agents],
         config=config.to_dict(),
-        budget=dict(steps=config.steps),
+        budget=dict(steps=config.learning.steps),
         metrics=dict(
             seeds=metrics,
             aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics]),

@@ -459,9 +459,7 @@ def test_the_margin_does_not_depend_on_the_share_of_demonstrations():
     q = torch.randn(64, 3)
     demo = batch.is_demo
     assert 0 < demo.sum() < 64
-    alone = batch._replace(
-        **{name: getattr(batch, name)[demo] for name in ("actions", "weights", "is_demo", "expert")}
-    )
+    alone = batch._replace(**{name: getattr(batch, name)[demo] for name in ("actions", "weights", "is_demo", "expert")})
     term = LargeMarginLoss(0.5)
     torch.testing.assert_close(term(model, batch, q, None)[0], term(model, alone, q[demo], None)[0])
 

@@ -84,7 +84,7 @@ def test_from_training_to_results_and_pictures(tiny_demo, tiny_runs, tmp_path):
     (run / "last.pt.previous").replace(run / "last.pt")  # killed half-way: the command goes on to the same end
     result = invoke(cli.app, ["train", "demo", "--seed", "1", "--root", str(run.parents[1])])
     assert result.exit_code == 0, result.exception
-    assert load_checkpoint(run / "last.pt")["model"]["counters"]["num_timesteps"] == TINY.steps
+    assert load_checkpoint(run / "last.pt")["model"]["counters"]["num_timesteps"] == TINY.learning.steps
     result = invoke(cli.app, ["evaluate", str(run), "--out", str(tmp_path / "results.json")])
     assert result.exit_code == 0, result.exception
     assert "planning oracle" in result.output and "agent (1 seed)" in result.output

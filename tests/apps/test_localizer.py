@@ -24,22 +24,24 @@ from locrl.experiments.train import train
 from vision.test_clip import TINY as TINY_CLIP
 from mosaic import Mosaic
 
-TINY = Config(
-    name="tiny",
-    train="scenes:train:24",
-    select="scenes:val:12",
-    report="scenes:test:12",
-    classes=("cat", "dog"),
-    dim=8,
-    input_size=64,
-    n_envs=8,
-    batch_size=16,
-    gradient_steps=1,
-    net_arch=(16,),
-    region_width=4,
-    steps=200,
-    eval_every=200,
-    learning_starts=50,
+TINY = Config().replace(
+    {
+        "name": "tiny",
+        "data.train": "scenes:train:24",
+        "data.select": "scenes:val:12",
+        "data.report": "scenes:test:12",
+        "data.classes": ("cat", "dog"),
+        "encoder.dim": 8,
+        "encoder.input_size": 64,
+        "learning.n_envs": 8,
+        "learning.batch_size": 16,
+        "learning.gradient_steps": 1,
+        "network.net_arch": (16,),
+        "network.region_width": 4,
+        "learning.steps": 200,
+        "evaluation.eval_every": 200,
+        "learning.learning_starts": 50,
+    }
 )
 
 
@@ -69,7 +71,7 @@ def same(a, b):
 def test_features_are_those_of_the_store(world, scenes):
     "A bank made in memory holds what one read from disk holds"
     disk = world.banks["report"]
-    here = PictureBank(scenes, world.encoder, world.projection, TINY.classes, world.prototypes)
+    here = PictureBank(scenes, world.encoder, world.projection, TINY.data.classes, world.prototypes)
     torch.testing.assert_close(here.integral, disk.integral, atol=0.01, rtol=1e-3)
     torch.testing.assert_close(here.saliency, disk.saliency, atol=5e-3, rtol=0)
     torch.testing.assert_close(here.presence, disk.presence, atol=5e-3, rtol=0)
@@ -82,9 +84,9 @@ def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
     "Every picture x class: box, trigger and confidence as `search_all` has them, the way as the actions lead it"
     policy, bank = localizer.agent.policy, world.banks["report"]
     scored = search_all(policy, bank, *questions(12, 2))
-    for name in TINY.classes:
+    for name in TINY.data.classes:
         for i, found in enumerate(localizer.locate(scenes, name)):
-            row = 2 * i + TINY.classes.index(name)
+            row = 2 * i + TINY.data.classes.index(name)
             np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
             assert found.triggered == scored.triggered[row] and len(found.actions) == scored.steps[row]
             assert found.confidence == pytest.approx(scored.presence[row] * scored.iou[row], abs=1e-2)
@@ -97,10 +99,12 @@ def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
 
 def test_the_surest_box_passed(localizer, world, scenes):
     "A run whose answer is that is answered so, and the episode ends with the answer"
-    agent = replace(localizer.agent, config=replace(TINY, answer="surest"))
+    agent = replace(localizer.agent, config=TINY.replace({"search.answer": "surest"}))
     scored = answer_all(agent.policy, world.banks["report"], *questions(12, 2), answer="surest")
     for row, found in enumerate(
-        Localizer(agent, world.encoder).locate([s for s in scenes for _ in TINY.classes], list(TINY.classes) * 12)
+        Localizer(agent, world.encoder).locate(
+            [s for s in scenes for _ in TINY.data.classes], list(TINY.data.classes) * 12
+        )
     ):
         np.testing.assert_allclose(found.box, scored.box[row], atol=1e-5)
         assert found.triggered == scored.triggered[row] and len(found.actions) == scored.steps[row]
@@ -110,10 +114,10 @@ def test_the_surest_box_passed(localizer, world, scenes):
 
 def test_cut_out_regions(localizer, world, scenes):
     "A run that learned from cut-out regions is answered from those, as in its evaluation"
-    agent = replace(localizer.agent, config=replace(TINY, regions="crops"))
+    agent = replace(localizer.agent, config=TINY.replace({"encoder.regions": "crops"}))
     bank = replace(world, config=agent.config, banks={}, data={}).bank("report")
     scored = search_all(agent.policy, bank, *questions(2, 2), max_steps=6)
-    agent.config = replace(agent.config, observation=replace(TINY.observation, max_steps=6))
+    agent.config = agent.config.replace({"observation": replace(TINY.observation, max_steps=6)})
     for row, found in enumerate(
         f for scene in scenes[:2] for f in Localizer(agent, world.encoder).locate(scene, ["cat", "dog"])
     ):
@@ -126,14 +130,15 @@ def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
     monkeypatch.setitem(ENCODERS, "mosaic", lambda device, input_size: Mosaic())
     cut = Localizer.from_run(
         train(
-            replace(
-                TINY,
-                name="crops",
-                encoder="mosaic",
-                dim=6,
-                regions="crops",
-                select="scenes:val:4",
-                report="scenes:test:4",
+            TINY.replace(
+                {
+                    "name": "crops",
+                    "encoder.name": "mosaic",
+                    "encoder.dim": 6,
+                    "encoder.regions": "crops",
+                    "data.select": "scenes:val:4",
+                    "data.report": "scenes:test:4",
+                }
             ),
             root=tmp_path,
             progress=False,
@@ -143,7 +148,7 @@ def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
     bank, data = world.bank("report"), world.data["report"]
     scored = search_all(cut.agent.policy, bank, *questions(len(data), 2))
     images = [data.image(i) for i in range(len(data))]
-    for k, name in enumerate(TINY.classes):
+    for k, name in enumerate(TINY.data.classes):
         batch = cut.locate(images, name)
         for i, (together, frame) in enumerate(zip(batch, cut.locate_stream(iter(images), name))):
             np.testing.assert_allclose(together.box, scored.box[2 * i + k], atol=1e-5)
@@ -178,9 +183,9 @@ def classifier(localizer, world, scenes):
     size = region_inputs(world.banks["report"], np.zeros(1, int), np.float32([[0, 0, 1, 1]])).shape[1]
     zero, odds = np.zeros((size, 1), np.float32), np.log(np.float32([1 / 3, 3]))
     file = classifier_file(localizer.agent)
-    RegionClassifier(TINY.classes, world.projection.digest, zero, zero[0], np.zeros((1, 2), np.float32), odds).save(
-        file
-    )
+    RegionClassifier(
+        TINY.data.classes, world.projection.digest, zero, zero[0], np.zeros((1, 2), np.float32), odds
+    ).save(file)
     yield file
     file.unlink()
 
@@ -328,7 +333,7 @@ def test_unknown_words(localizer, scenes):
 
 
 def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes):
-    config = replace(TINY, observation=ObservationConfig(n_classes=2))
+    config = TINY.replace({"observation": ObservationConfig(n_classes=2)})
     coded = Localizer(replace(localizer.agent, config=config), localizer.encoder)
     assert coded.class_of("the dogs") == "dog"
     with pytest.raises(UnknownClassError, match="none for others"):
@@ -409,8 +414,15 @@ def test_any_phrase_with_a_text_tower(tmp_path, monkeypatch):
     (tmp_path / "tiny-ViT-phrases.json").write_text(json.dumps(TINY_CLIP))
     open_clip.add_model_config(tmp_path)
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
-    config = replace(
-        TINY, name="clip", encoder="tiny-ViT-phrases", pretrained=None, dim=None, evidence="encoder", prompts="single"
+    config = TINY.replace(
+        {
+            "name": "clip",
+            "encoder.name": "tiny-ViT-phrases",
+            "encoder.pretrained": None,
+            "encoder.dim": None,
+            "encoder.evidence": "encoder",
+            "encoder.prompts": "single",
+        }
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -25,23 +25,25 @@ from locrl.apps.pretrained import AGENTS, LIMIT, PackError, load_pretrained, pac
 from locrl.experiments.results import report, save_results
 from locrl.experiments.train import Agent, train
 
-TINY = Config(
-    name="tiny",
-    train="simple-scenes:train:30",
-    select="simple-scenes:val:12",
-    report="simple-scenes:test:12",
-    classes=("cat", "dog"),
-    dim=16,
-    input_size=64,
-    n_envs=16,
-    batch_size=32,
-    gradient_steps=1,
-    net_arch=(48, 48),
-    region_width=8,
-    steps=400,
-    eval_every=400,
-    learning_starts=100,
-    report_confidence="region*iou",
+TINY = Config().replace(
+    {
+        "name": "tiny",
+        "data.train": "simple-scenes:train:30",
+        "data.select": "simple-scenes:val:12",
+        "data.report": "simple-scenes:test:12",
+        "data.classes": ("cat", "dog"),
+        "encoder.dim": 16,
+        "encoder.input_size": 64,
+        "learning.n_envs": 16,
+        "learning.batch_size": 32,
+        "learning.gradient_steps": 1,
+        "network.net_arch": (48, 48),
+        "network.region_width": 8,
+        "learning.steps": 400,
+        "evaluation.eval_every": 400,
+        "learning.learning_starts": 100,
+        "evaluation.report_confidence": "region*iou",
+    }
 )
 SHIPPED = AGENTS / "animals-5.npz"
 
@@ -100,7 +102,7 @@ def test_a_packed_agent_acts_like_its_run(run, packed, world):
     assert (q.argmax(1) == q_.argmax(1)).float().mean() > 0.98
     images = [world.data["select"].image(i) for i in range(4)]
     here, there = (
-        PictureBank(images, world.encoder, a.projection, TINY.classes, a.prototypes) for a in (agent, packed)
+        PictureBank(images, world.encoder, a.projection, TINY.data.classes, a.prototypes) for a in (agent, packed)
     )
     torch.testing.assert_close(there.integral, here.integral, atol=0.3, rtol=5e-3)
     torch.testing.assert_close(there.saliency, here.saliency, atol=0.02, rtol=0)
@@ -109,7 +111,7 @@ def test_a_packed_agent_acts_like_its_run(run, packed, world):
         and packed.step == agent.step
         and packed.seed == agent.seed
     )
-    assert replace(packed.config, report_confidence=TINY.report_confidence) == agent.config
+    assert packed.config.replace({"evaluation.report_confidence": TINY.evaluation.report_confidence}) == agent.config
 
 
 def test_answers_are_those_of_the_run(run, packed, world):
@@ -133,15 +135,15 @@ def test_the_file_tells_where_it_comes_from(packed, results):
     assert about["results"]["sha256"] == hashlib.sha256(results.read_bytes()).hexdigest()
     assert (
         about["command"] == "locrl pack tiny"
-        and about["config"]["report_confidence"] == "region*iou"
-        and packed.config.report_confidence == "region*iou"
+        and about["config"]["evaluation"]["report_confidence"] == "region*iou"
+        and packed.config.evaluation.report_confidence == "region*iou"
     )
 
 
 def test_results_of_another_run_are_refused(run, results, tmp_path):
     found = json.loads(results.read_text())
     for change, words in (
-        (lambda r: r["config"].update(gamma=0.5), "gamma"),
+        (lambda r: r["config"]["learning"].update(gamma=0.5), "gamma"),
         (lambda r: r["metrics"]["seeds"][0].update(seed=7), "does not hold seed 0"),
         (lambda r: r.clear(), None),
     ):
@@ -263,7 +265,7 @@ def test_a_localizer_from_either(run, packed, world):
 @pytest.mark.parametrize("restarts", ["corners", "windows"])
 def test_all_of_them(packed, world, restarts):
     "The regions of `search_several` after suppression, surest first, each with a way that leads to it"
-    agent = replace(packed, config=replace(packed.config, restarts=restarts))
+    agent = replace(packed, config=packed.config.replace({"search.restarts": restarts}))
     localizer = Localizer(agent, world.encoder, "presence*iou")
     scene = world.data["select"].image(3)
     found = localizer.locate_all(scene, "the dogs", least=0.02)

@@ -441,7 +441,7 @@ def test_ablation_orders_the_sources(fitted):
 @pytest.fixture(scope="module")
 def searched(fitted):
     "A policy that triggers in some searches, and questions in no order"
-    policy, moves = untrained(Config(classes=CLASSES), 6), Moves()
+    policy, moves = untrained(Config().replace({"data.classes": CLASSES}), 6), Moves()
     image, label = (x[np.random.default_rng(0).permutation(len(x))[:40]] for x in questions(len(fitted.test), 2))
     return policy, moves, image, label
 

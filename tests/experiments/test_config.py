@@ -1,36 +1,50 @@
 "What a configuration may ask of the encoder: sliding windows, regions cut out; what it may not; folders from before there were such fields"
 
 import json
-from dataclasses import replace
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from locrl.experiments.config import CONFIGS, LOOKS, Config, ConfigError, make_encoder, prepare
+from locrl.experiments.config import (
+    CONFIGS,
+    Config,
+    ConfigError,
+    LearningConfig,
+    difference,
+    make_encoder,
+    prepare,
+    saved_fields,
+)
+from locrl.experiments.iterations import ITERATIONS, find_config
 from locrl.vision.region_pooling import CropBank
 from locrl.envs.observation import ObservationConfig
 from locrl.experiments.train import Agent, train
 
-TINY = Config(
-    name="tiny",
-    train="scenes:train:12",
-    select="scenes:val:6",
-    report="scenes:test:6",
-    classes=("cat", "dog"),
-    dim=8,
-    input_size=64,
-    n_envs=8,
-    batch_size=16,
-    gradient_steps=1,
-    net_arch=(16, 16),
-    region_width=4,
-    steps=160,
-    eval_every=160,
-    learning_starts=64,
-    buffer_size=400,
+RESULTS = Path(__file__).parents[2] / "results"
+TINY = Config().replace(
+    {
+        "name": "tiny",
+        "data.train": "scenes:train:12",
+        "data.select": "scenes:val:6",
+        "data.report": "scenes:test:6",
+        "data.classes": ("cat", "dog"),
+        "encoder.dim": 8,
+        "encoder.input_size": 64,
+        "learning.n_envs": 8,
+        "learning.batch_size": 16,
+        "learning.gradient_steps": 1,
+        "network.net_arch": (16, 16),
+        "network.region_width": 4,
+        "learning.steps": 160,
+        "evaluation.eval_every": 160,
+        "learning.learning_starts": 64,
+        "replay.buffer_size": 400,
+    }
 )
-CLIP = replace(TINY, encoder="tiny-windows", pretrained=None, prompts="single")
+CLIP = TINY.replace({"encoder.name": "tiny-windows", "encoder.pretrained": None, "encoder.prompts": "single"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,43 +68,48 @@ def tiny_clip(tmp_path_factory):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(window=32), "window=32.*efficientnet_lite0 has no sliding windows"),
-        (dict(stride=16), "stride=16.*give a window"),
-        (dict(encoder="ViT-B-16", window=32, stride=48), "stride=48.*gaps between windows of 32"),
-        (dict(encoder="ViT-B-16", window=0), "window=0.*positive"),
-        (dict(encoder="ViT-B-16", window=32, stride=0), "stride=0.*positive"),
-        (dict(encoder="ViT-B-16", window=96), "window=96.*larger than the input of 64"),
-        (dict(regions="cut"), "regions='cut'.*'pooled' or 'crops'"),
-        (dict(regions="crops", flip=True), "regions='crops'.*flip=False"),
+        ({"encoder.window": 32}, "window=32.*efficientnet_lite0 has no sliding windows"),
+        ({"encoder.stride": 16}, "stride=16.*give a window"),
+        (
+            {"encoder.name": "ViT-B-16", "encoder.window": 32, "encoder.stride": 48},
+            "stride=48.*gaps between windows of 32",
+        ),
+        ({"encoder.name": "ViT-B-16", "encoder.window": 0}, "window=0.*positive"),
+        ({"encoder.name": "ViT-B-16", "encoder.window": 32, "encoder.stride": 0}, "stride=0.*positive"),
+        ({"encoder.name": "ViT-B-16", "encoder.window": 96}, "window=96.*larger than the input of 64"),
+        ({"encoder.regions": "cut"}, "regions='cut'.*'pooled' or 'crops'"),
+        ({"encoder.regions": "crops", "data.flip": True}, "regions='crops'.*flip=False"),
     ],
 )
 def test_what_cannot_be(changes, message):
     with pytest.raises(ConfigError, match=message):
-        replace(TINY, **changes)
+        TINY.replace(changes)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_folders_from_before(name):
     "A config.json without the new fields is the same configuration"
-    now = CONFIGS[name].to_dict()
-    old = {k: v for k, v in now.items() if k not in ("window", "stride", "regions")}
-    assert len(old) == len(now) - 3 and Config.from_dict(old) == CONFIGS[name]
-    assert {"window", "stride", "regions"} <= set(LOOKS)
+    old = CONFIGS[name].to_dict()
+    for field in ("window", "stride", "regions"):
+        del old["encoder"][field]
+    assert Config.from_dict(old) == CONFIGS[name]
 
 
 @pytest.mark.filterwarnings("ignore:.*random")
 def test_windows_reach_the_encoder():
-    plain, slid = make_encoder(CLIP), make_encoder(replace(CLIP, window=32, stride=16))
+    plain, slid = make_encoder(CLIP), make_encoder(CLIP.replace({"encoder.window": 32, "encoder.stride": 16}))
     assert (plain.window, plain.stride) == (None, None) and (slid.window, slid.stride) == (32, 16)
-    assert make_encoder(replace(CLIP, window=32)).fingerprint == slid.fingerprint != plain.fingerprint  # half a window
-    world = prepare(replace(CLIP, window=32))
+    assert (
+        make_encoder(CLIP.replace({"encoder.window": 32})).fingerprint == slid.fingerprint != plain.fingerprint
+    )  # half a window
+    world = prepare(CLIP.replace({"encoder.window": 32}))
     assert world.encoder.fingerprint == slid.fingerprint and len(world.bank("select")) == 6
-    with pytest.raises(ConfigError, match="window=32.*asks for None"):
+    with pytest.raises(ConfigError, match="encoder.window: 32 -> None"):
         world.under(CLIP)
 
 
 def test_crops_are_what_the_encoder_gives():
-    world = prepare(replace(TINY, regions="crops"))
+    world = prepare(TINY.replace({"encoder.regions": "crops"}))
     bank, box = world.bank("select"), np.float32([[0, 0, 0.5, 1], [0.25, 0.25, 1, 0.75]])
     assert isinstance(bank, CropBank)
     expected = world.projection(
@@ -103,39 +122,40 @@ def test_crops_are_what_the_encoder_gives():
 
 def test_a_run_on_crops(tmp_path):
     "Trained, loaded and scored; its pooled sister shares store and prototypes but is another world"
-    config = replace(
-        TINY,
-        regions="crops",
-        observation=ObservationConfig(saliency=False, grid=0, box=True, max_steps=3),
-        n_envs=2,
-        batch_size=4,
-        steps=16,
-        eval_every=16,
-        learning_starts=4,
+    config = TINY.replace(
+        {
+            "encoder.regions": "crops",
+            "observation": ObservationConfig(saliency=False, grid=0, box=True, max_steps=3),
+            "learning.n_envs": 2,
+            "learning.batch_size": 4,
+            "learning.steps": 16,
+            "evaluation.eval_every": 16,
+            "learning.learning_starts": 4,
+        }
     )
     agent = Agent.load(train(config, root=tmp_path, progress=False))
     world = agent.world()
     assert (
         agent.config == config and agent.evaluate(world.bank("select"), world.data["select"]).localisation is not None
     )
-    with pytest.raises(ConfigError, match="regions='crops'"):
-        world.under(replace(config, regions="pooled"))
+    with pytest.raises(ConfigError, match="encoder.regions: 'crops' -> 'pooled'"):
+        world.under(config.replace({"encoder.regions": "pooled"}))
     with pytest.raises(ConfigError, match="holds another run.*regions"):
-        train(replace(config, regions="pooled"), root=tmp_path, progress=False)
+        train(config.replace({"encoder.regions": "pooled"}), root=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("steps", 640.5, "whole number"),
-        ("steps", True, "whole number"),
-        ("n_envs", "8", "whole number"),
-        ("net_arch", (0,), "widths of at least 1"),
-        ("net_arch", (64, 2.5), "widths of at least 1"),
-        ("learning_rate", float("inf"), "finite"),
-        ("gamma", float("nan"), "finite"),
-        ("margin", "1", "finite number"),
-        ("double", 1, "True or False"),
+        ("learning.steps", 640.5, "whole number"),
+        ("learning.steps", True, "whole number"),
+        ("learning.n_envs", "8", "whole number"),
+        ("network.net_arch", (0,), "widths of at least 1"),
+        ("network.net_arch", (64, 2.5), "whole number"),
+        ("learning.learning_rate", float("inf"), "finite"),
+        ("learning.gamma", float("nan"), "finite"),
+        ("demonstrations.margin", "1", "finite number"),
+        ("learning.double", 1, "True or False"),
         ("reward", 3, "a text"),
         ("name", "../../x", "folder below the root"),
         ("name", "/tmp/x", "folder below the root"),
@@ -146,10 +166,121 @@ def test_a_run_on_crops(tmp_path):
 )
 def test_types_and_places(field, value, message):
     "A number of the wrong kind does not train, and no name leads out of the root"
-    with pytest.raises(ConfigError, match=rf"Config\({field}=.*{message}"):
-        Config(**{field: value})
+    with pytest.raises(ConfigError, match=rf"^{field}=.*{message}"):
+        Config().replace({field: value})
 
 
 def test_numbers_of_numpy_are_numbers():
     "Counts from arrays are whole numbers too, and a whole number is a finite one"
-    assert Config(steps=np.int64(40_000), margin=1).steps == 40_000
+    assert Config().replace({"learning.steps": np.int64(40_000), "demonstrations.margin": 1}).learning.steps == 40_000
+
+
+SAVED = sorted(file for file in RESULTS.rglob("*.json") if '"config"' in file.read_text())
+
+
+@pytest.mark.parametrize("file", SAVED, ids=lambda file: file.stem)
+def test_committed_results_hold_configurations_of_today(file):
+    "Most were written when a configuration was flat; nothing is lost on the way"
+    saved = json.loads(file.read_text())["config"]
+    config = Config.from_dict(saved)
+    assert difference(saved_fields(saved), config.to_dict()) == []
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_there_are_committed_results():
+    assert len(SAVED) > 20
+
+
+def test_the_packed_agent_is_of_a_configuration_of_today():
+    from locrl.apps.pretrained import load_pretrained
+
+    config = load_pretrained().config
+    assert config == find_config(config.name)
+
+
+def flat(config):
+    "The dictionary that a run of November 2026 kept, written out by hand"
+    c = config
+    return dict(
+        name=c.name,
+        **asdict(c.data),
+        encoder=c.encoder.name,
+        **{k: v for k, v in asdict(c.encoder).items() if k != "name"},
+        observation=asdict(c.observation),
+        moves=asdict(c.moves),
+        reward=c.reward,
+        **asdict(c.network),
+        **asdict(c.learning),
+        exploration_fraction=c.exploration.fraction,
+        exploration_initial_eps=c.exploration.initial_eps,
+        exploration_final_eps=c.exploration.final_eps,
+        guided=c.exploration.guided,
+        trigger_share=c.exploration.trigger_share,
+        random_starts=c.exploration.random_starts,
+        **asdict(c.replay),
+        demo_ratio=c.demonstrations.ratio,
+        demo_episodes=c.demonstrations.episodes,
+        demo_oracle=c.demonstrations.oracle,
+        **{k: v for k, v in asdict(c.demonstrations).items() if k not in ("ratio", "episodes", "oracle")},
+        **asdict(c.search),
+        **asdict(c.evaluation),
+    )
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *(f"animals-5/{name}" for name in ITERATIONS)])
+def test_flat_configurations_are_read(name):
+    config = find_config(name)
+    old = json.loads(json.dumps(flat(config)))
+    assert len(old) == 59 and Config.from_dict(old) == config
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda c: c.update(gamma=0.5), "no field 'gamma': do you mean learning.gamma"),
+        (lambda c: c["learning"].update(gama=0.5), "no field 'learning.gama'.*another version"),
+        (lambda c: c["learning"].update(gamma={}), "learning.gamma={}: must be a finite number"),
+        (lambda c: c.update(learning=3), "learning=3: must be a LearningConfig"),
+        (lambda c: c.update(learning={}), "learning={}: must be a LearningConfig"),
+        (lambda c: c["data"].update(classes="cat"), "data.classes='cat': must be a list"),
+        (lambda c: c["data"].update(classes=["cat", "cat"]), "each class once"),
+        (lambda c: c["observation"].update(reach="far"), "observation.reach='far': must be a finite number"),
+        (lambda c: c["observation"].update(reach=-1), "observation: reach=-1.0: must be positive"),
+        (lambda c: c["moves"].update(border="wrap"), "moves: border='wrap'"),
+    ],
+)
+def test_damaged_configurations_are_named(damage, message):
+    saved = CONFIGS["demo"].to_dict()
+    damage(saved)
+    with pytest.raises(ConfigError, match=message):
+        Config.from_dict(saved)
+
+
+@pytest.mark.parametrize("saved", [None, [], 3, "demo"])
+def test_what_is_no_dictionary_is_no_configuration(saved):
+    with pytest.raises(ConfigError, match="is no configuration"):
+        Config.from_dict(saved)
+
+
+def test_replacing_a_group_and_a_field_of_it():
+    "The group comes first, whatever the order"
+    changes = {"learning.gamma": 0.5, "learning": LearningConfig(steps=500)}
+    for order in (changes, dict(reversed(changes.items()))):
+        changed = Config().replace(order)
+        assert changed.learning == LearningConfig(steps=500, gamma=0.5)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("learning.steps", 127, "give at least 128"),
+        ("evaluation.eval_every", 127, "give at least 128"),
+        ("learning.learning_starts", -1, "must not be negative"),
+        ("encoder.input_size", 0, "must be positive"),
+        ("encoder.dim", -4, "must be positive"),
+        ("learning.batch_size", 200_001, "one batch"),
+    ],
+)
+def test_numbers_that_train_nothing(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        Config().replace({field: value})

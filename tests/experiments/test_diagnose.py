@@ -1,7 +1,6 @@
 """The ladder of oracles: it adds up, a perfect agent loses only what one box must lose, each oracle costs what it should."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,7 +95,13 @@ def test_damaged_searches_are_made_again_and_nothing_changes(made, kind):
 
 def test_two_configurations_are_refused(made, tmp_path):
     world, runs = made
-    other = train(replace(TINY, name="other", gamma=0.5, steps=200, eval_every=200), 0, tmp_path, world, progress=False)
+    other = train(
+        TINY.replace({"name": "other", "learning.gamma": 0.5, "learning.steps": 200, "evaluation.eval_every": 200}),
+        0,
+        tmp_path,
+        world,
+        progress=False,
+    )
     with pytest.raises(ConfigError, match="gamma: 0.9 -> 0.5"):
         diagnose([*runs, other], world=world)
     with pytest.raises(ConfigError, match="no run given"):

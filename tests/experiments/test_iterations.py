@@ -1,12 +1,13 @@
 """Iterations as data, and the whole history in half a minute: every iteration trains on Scenes without divergence."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
 
-from locrl.experiments.config import CONFIGS, LOOKS, ConfigError, prepare
+from locrl.experiments.config import CONFIGS, LOOKS, ConfigError, config_fields, prepare
 from locrl.experiments.iterations import ITERATIONS, changes_of, find_config, gains, rises, within
 from locrl.experiments.train import Agent, train
 
@@ -24,11 +25,13 @@ def test_the_history_is_there():
 def test_an_iteration_is_its_predecessor_with_named_fields_replaced(on, name):
     "Nothing but the declared fields differs, on every configuration; data and budget are those of the configuration"
     config, i = find_config(f"{on}/{name}"), ITERATIONS[name]
-    assert all(getattr(config, f) == getattr(CONFIGS[on], f) for f in (*LOOKS, "steps", "eval_every"))
+    given = (*LOOKS, "learning.steps", "evaluation.eval_every")
+    assert all(attrgetter(f)(config) == attrgetter(f)(CONFIGS[on]) for f in given)
     if i.after is None:
         return
-    before = asdict(find_config(f"{on}/{i.after}"))
-    assert {k for k, v in asdict(config).items() if v != before[k]} - {"name"} == set(i.changes)
+    before = find_config(f"{on}/{i.after}")
+    own = {f.partition(".")[0] if f.partition(".")[0] in i.changes else f for f in config_fields()}
+    assert {f for f in own if attrgetter(f)(config) != attrgetter(f)(before)} - {"name"} == set(i.changes)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,46 +44,47 @@ def test_every_iteration_says_why_and_what_would_count(name):
 
 def test_one_agent_per_class_as_in_the_paper():
     "The class code shrinks with the classes; a configuration whose code does not fit is refused"
-    cats = replace(
-        find_config("animals-5/paper"),
-        observation=replace(find_config("animals-5/paper").observation, n_classes=1),
-        classes=("cat",),
+    cats = find_config("animals-5/paper").replace(
+        {
+            "observation": replace(find_config("animals-5/paper").observation, n_classes=1),
+            "data.classes": ("cat",),
+        }
     )
     assert cats.observation.n_classes == 1
     with pytest.raises(ConfigError, match="class code is for 5"):
-        replace(find_config("animals-5/paper"), classes=("cat",))
+        find_config("animals-5/paper").replace({"data.classes": ("cat",)})
 
 
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("trigger_share", 1.0),
-        ("dropout", -0.1),
-        ("margin_end", 2.0),
-        ("confidence", "luck"),
+        ("exploration.trigger_share", 1.0),
+        ("network.dropout", -0.1),
+        ("demonstrations.margin_end", 2.0),
+        ("evaluation.confidence", "luck"),
         ("reward", "candy"),
-        ("margin_labels", "many"),
-        ("learning_rate", float("nan")),
-        ("demo_oracle", "none"),
-        ("warmup_loss", "hinge"),
-        ("alpha", -1.0),
-        ("iou_weight", -1.0),
-        ("n_steps", 0),
-        ("gamma", 1.0),
+        ("demonstrations.margin_labels", "many"),
+        ("learning.learning_rate", float("nan")),
+        ("demonstrations.oracle", "none"),
+        ("demonstrations.warmup_loss", "hinge"),
+        ("replay.alpha", -1.0),
+        ("learning.iou_weight", -1.0),
+        ("replay.n_steps", 0),
+        ("learning.gamma", 1.0),
     ],
 )
 def test_impossible_settings_name_the_field(field, value):
     "Refused when the configuration is made"
     with pytest.raises(ConfigError, match=field):
-        replace(CONFIGS["demo"], **{field: value})
+        CONFIGS["demo"].replace({field: value})
 
 
 def test_settings_that_need_each_other():
     "A margin needs demonstrations, a trigger share needs guidance"
-    with pytest.raises(ConfigError, match="margin_weight.*demo_ratio"):
-        replace(CONFIGS["demo"], margin_weight=1.0)
+    with pytest.raises(ConfigError, match="margin_weight.*demonstrations.ratio"):
+        CONFIGS["demo"].replace({"demonstrations.margin_weight": 1.0})
     with pytest.raises(ConfigError, match="trigger_share.*guided"):
-        replace(CONFIGS["demo"], trigger_share=0.5, guided=False)
+        CONFIGS["demo"].replace({"exploration.trigger_share": 0.5, "exploration.guided": False})
 
 
 def result_of(**metrics):
@@ -159,23 +163,24 @@ def world(tmp_path_factory):
 def small(name):
     "The iteration on `demo`, with little to look at and little time"
     config = find_config(f"demo/{name}")
-    return replace(
-        config,
-        train="simple-scenes:train:200",
-        select="simple-scenes:val:60",
-        input_size=160,
-        dim=48,
-        net_arch=(128, 128),
-        n_envs=64,
-        batch_size=128,
-        gradient_steps=2,
-        learning_starts=512,
-        target_update_interval=1024,
-        buffer_size=20_000,
-        demo_episodes=300,
-        warmup=min(config.warmup, 100),
-        steps=8192,
-        eval_every=4096,
+    return config.replace(
+        {
+            "data.train": "simple-scenes:train:200",
+            "data.select": "simple-scenes:val:60",
+            "encoder.input_size": 160,
+            "encoder.dim": 48,
+            "network.net_arch": (128, 128),
+            "learning.n_envs": 64,
+            "learning.batch_size": 128,
+            "learning.gradient_steps": 2,
+            "learning.learning_starts": 512,
+            "learning.target_update_interval": 1024,
+            "replay.buffer_size": 20_000,
+            "demonstrations.episodes": 300,
+            "demonstrations.warmup": min(config.demonstrations.warmup, 100),
+            "learning.steps": 8192,
+            "evaluation.eval_every": 4096,
+        }
     )
 
 
@@ -189,8 +194,10 @@ def test_every_iteration_trains(name, world, tmp_path):
     config = small(name)
     folder = train(config, 0, tmp_path, world=world, progress=False)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    limit = 1 / (1 - config.gamma)  # a reward of 1 for ever; a trigger pays 3 at most, once
-    assert [row["step"] for row in rows] == [0, 4096, 8192][not config.warmup :]  # the warm-up is validated as well
+    limit = 1 / (1 - config.learning.gamma)  # a reward of 1 for ever; a trigger pays 3 at most, once
+    assert [row["step"] for row in rows] == [0, 4096, 8192][
+        not config.demonstrations.warmup :
+    ]  # it is validated as well
     learned = [row for row in rows if row["step"]]
     assert all(abs(row["q_mean"]) < limit and row["q_max"] < 2 * limit for row in learned)
     events = EventAccumulator(str(folder)).Reload()
@@ -198,9 +205,9 @@ def test_every_iteration_trains(name, world, tmp_path):
     assert name not in ("v7", "v9.2") or rows[-1]["trigger_rate"] > 0.3
     agent = Agent.load(folder)  # the network it was trained as: dropout, and whether a trained head judges boxes
     net = agent.policy.q_net
-    assert net.judges == bool(config.iou_weight or config.rank_weight)
-    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [config.dropout] * 2 * bool(
-        config.dropout
+    assert net.judges == bool(config.learning.iou_weight or config.learning.rank_weight)
+    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [config.network.dropout] * 2 * bool(
+        config.network.dropout
     )
     best = next(r for r in rows if r["step"] == agent.step)
     again = agent.evaluate(world.bank("select"), world.data["select"])
@@ -212,16 +219,17 @@ def test_every_iteration_trains(name, world, tmp_path):
 
 def test_a_plan_to_learn_from_and_the_losses_of_dqfd(world, tmp_path):
     "Demonstrations of the planning oracle, the warm-up by temporal differences and margin, a margin that fades, a share for TRIGGER: all at once"
-    config = replace(
-        small("v10"),
-        name="all",
-        demo_oracle="planning",
-        warmup=60,
-        warmup_loss="dqfd",
-        margin_end=0.1,
-        trigger_share=0.3,
-        steps=2048,
-        eval_every=2048,
+    config = small("v10").replace(
+        {
+            "name": "all",
+            "demonstrations.oracle": "planning",
+            "demonstrations.warmup": 60,
+            "demonstrations.warmup_loss": "dqfd",
+            "demonstrations.margin_end": 0.1,
+            "exploration.trigger_share": 0.3,
+            "learning.steps": 2048,
+            "evaluation.eval_every": 2048,
+        }
     )
     folder = train(config, 0, tmp_path, world=world.under(config), progress=False)
     warm, row = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -1,7 +1,5 @@
 """Searches kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -38,21 +36,21 @@ def test_second_time_is_read_and_equal(first, monkeypatch):
     for name in ("image", "label", "box", "triggered", "steps", "q_trigger", "iou", "presence", "evidence"):
         np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
         assert getattr(made, name).dtype == getattr(again, name).dtype
-    fresh = evaluate(agent.policy, bank, data, confidence=TINY.confidence)
+    fresh = evaluate(agent.policy, bank, data, confidence=TINY.evaluation.confidence)
     np.testing.assert_array_equal(fresh.searches.box, again.box)
 
 
 @pytest.mark.parametrize("restarts", ["corners", "windows"])
 def test_the_search_for_several_is_kept_as_its_score(first, monkeypatch, restarts):
     agent, bank, data = first
-    agent.config = replace(agent.config, restarts=restarts)
+    agent.config = agent.config.replace({"search.restarts": restarts})
     made = results._several(agent, bank, data, "presence*iou", False)
     assert made == evaluate_multi(agent.policy, bank, data, restarts=restarts).to_dict()
     monkeypatch.setattr(results, "search_several", never)
     assert results._several(agent, bank, data, "presence*iou", False) == made
     with pytest.raises(AssertionError, match="searched again"):
         results._several(agent, bank, data, "iou", False)
-    agent.config = replace(agent.config, restarts="windows" if restarts == "corners" else "corners")
+    agent.config = agent.config.replace({"search.restarts": "windows" if restarts == "corners" else "corners"})
     with pytest.raises(AssertionError, match="searched again"):
         results._several(agent, bank, data, "presence*iou", False)
 
@@ -107,7 +105,7 @@ def test_each_policy_has_a_region_classifier_of_its_own(first, monkeypatch):
         assert results.classifier_of(agent).digest == made.digest
         for change in (
             lambda: agent.policy.q_net.iou_head.bias.add_(1),
-            lambda: setattr(agent, "config", replace(agent.config, classifiers=2)),
+            lambda: setattr(agent, "config", agent.config.replace({"evaluation.classifiers": 2})),
         ):
             with torch.no_grad():
                 change()
@@ -152,7 +150,7 @@ def test_transfer_says_what_was_new(tiny_runs, tmp_path):
 @pytest.mark.parametrize("answer", ["stop", "surest"])
 def test_answers_are_chosen_as_the_configuration_says(first, monkeypatch, answer):
     agent, bank, _ = first
-    agent.config = replace(agent.config, answer=answer)
+    agent.config = agent.config.replace({"search.answer": answer})
     made = answers_of(agent, bank, "presence*iou")
     expected = {
         way: answer_all(

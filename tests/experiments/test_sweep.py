@@ -30,7 +30,7 @@ from locrl.experiments.sweep import (
 from locrl.experiments.train import load_checkpoint, train
 from tiny import TINIEST, no_film
 
-TINY = replace(TINIEST, steps=320)
+TINY = TINIEST.replace({"learning.steps": 320})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,13 +54,13 @@ def same_weights(a, b):
 
 
 FIELDS = {
-    "learning_rate": st.floats(1e-6, 1, allow_subnormal=False),
-    "gamma": st.floats(0, 0.99),
-    "n_steps": st.integers(1, 9),
-    "guided": st.booleans(),
+    "learning.learning_rate": st.floats(1e-6, 1, allow_subnormal=False),
+    "learning.gamma": st.floats(0, 0.99),
+    "replay.n_steps": st.integers(1, 9),
+    "exploration.guided": st.booleans(),
     "observation.grid": st.integers(0, 3),
-    "net_arch": st.lists(st.integers(1, 512), min_size=1, max_size=3),
-    "confidence": st.sampled_from(["q_trigger", "presence", "presence*iou"]),
+    "network.net_arch": st.lists(st.integers(1, 512), min_size=1, max_size=3),
+    "evaluation.confidence": st.sampled_from(["q_trigger", "presence", "presence*iou"]),
 }
 
 
@@ -82,17 +82,17 @@ def test_a_name_says_what_differs_and_nothing_else(values, random):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("name=other", "no field 'name'"),
+        ("name=other", "cannot be set"),
         ("learning_rte=1", "no field 'learning_rte'"),
         ("observation.gird=1", "no field 'observation.gird'"),
-        ("gamma.x=1", "no field 'gamma.x'"),
+        ("learning.gamma.x=1", "no field 'learning.gamma.x'"),
         ("observation=1", "set one of them"),
-        ("learning_rate=fast", "learning_rate='fast': must be float"),
-        ("batch_size=1.5", "must be int"),
-        ("double=1", "must be bool"),
-        ("gamma=1.5", "must lie in [0, 1)"),
+        ("learning.learning_rate=fast", "learning_rate='fast': must be a finite number"),
+        ("learning.batch_size=1.5", "must be a whole number"),
+        ("learning.double=1", "must be True or False"),
+        ("learning.gamma=1.5", "must lie in [0, 1)"),
         ("reward=gold", "gold"),
-        ("gamma", "write FIELD=VALUE"),
+        ("learning.gamma", "write FIELD=VALUE"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(text, words):
@@ -103,16 +103,20 @@ def test_what_cannot_be_is_refused_before_anything_runs(text, words):
 
 
 def test_trials_are_the_product_and_the_iterations_own_runs(tmp_path):
-    runs = trials("tiny", ["v11", "v12"], 2, {"learning_rate": [1e-4, 8e-4], "gamma": [0.5, 0.8, 0.5]}, tmp_path)
+    runs = trials(
+        "tiny", ["v11", "v12"], 2, {"learning.learning_rate": [1e-4, 8e-4], "learning.gamma": [0.5, 0.8, 0.5]}, tmp_path
+    )
     assert len(runs) == 2 * 2 * 2 * 2 == len({t.folder for t in runs}) and [t.seed for t in runs] == [0] * 8 + [1] * 8
-    own = trials("tiny", ["v11"], 1, {"learning_rate": [find_config("tiny/v11").learning_rate]}, tmp_path)
+    own = trials(
+        "tiny", ["v11"], 1, {"learning.learning_rate": [find_config("tiny/v11").learning.learning_rate]}, tmp_path
+    )
     assert [t.folder for t in own] == [tmp_path / "tiny/v11/seed-0"]
     with pytest.raises(ConfigError, match="at least 1"):
         trials("tiny", seeds=0)
     with pytest.raises(ConfigError, match="known are paper"):
         trials("tiny", ["v99"])
     with pytest.raises(ConfigError, match="share the folder"):
-        trials("tiny", values={"train": ["scenes:train:24", "scenes:train:25", "scenes;train:25"]})
+        trials("tiny", values={"data.train": ["scenes:train:24", "scenes:train:25", "scenes;train:25"]})
 
 
 def little_process(*args):
@@ -139,7 +143,7 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     "A trial is killed by the system, then interrupted by Ctrl-C, then goes on; another cannot be; a finished one is left alone"
     monkeypatch.setattr(sweep, "_in_process", little_process)
     monkeypatch.setattr(sweep, "cores", lambda: 1)
-    stopped, taken, finished, _ = trials("tiny", seeds=2, values={"gamma": [0.9, 0.5]}, root=tmp_path)
+    stopped, taken, finished, _ = trials("tiny", seeds=2, values={"learning.gamma": [0.9, 0.5]}, root=tmp_path)
     train(finished.config, 1, tmp_path, prepare(TINY), progress=False)
     before = (finished.folder / "last.pt").stat().st_mtime_ns
     taken.folder.parent.mkdir(parents=True)
@@ -162,7 +166,7 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "_in_process", slow_process)
     with pytest.raises(KeyboardInterrupt):
         run_here([stopped], tell=interrupt)
-    assert not multiprocessing.active_children() and 0 < stopped.step < TINY.steps and not stopped.finished
+    assert not multiprocessing.active_children() and 0 < stopped.step < TINY.learning.steps and not stopped.finished
     taken.folder.unlink()
     taken.folder.mkdir()
     (taken.folder / "config.json").write_text(json.dumps(dict(config=TINY.to_dict(), seed=7)))
@@ -171,18 +175,24 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     assert again.keys() == {taken} and "holds another run" in again[taken] and stopped.finished
     assert (finished.folder / "last.pt").stat().st_mtime_ns == before and same_weights(stopped.folder, whole[0])
     text = str(sweep_table(runs, again))
-    assert "| tiny | 2 of 2 |" in text and "| tiny/gamma=0.5 | 0 of 1 |" in text and text.rstrip(" |").endswith("1")
+    assert (
+        "| tiny | 2 of 2 |" in text
+        and "| tiny/learning.gamma=0.5 | 0 of 1 |" in text
+        and text.rstrip(" |").endswith("1")
+    )
 
 
 def test_a_folder_of_another_run_and_pictures_that_are_not_there(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "run_here", lambda *args, **kwargs: pytest.fail("nothing can be trained"))
     train(TINY, 0, tmp_path, prepare(TINY), stop_after=1, progress=False)
-    monkeypatch.setitem(CONFIGS, "tiny", with_values(TINY, {"gamma": 0.3}))
+    monkeypatch.setitem(CONFIGS, "tiny", with_values(TINY, {"learning.gamma": 0.3}))
     monkeypatch.setenv("LOCRL_DATA", str(tmp_path / "nowhere"))
-    other = [sweep.Trial(Config.from_dict(with_values(TINY, {"gamma": 0.3}).to_dict() | {"name": "tiny"}), 0, tmp_path)]
+    other = [sweep.Trial(TINY.replace({"learning.gamma": 0.3}), 0, tmp_path)]
     gone = trials("animals-5", seeds=1, root=tmp_path)
     errors = run_sweep(other + gone, progress=False)
-    assert "holds another run (gamma: 0.9 -> 0.3)" in errors[other[0]] and errors[gone[0]].startswith("DataError")
+    assert "holds another run (learning.gamma: 0.9 -> 0.3)" in errors[other[0]] and errors[gone[0]].startswith(
+        "DataError"
+    )
 
 
 def test_progress_counts_all(whole, capsys):
@@ -229,7 +239,9 @@ def test_an_iteration_to_its_verdict(tmp_path, monkeypatch):
         again, verdict, _ = iterate("v13", seeds=2, **asked)
     assert again == json.loads(file.read_text()) and verdict.passed is False and "0.905 ->" in str(verdict)
 
-    assert iterate("v13", seeds=3, split="select", **asked | dict(multi=False))[0]["data"]["report"] == config.select
+    assert (
+        iterate("v13", seeds=3, split="select", **asked | dict(multi=False))[0]["data"]["report"] == config.data.select
+    )
     assert [f.name for f in trained] == ["seed-0", "seed-1", "seed-2"] and (
         file.parent / "v13-efficientnet_lite0-select.json"
     ).exists()

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import fields, replace
+from operator import attrgetter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from stable_baselines3.common.callbacks import CallbackList
 from conftest import ROOT
 from locrl.experiments import train as training
 from locrl.data.boxes import Moves
-from locrl.experiments.config import AFTER_TRAINING, LOOKS, Config, ConfigError, prepare
+from locrl.experiments.config import AFTER_TRAINING, LOOKS, ConfigError, config_fields, prepare
 from locrl.experiments.train import CLOCK, Agent, load_checkpoint, make_model, model_state, save_checkpoint, train
 from tiny import TINIEST as TINY
 
@@ -143,16 +144,16 @@ def test_nothing_whole_left_is_said(half, world, tmp_path):
 @pytest.mark.parametrize(
     "change, named",
     [
-        (dict(gamma=0.5), "gamma: 0.9 -> 0.5"),
-        (dict(net_arch=(8,)), r"net_arch: \[16, 16\] -> \[8\]"),
-        (dict(train="scenes:train:25"), "scenes:train:24"),
-        (dict(reward="paper"), "reward: 'potential' -> 'paper'"),
+        ({"learning.gamma": 0.5}, "learning.gamma: 0.9 -> 0.5"),
+        ({"network.net_arch": (8,)}, r"network.net_arch: \[16, 16\] -> \[8\]"),
+        ({"data.train": "scenes:train:25"}, "scenes:train:24"),
+        ({"reward": "paper"}, "reward: 'potential' -> 'paper'"),
     ],
 )
 def test_a_run_of_another_config_is_refused(whole, world, change, named):
     before = {f.name: f.read_bytes() for f in whole.iterdir()}
     with pytest.raises(ConfigError, match=f"holds another run .*{named}.*another name or root"):
-        train(replace(TINY, **change), seed=5, root=whole.parent.parent, world=world, progress=False)
+        train(TINY.replace(change), seed=5, root=whole.parent.parent, world=world, progress=False)
     assert {f.name: f.read_bytes() for f in whole.iterdir()} == before
 
 
@@ -194,14 +195,18 @@ def test_a_state_goes_on_exactly(world, tmp_path):
     def go(model, n):
         for _ in range(n):
             model.collect_rollouts(
-                model.env, quiet(model), model.train_freq, model.replay_buffer, learning_starts=TINY.learning_starts
+                model.env,
+                quiet(model),
+                model.train_freq,
+                model.replay_buffer,
+                learning_starts=TINY.learning.learning_starts,
             )
-            model.train(1, TINY.batch_size)
+            model.train(1, TINY.learning.batch_size)
         return model_state(model)
 
     def fresh(seed):
         model = make_model(world, seed)
-        model._setup_learn(TINY.steps)
+        model._setup_learn(TINY.learning.steps)
         return model
 
     a, b = fresh(0), fresh(1)
@@ -344,94 +349,96 @@ def test_a_run_that_noted_neither_encoder_nor_more_goes_on(whole, half, world, t
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
 
 
-EVERYTHING = replace(
-    TINY,
-    name="everything",
-    reward="centre",
-    random_starts=0.3,
-    trigger_share=0.2,
-    dropout=0.1,
-    rank_weight=0.2,
-    n_steps=3,
-    alpha=0.6,
-    demo_ratio=0.5,
-    demo_episodes=16,
-    demo_oracle="greedy",
-    warmup=4,
-    warmup_loss="dqfd",
-    margin_weight=0.5,
-    margin_end=0.5,
-    exploration_fraction=0.5,
-    buffer_size=128,
-    steps=240,
-    eval_every=240,
+EVERYTHING = TINY.replace(
+    {
+        "name": "everything",
+        "reward": "centre",
+        "exploration.random_starts": 0.3,
+        "exploration.trigger_share": 0.2,
+        "network.dropout": 0.1,
+        "learning.rank_weight": 0.2,
+        "replay.n_steps": 3,
+        "replay.alpha": 0.6,
+        "demonstrations.ratio": 0.5,
+        "demonstrations.episodes": 16,
+        "demonstrations.oracle": "greedy",
+        "demonstrations.warmup": 4,
+        "demonstrations.warmup_loss": "dqfd",
+        "demonstrations.margin_weight": 0.5,
+        "demonstrations.margin_end": 0.5,
+        "exploration.fraction": 0.5,
+        "replay.buffer_size": 128,
+        "learning.steps": 240,
+        "evaluation.eval_every": 240,
+    }
 )
-CHANGED = dict(
-    observation=replace(TINY.observation, grid=2),
-    moves=Moves(alpha=0.1),
-    reward="paper",
-    double=False,
-    gamma=0.8,
-    n_envs=4,
-    gradient_steps=2,
-    batch_size=8,
-    learning_rate=4e-4,
-    buffer_size=64,
-    learning_starts=128,
-    target_update_interval=160,
-    exploration_fraction=0.9,
-    exploration_initial_eps=0.6,
-    exploration_final_eps=0.3,
-    random_starts=0.9,
-    guided=False,
-    trigger_share=0.6,
-    net_arch=(8, 8),
-    region_width=6,
-    dropout=0.3,
-    iou_weight=0.5,
-    rank_weight=0.6,
-    iou_gradient=False,
-    n_steps=2,
-    alpha=0.3,
-    beta=0.9,
-    demo_ratio=0.25,
-    demo_episodes=8,
-    demo_oracle="planning",
-    warmup=6,
-    warmup_loss="cross_entropy",
-    margin=0.3,
-    margin_weight=0.2,
-    margin_end=0.1,
-    margin_labels="single",
-    steps=248,
-)
+CHANGED = {
+    "observation": replace(TINY.observation, grid=2),
+    "moves": Moves(alpha=0.1),
+    "reward": "paper",
+    "learning.double": False,
+    "learning.gamma": 0.8,
+    "learning.n_envs": 4,
+    "learning.gradient_steps": 2,
+    "learning.batch_size": 8,
+    "learning.learning_rate": 4e-4,
+    "replay.buffer_size": 64,
+    "learning.learning_starts": 128,
+    "learning.target_update_interval": 160,
+    "exploration.fraction": 0.9,
+    "exploration.initial_eps": 0.6,
+    "exploration.final_eps": 0.3,
+    "exploration.random_starts": 0.9,
+    "exploration.guided": False,
+    "exploration.trigger_share": 0.6,
+    "network.net_arch": (8, 8),
+    "network.region_width": 6,
+    "network.dropout": 0.3,
+    "learning.iou_weight": 0.5,
+    "learning.rank_weight": 0.6,
+    "learning.iou_gradient": False,
+    "replay.n_steps": 2,
+    "replay.alpha": 0.3,
+    "replay.beta": 0.9,
+    "demonstrations.ratio": 0.25,
+    "demonstrations.episodes": 8,
+    "demonstrations.oracle": "planning",
+    "demonstrations.warmup": 6,
+    "demonstrations.warmup_loss": "cross_entropy",
+    "demonstrations.margin": 0.3,
+    "demonstrations.margin_weight": 0.2,
+    "demonstrations.margin_end": 0.1,
+    "demonstrations.margin_labels": "single",
+    "learning.steps": 248,
+}
 
 
 @pytest.fixture(scope="module")
 def learned(world, tmp_path_factory):
     "The weights that `EVERYTHING` with some fields changed ends with"
 
-    def again(**changes):
-        folder = train(
-            replace(EVERYTHING, **changes), seed=0, root=tmp_path_factory.mktemp("fields"), world=world, progress=False
-        )
+    def again(changes):
+        config, root = EVERYTHING.replace(changes), tmp_path_factory.mktemp("fields")
+        folder = train(config, seed=0, root=root, world=world, progress=False)
         return load_checkpoint(folder / "last.pt")["model"]["policy"]
 
-    base = again()
-    assert same_weights(base, again())
-    return lambda **changes: again(**changes) if changes else base
+    base = again({})
+    assert same_weights(base, again({}))
+    return lambda changes: again(changes) if changes else base
 
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_no_field_is_idle(field, learned):
     "Each field that learning depends on changes what is learned; `margin_end` and the like would otherwise be read by nobody, unnoticed"
-    shared = dict(trigger_share=0.0) if field == "guided" else {}  # which needs it
-    assert getattr(EVERYTHING, field) != CHANGED[field]
-    assert not same_weights(learned(**shared), learned(**shared | {field: CHANGED[field]}))
+    shared = {"exploration.trigger_share": 0.0} if field == "exploration.guided" else {}  # which needs it
+    assert attrgetter(field)(EVERYTHING) != CHANGED[field]
+    assert not same_weights(learned(shared), learned(shared | {field: CHANGED[field]}))
 
 
 def test_all_fields_of_learning_are_tried():
     "Those left out say what is looked at, when it is validated, or what happens to a trained agent"
-    assert {f.name for f in fields(Config)} - set(LOOKS) - set(AFTER_TRAINING) - {"eval_every", "confidence"} == set(
-        CHANGED
-    )
+    whole = {"observation", "moves"}  # one field of each is tried; the tests of their modules try the others
+    tried = {f.partition(".")[0] if f.partition(".")[0] in (*whole, *LOOKS) else f for f in config_fields()}
+    assert tried - {*LOOKS, *AFTER_TRAINING, "evaluation.eval_every", "evaluation.confidence"} == {
+        f.partition(".")[0] if f.partition(".")[0] in whole else f for f in CHANGED
+    }

@@ -76,7 +76,7 @@ def test_own_classes_on_other_data_use_the_runs_own_prototypes(tiny_runs):
 
 def test_a_class_code_cannot_be_asked_for_others(tiny_runs):
     agent = Agent.load(tiny_runs[0])
-    agent.config = replace(TINY, observation=replace(TINY.observation, n_classes=2))
+    agent.config = TINY.replace({"observation": replace(TINY.observation, n_classes=2)})
     with pytest.raises(ConfigError, match="one-hot code of its 2 classes"):
         elsewhere(agent, ["horse"], "scenes:test:30")
 
@@ -84,12 +84,12 @@ def test_a_class_code_cannot_be_asked_for_others(tiny_runs):
 def test_runs_of_two_configurations_are_refused(tiny_runs, tmp_path):
     other = shutil.copytree(tiny_runs[0], tmp_path / "other")
     about = json.loads((other / "config.json").read_text())
-    about["config"]["gamma"] = 0.5
+    about["config"]["learning"]["gamma"] = 0.5
     (other / "config.json").write_text(json.dumps(about))
     for name in ("best.pt", "last.pt"):
         state = load_checkpoint(other / name)
         save_checkpoint(other / name, state | dict(about=about) if "about" in state else state)
-    with pytest.raises(ConfigError, match="of another configuration .gamma"):
+    with pytest.raises(ConfigError, match="of another configuration .learning.gamma"):
         transfer([tiny_runs[0], other], ["horse"], "scenes:test:10", fit_on="scenes:train:20")
 
 

@@ -680,27 +680,29 @@ def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
     from locrl.experiments.train import Agent, train
 
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
-    config = Config(
-        name="clip",
-        encoder="tiny-ViT-8",
-        pretrained=None,
-        input_size=64,
-        dim=None,
-        evidence=evidence,
-        prompts="single",
-        train="simple-scenes:train:24",
-        select="simple-scenes:val:6",
-        report="simple-scenes:test:6",
-        flip=True,
-        n_envs=4,
-        batch_size=16,
-        gradient_steps=1,
-        net_arch=(16,),
-        region_width=4,
-        steps=320,
-        eval_every=160,
-        learning_starts=64,
-        buffer_size=400,
+    config = Config().replace(
+        {
+            "name": "clip",
+            "encoder.name": "tiny-ViT-8",
+            "encoder.pretrained": None,
+            "encoder.input_size": 64,
+            "encoder.dim": None,
+            "encoder.evidence": evidence,
+            "encoder.prompts": "single",
+            "data.train": "simple-scenes:train:24",
+            "data.select": "simple-scenes:val:6",
+            "data.report": "simple-scenes:test:6",
+            "data.flip": True,
+            "learning.n_envs": 4,
+            "learning.batch_size": 16,
+            "learning.gradient_steps": 1,
+            "network.net_arch": (16,),
+            "network.region_width": 4,
+            "learning.steps": 320,
+            "evaluation.eval_every": 160,
+            "learning.learning_starts": 64,
+            "replay.buffer_size": 400,
+        }
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
