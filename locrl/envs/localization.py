@@ -1,4 +1,4 @@
-"""A Gymnasium environment for one search, and its vectorised twin that runs hundreds at once in array code
+"""A Gymnasium environment for one search, and a vectorised one that runs hundreds at once
 
 Docs: https://locrl.github.io/locrl/envs/localization.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://locrl.github.io/locrl/envs/localization.html.md"""
 __all__ = ['Targets', 'random_windows', 'Search', 'LocalizationEnv', 'LocalizationVecEnv']
 
 # %% ../../nbs/envs/03_localization.ipynb #8a2ee642
-"""The search game on arrays (`Targets`, `Search`), as a Gymnasium environment (`LocalizationEnv`) and as an SB3 `VecEnv`."""
+"""The search on arrays (`Targets`, `Search`), as a Gymnasium environment (`LocalizationEnv`) and as an SB3 `VecEnv`."""
 
 # %% ../../nbs/envs/03_localization.ipynb #7f4dbd81
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .rewards import Reward, named_reward
 # %% ../../nbs/envs/03_localization.ipynb #701e3599
 @dataclass(frozen=True, eq=False)
 class Targets:
-    "Questions (picture, class) with the boxes of the objects, padded with empty boxes to a common number"
+    "Queries (picture, class) with the boxes of the objects, padded with empty boxes to a common number"
 
     image: np.ndarray  # (E,) int64, index of the picture
     label: np.ndarray  # (E,) int64, index of the class
@@ -52,8 +52,8 @@ class Targets:
         classes=None,  # names of the classes asked for; default all of `data`
         negatives: bool = False,  # also ask for classes the picture does not hold
     ):
-        """Every (picture, class) of `data` that holds an object of the class that is not difficult; with `negatives`, every
-        (picture, class) there is. Raises `DataError` when nothing is left."""
+        """Return every (picture, class) of `data` that holds an object of the class that is not difficult.
+        With `negatives`, return every (picture, class) there is. Raises `DataError` when nothing is left."""
         classes = tuple(classes or data.classes)
         gt = data.ground_truth()
         remap = np.array([classes.index(c) if c in classes else -1 for c in data.classes])
@@ -75,14 +75,15 @@ def random_windows(
     n: int,  # how many
     rng: np.random.Generator,
 ) -> np.ndarray:  # (n, 4) float32 xyxy
-    "Boxes to begin in: sides of 0.2 to 1, smaller ones as likely as larger (uniform in their logarithm), anywhere in the picture"
+    """Return first boxes anywhere in the picture, with sides of 0.2 to 1.
+    The logarithm of a side is uniform, so small boxes are as likely as large ones."""
     side = (np.exp(rng.uniform(np.log(0.25), 0, (n, 1))) * np.exp(rng.uniform(-0.35, 0.35, (n, 2)))).clip(0.2, 1)
     corner = (1 - side) * rng.random((n, 2))
     return np.concatenate([corner, corner + side], 1, dtype=np.float32)
 
 # %% ../../nbs/envs/03_localization.ipynb #3e7e9daf
 class Search:
-    "Any number of episodes side by side, as arrays. Knows boxes and truth, not pictures."
+    "Any number of episodes side by side, as arrays; it knows boxes and truth, and no pictures"
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Search:
         which=slice(None),  # which of the n to start anew
         episode=None,  # index into `targets` for each; default the next ones of a shuffled round
     ):
-        "Begin new episodes"
+        "Begin new episodes in the rows `which`"
         who = np.arange(self.n)[which]
         self.episode[who] = self._draw(len(who)) if episode is None else episode
         self.box[who] = FULL
@@ -123,7 +124,7 @@ class Search:
             self.box[some] = random_windows(len(some), self.rng)
 
     def _draw(self, k):
-        "The next `k` questions: every one is asked once before any is asked again"
+        "Return the next `k` queries; every one comes once before any comes again"
         while len(self.queue) < k:
             self.queue = np.concatenate([self.queue, self.rng.permutation(len(self.targets))])
         drawn, self.queue = self.queue[:k], self.queue[k:]
@@ -186,9 +187,8 @@ class Search:
                 f"actions: needs {self.n} integers, one for each episode, got {actions.dtype} of shape {actions.shape}"
             )
         if actions.min() < 0 or actions.max() >= self.moves.n_actions:
-            raise ValueError(
-                f"actions: {actions[(actions < 0) | (actions >= self.moves.n_actions)][0]} is no action, they are 0 to {self.moves.n_actions - 1}"
-            )
+            wrong = actions[(actions < 0) | (actions >= self.moves.n_actions)][0]
+            raise ValueError(f"actions: {wrong} is no action, they are 0 to {self.moves.n_actions - 1}")
         new = self.moves.apply(self.box, actions)
         terminated = actions == TRIGGER
         after, reward = self._judge(new[:, None], terminated[:, None])
@@ -212,8 +212,8 @@ class Search:
 
 # %% ../../nbs/envs/03_localization.ipynb #c9d012fe
 class LocalizationEnv(gym.Env):
-    """One search at a time, with the full observation. `reset(options={"episode": k})` asks question `k` of `targets`.
-    Registered as `locrl/Localization-v0`; made without arguments it searches composed Scenes through EfficientNet-Lite0."""
+    """One search at a time, with the full observation. `reset(options={"episode": k})` begins query `k` of `targets`.
+    It is registered as `locrl/Localization-v0`. Without arguments it searches Scenes through EfficientNet-Lite0."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
 
@@ -247,7 +247,7 @@ class LocalizationEnv(gym.Env):
         return observe(self.bank, torch.from_numpy(self.search.keys), self.config)[0].cpu().numpy()
 
     def _info(self):
-        "What Gymnasium hands out beside the observation"
+        "Return what Gymnasium gives beside the observation"
         s = self.search
         return dict(
             iou=float(s.iou[0]),
@@ -257,13 +257,13 @@ class LocalizationEnv(gym.Env):
         )
 
     def reset(self, *, seed=None, options=None):
-        "Start the next question, or the one named in `options`"
+        "Start the next query, or the one named in `options`"
         super().reset(seed=seed)
         if seed is not None:
             self.search.rng, self.search.queue = np.random.default_rng(seed), np.empty(0, np.int64)
         episode = (options or {}).get("episode")
         if episode is not None and not 0 <= episode < len(self.search.targets):
-            raise ValueError(f"reset(options={options}): there are questions 0 to {len(self.search.targets) - 1}")
+            raise ValueError(f"reset(options={options}): there are queries 0 to {len(self.search.targets) - 1}")
         self.search.start(episode=episode)
         return self._observe(), self._info()
 
@@ -275,7 +275,7 @@ class LocalizationEnv(gym.Env):
         return self._observe(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), self._info()
 
     def render(self):
-        "The picture with the box (orange) and the objects (green) as an (H, W, 3) uint8 array"
+        "Return the picture with the box (orange) and the objects (green) as an (H, W, 3) uint8 array"
         if self.render_mode != "rgb_array":
             return None
         s = self.search
@@ -308,7 +308,7 @@ class LocalizationVecEnv(VecEnv):
     def __init__(
         self,
         search: Search,  # the game, with as many episodes as there are environments
-        trigger_share: float = 0.0,  # of guided exploration, goes to TRIGGER wherever that is rewarded; 0 treats it as any other good action
+        trigger_share: float = 0.0,  # of guided exploration for TRIGGER where it is rewarded; 0: like any good action
     ):
         if not 0 <= trigger_share < 1:
             raise ValueError(f"trigger_share={trigger_share}: must lie in [0, 1)")
@@ -319,7 +319,7 @@ class LocalizationVecEnv(VecEnv):
             search.n, gym.spaces.Box(low, high, (KEY_SIZE,), np.float32), gym.spaces.Discrete(search.moves.n_actions)
         )
         self.returns = np.zeros(search.n)
-        self.finished = []  # (IoU at the end, triggered, steps, return) of finished episodes; whoever reads it empties it
+        self.finished = []  # (IoU at the end, triggered, steps, return) of finished episodes; the reader empties it
 
     def reset(self):
         "Start all episodes anew"
@@ -328,6 +328,7 @@ class LocalizationVecEnv(VecEnv):
         return self.search.keys
 
     def step_async(self, actions):
+        "Take the actions for `step_wait`"
         self.actions = np.asarray(actions)
 
     def step_wait(self):
@@ -354,11 +355,12 @@ class LocalizationVecEnv(VecEnv):
         return keys, reward, done, infos
 
     def positive_actions(self) -> np.ndarray:
-        "(n, n_actions) bool: the actions with positive reward, for guided exploration (paper, section 3.3)"
+        "Return (n, n_actions) bool, the actions with positive reward, for guided exploration (paper, section 3.3)"
         return self.search.try_all()[1] > 0
 
     def exploration_weights(self) -> np.ndarray:
-        "(n, n_actions): how often guided exploration takes each action. TRIGGER gets `trigger_share` of it wherever it is rewarded"
+        """Return (n, n_actions) weights, in proportion to which guided exploration takes each action.
+        TRIGGER gets `trigger_share` of them where it is rewarded."""
         weights = self.positive_actions().astype(np.float64)
         others = weights.sum(1) - weights[:, TRIGGER]
         if self.trigger_share:
@@ -375,22 +377,25 @@ class LocalizationVecEnv(VecEnv):
         self.returns, self.finished = state["returns"].copy(), list(state["finished"])
 
     def close(self):
-        pass
+        "Do nothing: there is nothing to close"
 
     def seed(self, seed=None):
-        "Seed the order of the questions"
+        "Seed the order of the queries"
         self.search.rng, self.search.queue = np.random.default_rng(seed), np.empty(0, np.int64)
         return [seed] * self.num_envs
 
     def get_attr(self, attr_name, indices=None):
+        "Return an attribute, which all searches share, for each index"
         return [getattr(self, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name, value, indices=None):
+        "Set an attribute, which all searches share"
         setattr(self, attr_name, value)
 
     def env_method(self, method_name, *args, indices=None, **kwargs):
-        "The searches are one object: a method is called once, and its result given for each index"
+        "Call a method once, because the searches are one object, and return its result for each index"
         return [getattr(self, method_name)(*args, **kwargs)] * len(list(self._get_indices(indices)))
 
     def env_is_wrapped(self, wrapper_class, indices=None):
+        "Return False for each index"
         return [False] * len(list(self._get_indices(indices)))

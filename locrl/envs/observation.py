@@ -1,4 +1,4 @@
-"""From a state key of 17 numbers to the observation: region embedding, action history, saliency, and more by switch
+"""From a state key of 17 numbers to the observation: region embedding, action history, saliency map, and optional parts
 
 Docs: https://locrl.github.io/locrl/envs/observation.html.md"""
 

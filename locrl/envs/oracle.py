@@ -1,4 +1,4 @@
-"""Experts that see the ground truth: greedy, greedy with a tie-break, and one that plans; and the ceilings they set
+"""Experts that know the ground truth: greedy, greedy with a tie-break, and planning; and what each can reach
 
 Docs: https://locrl.github.io/locrl/envs/oracle.html.md"""
 
@@ -9,8 +9,8 @@ __all__ = ['EPS', 'best_overlap', 'best_actions', 'expert_action', 'Rollout', 'g
            'save_ceilings']
 
 # %% ../../nbs/envs/01_oracle.ipynb #c4151b30
-"""Oracles over many objects at once. `best_actions` is the set-valued greedy expert, `greedy` its episodes, `plan` a beam search,
-`ceilings` what each reaches by class. Episodes come as a `Rollout`."""
+"""Oracles over many objects at once. `best_actions` is the set-valued greedy expert, `greedy` its episodes, `plan` a
+beam search, `ceilings` what each reaches by class. Episodes come as a `Rollout`."""
 
 # %% ../../nbs/envs/01_oracle.ipynb #3a80fbf0
 import json
@@ -54,7 +54,8 @@ def best_actions(
     trigger_at=None,  # trigger as soon as the IoU reaches this; None: only where no move improves
     mask=None,  # (N, G) bool, False where `truth` is padding
 ):  # (N, n_actions) bool, at least one True in each row
-    "The actions that are best for the greedy expert; the trigger alone where it would stop. Raises `ValueError` for other `ties`"
+    """Return the actions that are best for the greedy expert, and the trigger alone where it would stop.
+    Raises `ValueError` for other `ties`."""
     if ties not in ("none", "centre"):
         raise ValueError(f"ties={ties!r}: use 'none' or 'centre'")
     boxes, truth = np.asarray(boxes, np.float64), np.asarray(truth, np.float64)
@@ -286,7 +287,8 @@ def ceilings(
     classes,  # names, in label order
     width=16,  # of `plan`
 ) -> dict:  # oracle -> class, or "all" -> objects, iou50, iou70, mean_iou, steps
-    "What each oracle reaches on the objects that are not difficult: shares with IoU >= 0.5 and 0.7, mean IoU, mean number of moves"
+    """Return what each oracle reaches on the objects that are not difficult.
+    These are the shares with IoU >= 0.5 and 0.7, the mean IoU, and the mean number of moves."""
     use = ~gt.difficult
     truth, label = gt.boxes[use], gt.label[use]
     groups = {"all": np.ones(len(label), bool), **{c: label == i for i, c in enumerate(classes)}}

@@ -1,4 +1,4 @@
-"""What a move earns and what a trigger earns: the paper's rewards, and a continuous, monotone one
+"""The reward of a move and of the trigger: the paper's, and a continuous, monotone one
 
 Docs: https://locrl.github.io/locrl/envs/rewards.html.md"""
 
@@ -8,8 +8,9 @@ Docs: https://locrl.github.io/locrl/envs/rewards.html.md"""
 __all__ = ['SignReward', 'DeltaReward', 'BinaryTrigger', 'ContinuousTrigger', 'Reward', 'register_reward', 'named_reward']
 
 # %% ../../nbs/envs/00_rewards.ipynb #287fb86f
-"""A `Reward` composes a move reward (`SignReward`, `DeltaReward`) and a trigger reward (`BinaryTrigger`, `ContinuousTrigger`).
-All are frozen dataclasses of NumPy functions over any batch shape; `named_reward` finds the ready-made ones."""
+"""A `Reward` joins a move reward (`SignReward`, `DeltaReward`) and a trigger reward (`BinaryTrigger`,
+`ContinuousTrigger`). All are frozen dataclasses of NumPy functions over any batch shape; `named_reward` finds the
+ready-made ones."""
 
 # %% ../../nbs/envs/00_rewards.ipynb #8c708534
 from collections.abc import Callable
@@ -73,7 +74,9 @@ class DeltaReward:
 
     scale: float = 5.0  # reward of a move that raises the potential by 1
     gamma: float = 1.0  # discount of the potential after the move; the learner's own, or 1
-    centre: float = 0.0  # weight of the distance between the centres; above 0, a move towards the object pays while the IoU stands still
+    centre: float = (
+        0.0  # weight of the centre distance; above 0, a move towards the object pays while the IoU is the same
+    )
     kind: str = field(default="delta", init=False, repr=False)
 
     def __post_init__(self):
@@ -120,8 +123,9 @@ class BinaryTrigger:
 # %% ../../nbs/envs/00_rewards.ipynb #42eb2c01
 @dataclass(frozen=True)
 class ContinuousTrigger:
-    """Rises with the IoU everywhere: -`eta` at 0, -`edge` just under `threshold`, `base` at it, `eta` at 1. As it is by default,
-    `base = edge = 0`, it is continuous too. Raises `ValueError` for a setting that is impossible or would not be monotone."""
+    """A reward that rises with the IoU: -`eta` at 0, -`edge` just under `threshold`, `base` at it, `eta` at 1.
+    By default, with `base = edge = 0`, it is continuous too.
+    Raises `ValueError` for a setting that is impossible or would not be monotone."""
 
     threshold: float = 0.5  # IoU from which a trigger counts as a success; between 0.05 and 0.95
     eta: float = 3.0  # reward at IoU 1, and penalty at IoU 0
