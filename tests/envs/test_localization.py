@@ -428,7 +428,7 @@ def test_one_environment_after_bad_calls(data, bank):
             env.step(bad)
     assert env.search.step_count[0] == 1
     for bad in (-1, 10**6):
-        with pytest.raises(ValueError, match="there are questions 0 to "):
+        with pytest.raises(ValueError, match="there are queries 0 to "):
             env.reset(options={"episode": bad})
     env.step(1)
     env.reset()
