@@ -144,7 +144,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     @property
     def beta(self) -> float:
         "Strength of the importance weights now"
-        return 1 + (self.first_beta - 1) * self.progress_remaining
+        return 1 + (self.first_beta - 1) * max(self.progress_remaining, 0)
 
     def add(self, *args, **kwargs):
         "Store one transition of each environment, over the oldest ones where it is full"
@@ -306,19 +306,29 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
     def __init__(
         self,
         *args,
-        demo_ratio: float = 0.0,  # share of each batch that are demonstrations
+        demo_ratio: float = 0.0,  # share of each batch that are demonstrations, at least
+        demo_mixed: bool = False,  # more of them while the buffer holds little else: their share of all that is remembered
         **kwargs,  # for `PrioritizedReplayBuffer`
     ):
         super().__init__(*args, **kwargs)
         if not 0 <= demo_ratio <= 1:
             raise ValueError(f"{type(self).__name__}(demo_ratio={demo_ratio!r}): must lie in [0, 1]")
         self.demo_ratio = demo_ratio
+        self.demo_mixed = demo_mixed
         self.demos, self.expert = None, np.zeros((0, self.action_space.n), bool)
 
     @property
     def n_demos(self) -> int:
         "Number of demonstrated transitions"
         return len(self.expert)
+
+    @property
+    def demo_share(self) -> float:
+        """Share of the next batch that are demonstrations. With `demo_mixed` it begins at 1 and falls to `demo_ratio` as the agent's
+        own transitions come in, as in DQfD, where both lie in one memory: what a warm-up taught is not overrun by the first of them."""
+        if not self.demo_mixed or not self.n_demos:
+            return self.demo_ratio
+        return max(self.demo_ratio, self.n_demos / (self.n_demos + self.size() * self.n_envs))
 
     def add_demonstrations(
         self,
@@ -394,7 +404,7 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
         env=None,  # `VecNormalize` that normalises them
     ) -> Samples:
         "Draw transitions, the demonstrations last. Raises `ValueError` when there ought to be demonstrations and are none."
-        n = round(batch_size * self.demo_ratio)
+        n = round(batch_size * self.demo_share)
         if n and self.demos is None:
             raise ValueError(
                 f"demo_ratio={self.demo_ratio}, but there are no demonstrations: call add_demonstrations first"

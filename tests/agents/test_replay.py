@@ -452,6 +452,19 @@ def test_margin_term_only_where_it_was_demonstrated():
         LargeMarginLoss()(model, made(cls=ReplayBuffer), q, None)
 
 
+def test_mixed_demonstrations_give_way_to_the_agents_own_transitions():
+    "Their share of a batch is their share of all that is remembered, and never below the ratio"
+    buffer = agent(demo_ratio=0.25).replay_buffer
+    own = buffer.size() * buffer.n_envs
+    assert buffer.demo_share == 0.25
+    buffer.demo_mixed = True
+    assert buffer.demo_share == max(0.25, buffer.n_demos / (buffer.n_demos + own))
+    buffer.pos = 0
+    assert buffer.demo_share == 1 and buffer.sample(32).is_demo.all()
+    buffer.pos = -(-3 * buffer.n_demos // buffer.n_envs) + 1  # as if many had come in
+    assert buffer.demo_share == 0.25
+
+
 def test_the_margin_does_not_depend_on_the_share_of_demonstrations():
     "A batch of demonstrations alone, and the same among samples of the agent's own, have the same loss"
     model = agent(demo_ratio=0.5, n_steps=2)
