@@ -198,7 +198,7 @@ class LearningConfig(_Group):
     "Updates, their number and their losses; the words of Stable-Baselines3 where it has them. Raises `ConfigError`."
 
     prefix = "learning."
-    steps: int = 40_000  # transitions in all
+    steps: int = 40_000  # transitions in all; 0 with a warm-up is behaviour cloning alone
     n_envs: int = 128  # searches side by side
     double: bool = True  # Double DQN; False is plain DQN
     gamma: float = 0.9  # discount
@@ -212,13 +212,11 @@ class LearningConfig(_Group):
     iou_gradient: bool = True  # let its gradient shape the trunk
 
     def check(self):
-        self.demand_positive(
-            "steps", "n_envs", "learning_rate", "batch_size", "gradient_steps", "target_update_interval"
-        )
-        self.demand_not_negative("learning_starts", "iou_weight", "rank_weight")
+        self.demand_positive("n_envs", "learning_rate", "batch_size", "gradient_steps", "target_update_interval")
+        self.demand_not_negative("steps", "learning_starts", "iou_weight", "rank_weight")
         self.demand(0 <= self.gamma < 1, "gamma", "must lie in [0, 1)")
         self.demand(
-            self.steps >= self.n_envs,
+            self.steps >= self.n_envs or self.steps == 0,
             "steps",
             f"is less than one step of {self.n_envs} searches side by side: give at least {self.n_envs}, or fewer learning.n_envs",
         )
@@ -268,7 +266,8 @@ class DemonstrationConfig(_Group):
     "Demonstrations of an oracle, the warm-up on them and the margin loss. Raises `ConfigError`."
 
     prefix = "demonstrations."
-    ratio: float = 0.0  # share of each batch that are demonstrations
+    ratio: float = 0.0  # share of each batch that are demonstrations, at least
+    mixed: bool = False  # more of them at first: their share of all that is remembered, as in DQfD
     episodes: int = 2_000  # demonstrations kept for good
     oracle: str = "centre"  # "greedy" in the IoU, the same with ties broken by the "centre", or "planning"
     warmup: int = 0  # updates on demonstrations alone before the first step
@@ -368,6 +367,11 @@ class Config(_Group):
             raise ConfigError(
                 f"observation.n_classes={seen.n_classes}: its class code is for {seen.n_classes} classes, the run has {classes}"
             )
+        self.learning.demand(
+            self.learning.steps or self.demonstrations.warmup,
+            "steps",
+            "teaches nothing: give transitions, or demonstrations.warmup for behaviour cloning",
+        )
         self.encoder.demand(
             self.encoder.regions == "pooled" or not self.data.flip,
             "regions",

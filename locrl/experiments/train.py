@@ -216,6 +216,7 @@ def make_model(
             alpha=c.replay.alpha,
             beta=c.replay.beta,
             demo_ratio=c.demonstrations.ratio,
+            demo_mixed=c.demonstrations.mixed,
         ),
         policy_kwargs=_network(c, world.projection.dim),
     )

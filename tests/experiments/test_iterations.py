@@ -7,7 +7,7 @@ from operator import attrgetter
 import pytest
 import torch
 
-from locrl.experiments.config import CONFIGS, LOOKS, ConfigError, config_fields, prepare
+from locrl.experiments.config import CONFIGS, LOOKS, ConfigError, config_fields, difference, prepare
 from locrl.experiments.iterations import ITERATIONS, changes_of, find_config, gains, rises, within
 from locrl.experiments.train import Agent, train
 
@@ -215,6 +215,24 @@ def test_every_iteration_trains(name, world, tmp_path):
         abs(again.localisation.mean_iou - best["mean_iou"]) < 1e-6
         and abs(again.detection.map_area - best["map_area"]) < 1e-6
     )
+
+
+def test_the_cloning_baseline_differs_in_nothing_but_how_it_learns(world, tmp_path):
+    "It takes no transitions, learns the demonstrations, is validated once, and is an agent like any other"
+    config = find_config("animals-5/v7/cloning")
+    changed = {line.split(":")[0] for line in difference(find_config("animals-5/v7").to_dict(), config.to_dict())}
+    assert changed == {"name", "learning.steps", "demonstrations.warmup_loss", "demonstrations.margin_weight"}
+    assert find_config("demo/cloning").learning.steps == 0 and CONFIGS["demo"].learning.steps > 0
+    tiny = small("v7").replace({"name": "cloning", "learning.steps": 0, "demonstrations.warmup": 200})
+    folder = train(tiny, 0, tmp_path, world=world, progress=False)
+    (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert row["step"] == 0 and row["pretrain_accuracy"] > 0.3
+    assert Agent.load(folder).step == 0
+    before = (folder / "metrics.jsonl").read_bytes()
+    assert train(tiny, 0, tmp_path, world=world, progress=False) == folder
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="learning.steps=0: teaches nothing"):
+        CONFIGS["demo"].replace({"learning.steps": 0})
 
 
 def test_a_plan_to_learn_from_and_the_losses_of_dqfd(world, tmp_path):
