@@ -1,6 +1,6 @@
 """Write the project's public address into badges, install cells and links. With --check, only say whether all agree.
 
-The address is one setting: Repository in pyproject.toml [project.urls]. After a fork, change it there and run this script.
+The address is one setting: Repository in pyproject.toml [project.urls]. After a fork, change it there and run this.
 Every Colab badge, every `pip install git+...` cell, the site's link and its address (OWNER.github.io/NAME) follow.
 """
 
@@ -25,7 +25,7 @@ def address() -> tuple[str, str]:
 
 
 def rewritten(path: Path, owner: str, name: str) -> str:
-    "Return the text of `path` with the right address; a badge opens the notebook it stands in, wherever its link pointed"
+    "Return the text of `path` with the right address; a badge opens the notebook it stands in, wherever it led"
     text = path.read_text(encoding="utf-8")
     place = path.relative_to(ROOT).as_posix()
     badge = rf"{COLAB}/{owner}/{name}/blob/main/"
@@ -63,9 +63,7 @@ if __name__ == "__main__":
         if not stale:
             sys.exit()
         files = ", ".join(f.name for f in stale)
-        sys.exit(
-            f"the address of {files} is not that of pyproject.toml: run python .ci/address.py, then python .ci/readme.py"
-        )
+        sys.exit(f"the address of {files} is not that of pyproject.toml: run .ci/address.py, then .ci/readme.py")
     for f, text in stale.items():
         f.write_text(text, encoding="utf-8")
     print(f"{len(stale)} files changed")

@@ -79,7 +79,7 @@ def unreachable(notebooks: Path) -> list[str]:
 
 
 def shows(source: str) -> bool:
-    "Return whether a cell is there for its output: it hides its source, or it ends with an expression that is not a call"
+    "Return whether a cell is there for its output: it hides its source, or ends with an expression that is no call"
     if re.search(r"^#\|\s*(hide|eval:\s*false|export)", source, re.M):
         return False
     if re.search(r"^#\|\s*echo:\s*false", source, re.M):
@@ -154,7 +154,8 @@ def dead_ends(site: Path, repository: Path = ROOT) -> list[str]:
         for link in dict.fromkeys(page.links):
             parts = urlsplit(link)
             if own := re.fullmatch(
-                rf"https://(?:colab\.research\.google\.com/github|github\.com)/{re.escape(project)}/(?:blob|tree|edit)/main/([^?#]+)(?:[?#].*)?",
+                rf"https://(?:colab\.research\.google\.com/github|github\.com)/{re.escape(project)}/"
+                r"(?:blob|tree|edit)/main/([^?#]+)(?:[?#].*)?",
                 link,
             ):
                 if not (repository / unquote(own[1])).exists():

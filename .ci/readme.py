@@ -1,4 +1,4 @@
-"""Write README.md from nbs/index.ipynb (nbdev-readme would need Quarto). With --check, only say whether it is current."""
+"""Write README.md from nbs/index.ipynb (nbdev-readme would need Quarto). With --check, only say if it is current."""
 
 import json
 import re

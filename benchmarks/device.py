@@ -31,11 +31,11 @@ ENCODERS = {
     "EfficientNet-Lite0": dict(name="efficientnet_lite0", input_size=320, dim=128),
     "ViT-L/14, random": dict(name="ViT-L-14", pretrained=None, input_size=None, dim=128, prompts="single"),
 }  # the ensemble takes minutes on a processor
-# What rounding may do: the smallest cosine between a picture's features, the share of predicted boxes with IoU .9, and the
-# difference in map11. It was measured on a processor that rounds the operands as a GPU does.
+# What rounding may do: the smallest cosine between a picture's features, the share of predicted boxes with IoU .9, and
+# the difference in map11. It was measured on a processor that rounds the operands as a GPU does.
 # Features: .99983 for convolutions in TF32, .999999 for a random ViT-L/14 in fp16 and .99996 in bf16.
-# Predictions are less steady, since one close decision sends a search elsewhere: TF32 leaves 83 % the same, and noise of
-# .3, 3 and 10 % of a cell's length leaves 95, 73 and 48 %. The map11 of all these lies within .015.
+# Predictions are less steady, since one close decision sends a search elsewhere: TF32 leaves 83 % the same, and noise
+# of .3, 3 and 10 % of a cell's length leaves 95, 73 and 48 %. The map11 of all these lies within .015.
 # So wrong features, which move by more than a tenth, break the first two limits; emulated rounding broke none.
 TOLERANCE = dict(cosine=0.9995, same_answer=0.65, map11=0.03)
 

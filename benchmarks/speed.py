@@ -1,9 +1,9 @@
 """Speed and memory of locrl beside the usual way, in one run.
 
 The script prints a Markdown table and writes it, with machine, versions and seed, to results/benchmarks/speed.json.
-Everything is measured on composed Scenes, so it runs anywhere; the features are encoded once and stay in the cache. Both
-sides of every comparison get the same torch threads: one, unless --threads says otherwise (on a busy machine more are
-slower).
+Everything is measured on composed Scenes, so it runs anywhere; the features are encoded once and stay in the cache.
+Both sides of every comparison get the same torch threads: one, unless --threads says otherwise (on a busy machine more
+are slower).
 """
 
 import argparse

@@ -61,7 +61,7 @@ def test_continuous_trigger_is_strictly_increasing_by_default():
 
 @given(unit, unit)
 def test_the_continuous_reward_has_no_jump(a, b):
-    "Two IoUs that are close pay nearly alike, wherever they lie: at most 6 per unit of IoU; and the better one never pays less"
+    "The reward of two IoUs differs by at most 6 times their difference, and the larger one never pays less"
     low, high = sorted((a, b))
     difference = named_reward("continuous").trigger(high) - named_reward("continuous").trigger(low)
     assert -1e-12 <= difference <= 6 * (high - low) + 1e-12
