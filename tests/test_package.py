@@ -192,7 +192,7 @@ def too_long(path: Path) -> list[str]:
     return [
         f"line {number} has {len(line)} columns, and {COLUMNS} are allowed: {where}"
         for number, line in enumerate(lines, 1)
-        if len(line) > COLUMNS
+        if len(line) > COLUMNS and not line.startswith("__all__ = ")  # which nbdev writes on one line
     ]
 
 
@@ -216,7 +216,7 @@ def test_long_lines_are_seen(monkeypatch: pytest.MonkeyPatch):
     found = too_long(ROOT / "locrl/data/boxes.py")
     assert found and all("nbs/data/00_boxes.ipynb" in sentence for sentence in found)
     lengths = [len(line) for line in (ROOT / "locrl/data/boxes.py").read_text(encoding="utf-8").splitlines()]
-    assert len(found) == sum(length > 20 for length in lengths)
+    assert len(found) == sum(length > 20 for length in lengths) - 1  # all but that of `__all__`
     assert ROOT / "locrl/data/boxes.py" in checked_files() and Path(__file__) in checked_files()
 
 
