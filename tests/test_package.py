@@ -21,7 +21,8 @@ WINGS = ("data", "vision", "envs", "agents", "evaluation", "experiments", "apps"
 BESIDE = {"files": set(), "figures": {"data.boxes", "files"}}  # rooms that every floor may use, and what they may use
 # Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, and
 # open_clip imports torchvision
-INDIRECT = {"tensorboard", "ipywidgets", "torchvision"}
+# and pycocotools scores what `coco_results` writes
+INDIRECT = {"tensorboard", "ipywidgets", "torchvision", "pycocotools"}
 # ipywidgets brings IPython wherever there is a notebook; google.colab is part of Colab and not to be had elsewhere
 PROVIDED = {"IPython", "google"}
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
@@ -171,7 +172,7 @@ def test_requirements_are_what_is_imported():
 
     named = {
         plain(re.match(r"[\w.-]+", item)[0])
-        for extra in ("requirements", "ray_requirements")
+        for extra in ("requirements", "ray_requirements", "data_requirements")
         for item in settings()[extra].split()
     }
     needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}

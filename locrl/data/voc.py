@@ -381,6 +381,7 @@ def _read_size(root, path):
 
 def read_xml(
     path,  # a VOC annotation file
+    known=VOC_CLASSES,  # class names that may occur; None allows any
 ):  # (width, height), [(class name, box, difficult, truncated), …]
     "Read and check one annotation; a flag that is missing is not set. Raises `DataError` with the file."
     root = _parse_xml(path)
@@ -388,9 +389,11 @@ def read_xml(
     objects = []
     for node in root.iterfind("object"):
         name = _only(node, "name", path) or ""
-        if name not in VOC_CLASSES:
+        if known is None and not name:
+            raise DataError(f"{path}: an <object> has no <name>: write its class there")
+        if known is not None and name not in known:
             try:
-                check_classes([name])
+                check_classes([name], known)
             except DataError as e:
                 raise DataError(f"{path}: {e}") from None
         flags = [_read_flag(node, tag, path) for tag in ("difficult", "truncated")]
