@@ -6,11 +6,11 @@ Docs: https://locrl.github.io/locrl/apps/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'On', 'Processes', 'Split', 'Confidence', 'Runs', 'Folder',
-           'Baselines', 'main', 'configs', 'iterations', 'download', 'cache', 'train', 'sweep', 'iterate', 'evaluate',
-           'diagnose', 'compare', 'transfer', 'show', 'draw', 'locate', 'pack', 'demo']
+           'Baselines', 'main', 'configs', 'iterations', 'download', 'cache', 'show_data', 'train', 'sweep', 'iterate',
+           'evaluate', 'diagnose', 'compare', 'transfer', 'show', 'draw', 'locate', 'pack', 'demo']
 
 # %% ../../nbs/apps/05_cli.ipynb #44a7c9da
-"""The command `locrl`: `demo`, `download`, `cache`, `train`, `sweep`, `iterate`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`,
+"""The command `locrl`: `demo`, `download`, `cache`, `data`, `train`, `sweep`, `iterate`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`,
 `locate`, `pack`, `configs`, `iterations`."""
 
 # %% ../../nbs/apps/05_cli.ipynb #1512651f
@@ -147,6 +147,30 @@ def cache(
     for split, data in world.data.items():
         print(f"{split}: {data.name}, {len(data):,} pictures")
 
+# %% ../../nbs/apps/05_cli.ipynb #d3a90c41
+@app.command("data")
+def show_data(
+    spec: Annotated[
+        str, typer.Argument(help="What to look at, e.g. yolo:birds/data.yaml:train, coco:birds.json or voc2012:val.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write: a sheet of pictures with their boxes.")] = Path("data.png"),
+    pictures: Annotated[int, typer.Option(min=1, help="How many pictures the sheet shows.")] = 20,
+):
+    """Tell what a data set holds, and draw some of its pictures with their boxes: a look shows whether it was read rightly.
+
+    Every picture is opened; what is damaged or wrongly labelled is listed. Example: `locrl data voc:kangaroos:train`
+    """
+    from locrl.data.formats import is_own
+    from locrl.data.overview import contact_sheet, overview
+    from locrl.experiments.config import load_data
+
+    lenient = f"undamaged:{spec}" if is_own(spec) and not spec.startswith("undamaged:") else spec
+    found = load_data(lenient)
+    print(overview(found))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(found, pictures).save(out)
+    print(f"pictures with their boxes: {out}")
+
 # %% ../../nbs/apps/05_cli.ipynb #b32920a8
 @app.command()
 def train(
@@ -159,13 +183,53 @@ def train(
         float | None,
         typer.Option(help="Stop at the first checkpoint after so many minutes; the same command goes on from there."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures of your own to learn from, e.g. yolo:birds/data.yaml:train. Needs no configuration."
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="With --data: pictures to select the best policy on, e.g. yolo:birds/data.yaml:val."),
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="With --data: pictures to report on. Default: those of --select.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --data: name of the run's folder. Default: made from the data.")
+    ] = None,
+    leave_out_damaged: Annotated[
+        bool,
+        typer.Option(
+            "--leave-out-damaged", help="With --data: go on without pictures that are damaged or mislabelled."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="With --data: folder for the table and the pictures. Default: runs/NAME.")
+    ] = None,
     root: Root = None,
     device: Device = "cpu",
 ):
-    "Train an agent, or go on where its run stopped. Prints the run's folder."
+    """Train an agent, or go on where its run stopped. Prints the run's folder.
+
+    Examples: `locrl train animals-5 --seed 1`, `locrl train --data voc:kangaroos:train --select voc:kangaroos:val`
+    """
+    from locrl.experiments.config import ConfigError
     from locrl.experiments.train import train as run
 
-    print(run(_config(config, steps), seed, root, device=device, minutes=minutes))
+    if data is None:
+        if select or report or name or leave_out_damaged or out:
+            raise ConfigError(
+                "--select, --report, --name, --leave-out-damaged and --out belong to --data: give that too"
+            )
+        print(run(_config(config, steps), seed, root, device=device, minutes=minutes))
+        return
+    if config != "demo" or select is None:
+        raise ConfigError("--data takes its configuration from the pictures: give --select too, and no configuration")
+    planned = _planned(data, select, report, name, steps, leave_out_damaged, device)
+    out = out or Path("runs") / planned.config.name
+    _train_and_show(planned.config, seed, root, out, device, minutes)
 
 # %% ../../nbs/apps/05_cli.ipynb #a1ff8acc
 def _failures(errors):
@@ -557,6 +621,55 @@ def pack(
         for name in ("run", "packed"):
             print(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in packed.about["measured"][name].items()))
 
+# %% ../../nbs/apps/05_cli.ipynb #f0a71d22
+def _planned(data, select, report, name, steps, leave_out, device):
+    "Open every picture, choose a configuration, and print what the run will be and take"
+    from locrl.experiments.own_pictures import estimate, plan
+
+    planned = plan(data, select, report, name, steps, leave_out)
+    config = planned.config
+    for split in ("train", "select", "report"):
+        held = planned.data[split]
+        print(f"{split}: {len(held):,} pictures, {len(held.ground_truth()):,} objects ({getattr(config.data, split)})")
+    print(f"classes: {', '.join(config.data.classes)}")
+    for note in planned.notes:
+        print(f"note: {note}")
+    print(f"{config.learning.steps:,} transitions, {estimate(planned, device)}", flush=True)
+    return planned
+
+
+def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
+    "Train, evaluate beside the baselines, write table and pictures to a folder, and print what came out"
+    import time
+
+    start = time.monotonic()
+    from locrl.figures import training_curves
+    from locrl.experiments.config import prepare
+    from locrl.experiments.results import good_example, history, report, results_table, save_results
+    from locrl.experiments.train import Agent, train as run
+
+    world = prepare(config, device)
+    folder = run(config, seed, root, world, device=device, minutes=minutes)
+    if history(folder)[-1]["step"] < config.learning.steps:
+        print(f"{folder}\nstopped after --minutes {minutes:g}; the same command goes on from there")
+        return
+    result = report([folder], command=_command(), world=world, progress=True)
+    print(f"\n{results_table(result)}\n")
+    save_results(result, out / "results.json")
+    episode = good_example(Agent.load(folder), world.bank("report"), world.data["report"])
+    for name in ("episode.gif", "episode.png"):
+        draw(episode, out / name)
+    curves = training_curves(history(folder), keys=["hit_rate", "map11", "q_mean", "iou_loss"])
+    curves.savefig(out / "training.png", dpi=110)
+    scores, chance = result["metrics"]["seeds"][0], result["baselines"]["random policy"]
+    ap = scores["one_shot"]
+    print(
+        f"hit rate {scores['hit_rate']:.2f} (random policy {chance['hit_rate']:.2f}), "
+        f"mAP {ap['map11']:.2f} (11 points), {ap['map_area']:.2f} (area)"
+    )
+    print(f"a search for a {episode.class_name}: {out / 'episode.gif'}; table: {out / 'results.json'}; run: {folder}")
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes")
+
 # %% ../../nbs/apps/05_cli.ipynb #35168496
 @app.command()
 def demo(
@@ -566,29 +679,4 @@ def demo(
     root: Root = None,
 ):
     "The main job in one go, on the embedded default: encode composed scenes, train, evaluate beside the baselines, draw a search."
-    import time
-
-    start = time.monotonic()
-    from locrl.figures import training_curves
-    from locrl.experiments.results import good_example, history, report, results_table, save_results
-    from locrl.experiments.config import prepare
-    from locrl.experiments.train import Agent, train as run
-
-    config = _config("demo", steps)
-    world = prepare(config)
-    folder = run(config, seed, root, world)
-    result = report([folder], command=_command(), world=world, progress=True)
-    print(f"\n{results_table(result)}\n")
-    save_results(result, out / "results.json")
-    episode = good_example(Agent.load(folder), world.bank("report"), world.data["report"])
-    for name in ("episode.gif", "episode.png"):
-        draw(episode, out / name)
-    training_curves(history(folder), keys=["hit_rate", "map11", "q_mean", "iou_loss"]).savefig(
-        out / "training.png", dpi=110
-    )
-    m, chance = result["metrics"]["seeds"][0], result["baselines"]["random policy"]
-    print(
-        f"hit rate {m['hit_rate']:.2f} (random policy {chance['hit_rate']:.2f}), mAP {m['one_shot']['map11']:.2f} (11 points), {m['one_shot']['map_area']:.2f} (area)"
-    )
-    print(f"a search for a {episode.class_name}: {out / 'episode.gif'}; table: {out / 'results.json'}; run: {folder}")
-    print(f"{(time.monotonic() - start) / 60:.1f} minutes")
+    _train_and_show(_config("demo", steps), seed, root, out)

@@ -209,7 +209,7 @@ def coco_file(
         except DataError as e:
             problems.error(entry.path, str(e))
     name = " ".join(dict.fromkeys([root.name, file.stem, *[split] * (split is not None)]))
-    data = finish(name, entries, ordered, classes, problems, leave_out)
+    data = finish(name, entries, ordered, classes, problems, leave_out, declared=False)
     data.category_ids = {name: id for id, name in reversed(names.items())}
     return data
 

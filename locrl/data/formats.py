@@ -268,7 +268,7 @@ def finish(
     classes,  # class names asked for; None for all
     problems: Problems,  # what the reader found wrong
     leave_out: bool,  # leave out pictures with an error, instead of raising
-    declared: bool = True,  # whether the format lists its classes; else a class asked for may be absent
+    declared: bool = True,  # whether all splits list the same classes; else a class asked for may be absent
 ) -> Labelled:
     "Check entries and make the data set of them. Raises `DataError` with everything that is wrong."
     if not entries:

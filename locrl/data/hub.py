@@ -196,7 +196,11 @@ def from_rows(
     if not kept:
         raise DataError(f"{name} has no row")
     known = names or sorted({text for objects in found for text, *_ in objects})
-    classes = tuple(known) if classes is None else check_classes(classes, tuple(known))
+    if classes is None:
+        classes = known
+    elif names or not set(classes) & set(known):
+        classes = check_classes(classes, tuple(known))
+    classes = tuple(classes)
     annotations = [
         Annotation.of([(box, classes.index(text), *flags) for text, box, *flags in objects if text in classes])
         for objects in found

@@ -48,8 +48,8 @@ def label_line(
     if len(numbers) < 6 or len(numbers) % 2:
         hint = ": is the last one a confidence? Save predictions without it" if len(numbers) == 5 else ""
         raise ValueError(f"{len(numbers) + 1} numbers: a box has 5, a polygon 1 and at least 3 corners{hint}")
-    x, y = numbers[0::2], numbers[1::2]
-    return int(label), (min(x), min(y), max(x), max(y))
+    xs, ys = numbers[0::2], numbers[1::2]
+    return int(label), (min(xs), min(ys), max(xs), max(ys))
 
 # %% ../../nbs/data/08_yolo.ipynb #601369e2
 def class_names(

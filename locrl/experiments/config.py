@@ -26,6 +26,7 @@ import numpy as np
 
 from ..data.boxes import Moves, mirror
 from ..evaluation.confidence import ANSWER
+from ..data.formats import is_own, load_pictures
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
 from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, load_encoder
 from ..envs.localization import Targets
@@ -574,10 +575,13 @@ SCENES = {
 
 
 def load_data(
-    spec: str,  # "scenes:SPLIT:N", "simple-scenes:SPLIT:N", "voc2007:SPLIT", "voc2012:SPLIT" or "voc2007+voc2012:SPLIT"
-    classes=VOC_CLASSES,  # classes kept
+    spec: str,  # e.g. "scenes:SPLIT:N", "voc2012:SPLIT", or one of `locrl.data.formats`: "yolo:FOLDER/data.yaml:SPLIT"
+    classes=None,  # classes kept; None for VOC's, or for those that pictures of one's own have
 ):
-    "The data set that `spec` names. Raises `DataError` for a spec that names none."
+    "Return the data set that `spec` names. Raises `DataError` for a spec that names none."
+    if is_own(spec):
+        return load_pictures(spec, classes)
+    classes = VOC_CLASSES if classes is None else classes
     kind, *rest = spec.split(":")
     try:
         if kind in SCENES and len(rest) == 2:
@@ -590,7 +594,9 @@ def load_data(
         if isinstance(e, DataError):
             raise
     raise DataError(
-        f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or voc2007+voc2012:SPLIT"
+        f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or "
+        "voc2007+voc2012:SPLIT; for pictures of your own voc:FOLDER:SPLIT, coco:FILE.json, yolo:FOLDER/data.yaml:SPLIT, "
+        "hf:NAME:SPLIT or folder:FOLDER"
     )
 
 # %% ../../nbs/experiments/00_config.ipynb #a554cb4a

@@ -467,7 +467,7 @@ def good_example(
     "A search that ends in a trigger on an object that fills less than 40 % of the picture: the first such among shuffled questions"
     targets = Targets.of(data, bank.classes)
     small = iou(FULL, targets.boxes).max(1) < 0.4
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(small))
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(small if small.any() else ~small))
     for k in order:
         e = episode_of(agent, bank, data, int(targets.image[k]), bank.classes[targets.label[k]])
         if e.triggered and e.ious[-1] >= 0.5:

@@ -48,6 +48,7 @@ def test_wrong_option_and_help():
         "demo",
         "download",
         "cache",
+        "data",
         "train",
         "sweep",
         "iterate",
