@@ -93,7 +93,7 @@ def plan(
     base = CONFIGS["demo"] if n < SMALL else CONFIGS["animals-5"]
     if steps is None:
         steps = int(np.clip(round(100 * n, -4), 40_000, 250_000))
-    changes = {f"data.{split}": spec for split, spec in specs.items()}
+    changes: dict = {f"data.{split}": spec for split, spec in specs.items()}
     changes |= {"data.classes": tuple(classes), "data.flip": True, "learning.steps": steps}
     changes["evaluation.eval_every"] = min(base.evaluation.eval_every, steps)
     changes["name"] = name or re.sub(r"[^\w.-]+", "-", data["train"].name).strip("-.") or "own"
