@@ -8,7 +8,7 @@ Docs: https://locrl.github.io/locrl/experiments/config.html.md"""
 __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'AFTER_TRAINING', 'ConfigError', 'DataConfig', 'EncoderConfig', 'NetworkConfig',
            'LearningConfig', 'ExplorationConfig', 'ReplayConfig', 'DemonstrationConfig', 'SearchConfig',
            'EvaluationConfig', 'Config', 'config_fields', 'dotted', 'saved_fields', 'named_config', 'difference',
-           'load_data', 'World', 'make_encoder', 'prepare']
+           'load_data', 'World', 'make_encoder', 'prepare', 'check_device', 'check_seed', 'check_run']
 
 # %% ../../nbs/experiments/00_config.ipynb #81f110fc
 """`Config` defines a run, in groups of fields; `CONFIGS` holds the named ones; `prepare` loads the data and features they name."""
@@ -19,6 +19,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
@@ -27,6 +28,7 @@ import numpy as np
 from ..data.boxes import Moves, mirror
 from ..evaluation.confidence import ANSWER
 from ..data.formats import is_own, load_pictures
+from ..files import cache_root, check_writable
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
 from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, load_encoder
 from ..envs.localization import Targets
@@ -71,7 +73,7 @@ def _converted(value, kind, name):
 
 # %% ../../nbs/experiments/00_config.ipynb #5c1e77a0
 class _Group:
-    "A part of a configuration: its fields get their declared types, then `check` is called"
+    "A part of a configuration: its fields get their declared types, then `_check` is called"
 
     prefix = ""  # of the names of its fields
 
@@ -79,9 +81,9 @@ class _Group:
         for field in fields(self):
             value = _converted(getattr(self, field.name), field.type, f"{self.prefix}{field.name}")
             object.__setattr__(self, field.name, value)
-        self.check()
+        self._check()
 
-    def check(self):
+    def _check(self):
         "Raise `ConfigError` for an impossible setting"
 
     def demand(
@@ -129,7 +131,7 @@ class DataConfig(_Group):
     classes: tuple[str, ...] = ("bird", "car", "cat", "dog", "horse")  # what is searched for
     flip: bool = False  # also learn from mirrored pictures
 
-    def check(self):
+    def _check(self):
         self.demand(self.classes, "classes", "name at least one class")
         self.demand(len(set(self.classes)) == len(self.classes), "classes", "name each class once")
 
@@ -154,7 +156,7 @@ class EncoderConfig(_Group):
         "pooled"  # region features: "pooled" from the feature map, or encoded "crops", hundreds of times slower
     )
 
-    def check(self):
+    def _check(self):
         self.demand_one_of("evidence", ("prototypes", "encoder"))
         self.demand_one_of("regions", ("pooled", "crops"))
         for name in ("input_size", "dim", "window", "stride"):
@@ -187,7 +189,7 @@ class NetworkConfig(_Group):
     region_width: int = 48  # channels a region embedding is narrowed to; 0 leaves it as it is
     dropout: float = 0.0  # share of the trunk's units left out while learning
 
-    def check(self):
+    def _check(self):
         self.demand(self.net_arch, "net_arch", "needs at least one layer")
         self.demand(all(width > 0 for width in self.net_arch), "net_arch", "needs widths of at least 1")
         self.demand_not_negative("region_width")
@@ -212,7 +214,7 @@ class LearningConfig(_Group):
     rank_weight: float = 0.1  # of its pairwise ranking
     iou_gradient: bool = True  # let its gradient shape the trunk
 
-    def check(self):
+    def _check(self):
         self.demand_positive("n_envs", "learning_rate", "batch_size", "gradient_steps", "target_update_interval")
         self.demand_not_negative("steps", "learning_starts", "iou_weight", "rank_weight")
         self.demand(0 <= self.gamma < 1, "gamma", "must lie in [0, 1)")
@@ -237,7 +239,7 @@ class ExplorationConfig(_Group):
     )
     random_starts: float = 0.0  # share of the training episodes that begin in a random window, not in the whole picture
 
-    def check(self):
+    def _check(self):
         self.demand_share("fraction", "initial_eps", "final_eps", "random_starts")
         self.demand(0 <= self.trigger_share < 1, "trigger_share", "must lie in [0, 1)")
         self.demand(
@@ -257,7 +259,7 @@ class ReplayConfig(_Group):
     alpha: float = 0.0  # prioritised replay: 0 draws uniformly, 1 in proportion to the TD error
     beta: float = 0.4  # strength of its importance weights at the start; 1 at the end
 
-    def check(self):
+    def _check(self):
         self.demand_positive("buffer_size", "n_steps")
         self.demand_share("alpha", "beta")
 
@@ -278,7 +280,7 @@ class DemonstrationConfig(_Group):
     margin_end: float = 1.0  # share of that weight left at the end, reached on a straight line; 1 never fades
     margin_labels: str = "set"  # "set": all of the oracle's equally good actions are right; "single": the one taken
 
-    def check(self):
+    def _check(self):
         self.demand_share("ratio", "margin_end")
         self.demand_positive("episodes", "margin")
         self.demand_not_negative("warmup", "margin_weight")
@@ -300,7 +302,7 @@ class SearchConfig(_Group):
         "corners"  # where the search for several objects starts anew: the paper's "corners", or all "windows"
     )
 
-    def check(self):
+    def _check(self):
         self.demand_one_of("answer", ANSWER)
         self.demand_one_of("restarts", ("corners", "windows"))
 
@@ -315,7 +317,7 @@ class EvaluationConfig(_Group):
     report_confidence: str | None = None  # ranks them in the end, where that is to be another one
     classifiers: int = 1  # networks within the region classifier, whose log-odds are averaged; at most 5
 
-    def check(self):
+    def _check(self):
         self.demand_positive("eval_every")
         known = f"known are {', '.join(CONFIDENCE)}"
         self.demand(self.confidence in CONFIDENCE, "confidence", known)
@@ -346,7 +348,7 @@ class Config(_Group):
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    def check(self):
+    def _check(self):
         for group in ("observation", "moves"):  # they are of other modules, which leave the types to us
             object.__setattr__(self, group, _with(getattr(self, group), group, {}))
         parts = self.name.replace("\\", "/").split("/")
@@ -690,3 +692,41 @@ def prepare(
     world = World(config, encoder, store.projection, prototypes, {"train": data}, {}, targets, device)
     world.banks["train"] = world.look(stores, data, config.data.classes, prototypes)
     return world
+
+# %% ../../nbs/experiments/00_config.ipynb #5c1e77b1
+def check_device(
+    device: str,  # torch device
+):
+    "Raise `ConfigError` for a device that there is not, or that this build of torch cannot use"
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as e:
+        here = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+        why = str(e).split("\n")[0].rstrip(".")
+        cure = f"use cpu or {here}" if here else "use cpu"
+        raise ConfigError(f"device={device!r} cannot be used here ({why}): {cure}") from e
+
+
+def check_seed(
+    seed,  # of a run
+):
+    "Raise `ConfigError` for what is no seed"
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed!r}: must be a whole number from 0 to {2**32 - 1}")
+
+
+def check_run(
+    config: Config,
+    seed: int = 0,
+    root=None,  # of the run folders; default `cache_root()/"runs"`
+    device: str = "cpu",  # torch device
+):
+    "Raise `ConfigError` or `DataError` for what would stop a run later: seed, folder, device, and the names of the data sets"
+    check_seed(seed)
+    check_writable(Path(root or cache_root() / "runs") / config.name, ConfigError)
+    check_device(device)
+    for spec in dict.fromkeys((config.data.train, config.data.select, config.data.report)):
+        load_data(spec, config.data.classes)

@@ -21,23 +21,99 @@ def locrl(*args):
     )
 
 
-@pytest.mark.parametrize(
-    "args, words",
-    [
-        (("train", "demmo"), "known are demo, animals-5"),
-        (("sweep", "--on", "demo", "--set", "learning_rte=1"), "no field 'learning_rte'"),
-        (("iterate", "v99"), "known are paper"),
-        (("download", "voc2008"), "use voc2007 or voc2012"),
-        (("evaluate", "no/such/run"), "config.json is missing"),
-        (("show", "no/such/run", "--out", "episode.mp4"), "ends in .gif or .png"),
-    ],
-)
-def test_a_mistake_is_one_line(args, words, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["locrl", *args])
+MISTAKES = [
+    ("train demmo", "known are demo, animals-5"),
+    ("train demo --seed -1", "--seed"),
+    ("train demo --seed 4294967296", "--seed"),
+    ("train demo --seed one", "--seed"),
+    ("train demo --sed 1", "No such option"),
+    ("train demo --steps 0", "--steps"),
+    ("train demo --steps 5", "learning.steps=5: is less than one step of 128 searches"),
+    ("train demo --steps 4000", "learning begins after 4000 transitions"),
+    ("train demo --evaluation.eval_every 5", "give at least 128"),
+    ("train demo --minutes 0", "no number above 0"),
+    ("train demo --minutes nan", "no number above 0"),
+    ("train demo --root FILE", "is a file"),
+    ("train demo --root FILE/runs", "is a file"),
+    ("train demo --device abacus", "'abacus' cannot be used here"),
+    ("train demo --device 7", "is no device"),
+    ("train demo --device cuda:x", "is no device"),
+    ("train demo --device meta", "cannot be used here"),
+    ("train demo --learning.gamma 2", "learning.gamma=2.0: must lie in [0, 1)"),
+    ("train demo --learning.gamma", "--learning.gamma needs a value"),
+    ("train demo --learning.gama .9", "do you mean learning.gamma"),
+    ("train demo --learning .9", "No such option"),
+    ("train demo --data.report scenes:test", "no data called 'scenes:test'"),
+    ("train demo --data.select voc2007:vall", "vall"),
+    ("train demo --reward gold", "no reward called 'gold'"),
+    ("cache demo --data.select nowhere:val", "no data called"),
+    ("cache demo --device 7", "is no device"),
+    ("demo --out FILE", "is a file"),
+    ("demo --steps 5", "give at least 128"),
+    ("sweep --on demo --set learning_rte=1", "no field 'learning_rte'"),
+    ("sweep --on demo --set learning_rate=1", "do you mean learning.learning_rate"),
+    ("sweep --on demo --set learning.gamma", "write FIELD=VALUE"),
+    ("sweep --on demmo", "known are demo"),
+    ("sweep --on demo --seeds 0", "--seeds"),
+    ("sweep --on demo --processes 0", "--processes"),
+    ("sweep --on demo --iterations v99", "known are paper"),
+    ("sweep --on demo --ray-storage s3://x", "give its address too"),
+    ("iterate v99", "known are paper"),
+    ("iterate v11 --split test", "none of report, select"),
+    ("iterate v11 --out FILE", "is a file"),
+    ("iterations --on demmo", "known are demo"),
+    ("download voc2008", "none of voc2007, voc2012"),
+    ("evaluate no/such/run", "config.json is missing"),
+    ("evaluate no/such/run --split bogus", "none of report, select"),
+    ("evaluate no/such/run --out FILE", "is a file"),
+    ("diagnose no/such/run --metric map", "none of map11, map_area"),
+    ("compare no/such/run --with x --split test", "none of report, select"),
+    ("transfer no/such/run --evidence luck", "none of prototypes, encoder"),
+    ("show no/such/run --out episode.mp4", "ends in .gif or .png"),
+    ("show no/such/run --out FILE/episode.gif", "is a file"),
+    ("locate no.jpg cat", "there is no picture no.jpg"),
+    ("locate no.jpg cat --out found.mp4", "ends in .gif or .png"),
+    ("pack no/such/run --out agent.zip", "ends in .npz"),
+    ("frobnicate", "No such command"),
+]
+
+
+@pytest.mark.parametrize("line, words", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(line, words, monkeypatch, capsys, tmp_path):
+    "It is found before any picture is encoded"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["locrl", *line.replace("FILE", str(tmp_path / "file")).split()])
+    monkeypatch.setattr(config, "build_store", lambda *args, **kwargs: pytest.fail("pictures are encoded"))
     with pytest.raises(SystemExit) as e:
         cli.main()
     said = capsys.readouterr().err
-    assert e.value.code == 1 and words in said and len(said.strip().splitlines()) == 1
+    assert e.value.code == 2 and len(said.strip().splitlines()) == 1, said
+    assert words in said
+
+
+def test_a_field_is_an_option(monkeypatch, capsys, tmp_path):
+    "Both ways of writing it, before and after the name; the run is named after it"
+    from locrl.experiments import train as training
+
+    asked = []
+    monkeypatch.setattr(training, "train", lambda config, *args, **kwargs: asked.append(config) or tmp_path)
+    for line in ("demo --learning.gamma .8 --reward=flat", "--learning.gamma=0.8 --reward flat demo"):
+        monkeypatch.setattr(sys, "argv", ["locrl", "train", *line.split(), "--root", str(tmp_path)])
+        with pytest.raises(SystemExit) as e:
+            cli.main()
+        assert not e.value.code, capsys.readouterr().err
+    assert asked[0] == asked[1] and asked[0].name == "demo/learning.gamma=0.8,reward=flat"
+    assert (asked[0].learning.gamma, asked[0].reward) == (0.8, "flat")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["train", "--seed", "-1"]], ids=" ".join)
+def test_help_imports_nothing_heavy(args):
+    "Help and a mistyped option answer at once"
+    code = "import sys\nfrom locrl.apps.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print('loaded', *sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+    assert "typer" in loaded and not loaded & {"torch", "numpy", "gymnasium", "rich", "matplotlib", "scipy"}
 
 
 def test_wrong_option_and_help():
@@ -68,7 +144,7 @@ def test_wrong_option_and_help():
 def test_missing_data_names_the_folder_and_the_cure(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCRL_DATA", str(tmp_path))
     done = locrl("train", "animals-5")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(tmp_path) in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 

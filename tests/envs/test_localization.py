@@ -58,8 +58,9 @@ def invented(n=30, seed=0, empty=True):
 # Registration and the checkers
 
 
-def test_import_registers_the_environment():
-    code = "import locrl, gymnasium, sys\n"
+@pytest.mark.parametrize("order", ["locrl, gymnasium", "gymnasium, locrl"])
+def test_import_registers_the_environment(order):
+    code = f"import {order}, sys\n"
     code += "print(gymnasium.spec('locrl/Localization-v0').entry_point, 'torch' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
