@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -36,8 +37,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .config import LOOKS, Config, ConfigError, config_fields, difference, prepare
-from ..files import cache_root, write_atomic
+from .config import LOOKS, Config, ConfigError, check_device, config_fields, difference, prepare
+from ..files import cache_root, check_writable, write_atomic
 from ..vision.feature_store import demand_mounted
 from .iterations import find_config
 from ..figures import table
@@ -467,6 +468,25 @@ def _encode(todo, device):
     return errors
 
 
+def _check_ray(address):
+    "Raise `ConfigError` where no cluster can be at `address`, and `ImportError` where Ray is not installed"
+    try:
+        import ray  # noqa: F401
+    except ImportError as e:
+        raise ImportError('Ray is not installed: pip install "locrl[ray]"') from e
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"ray={address!r}: write HOST:PORT, ray://HOST:PORT, auto or local")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, OverflowError) as e:
+        raise ConfigError(
+            f"ray={address!r}: nobody answers there ({e}); start a cluster with `ray start --head`"
+        ) from e
+
+
 def run_sweep(
     trials: list[Trial],
     processes: int | None = None,  # at once on this machine; default one for each core
@@ -475,7 +495,15 @@ def run_sweep(
     device: str = "cpu",  # torch device
     progress: bool = True,  # show a bar
 ) -> dict:  # trial that failed -> its error
-    "Train the trials that are not finished. One that fails does not stop the others."
+    "Train the trials that are not finished. One that fails does not stop the others. Raises `ConfigError` for what can be known before."
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes={processes}: must be at least 1")
+    if ray is None:
+        check_device(device)
+    else:
+        _check_ray(ray)
+    for root in {t.root for t in trials}:
+        check_writable(root, ConfigError)
     todo, errors = _missing(trials)
     if storage is None:
         errors |= _encode(todo, device)

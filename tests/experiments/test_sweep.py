@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,6 +194,26 @@ def test_a_folder_of_another_run_and_pictures_that_are_not_there(whole, tmp_path
     assert "holds another run (learning.gamma: 0.9 -> 0.3)" in errors[other[0]] and errors[gone[0]].startswith(
         "DataError"
     )
+
+
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        (dict(device="abacus"), "abacus"),
+        (dict(processes=0), "at least 1"),
+        (dict(ray="nonsense"), "write HOST:PORT"),
+        (dict(ray="127.0.0.1:1"), "nobody answers"),
+        (dict(ray="127.0.0.1:99999"), "nobody answers"),
+    ],
+)
+def test_what_can_be_known_is_known_before_anything_is_encoded(asked, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_encode", lambda *args: pytest.fail("pictures are encoded"))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    with pytest.raises(ConfigError, match=words):
+        run_sweep(trials("tiny", seeds=1, root=tmp_path), progress=False, **asked)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        run_sweep(trials("tiny", seeds=1, root=tmp_path / "file"), progress=False)
 
 
 def test_progress_counts_all(whole, capsys):
