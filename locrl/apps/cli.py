@@ -712,7 +712,8 @@ def locate(
         draw(answers[0].episode, out)
     for found in answers:
         print(
-            f"{found.class_name}: {' '.join(map(str, found.pixels))}, confidence {found.confidence:.2f}, {len(found.actions)} actions{'' if found.triggered else ', never triggered'}"
+            f"{found.class_name}: {' '.join(map(str, found.pixels))}, confidence {found.confidence:.2f}, "
+            f"{len(found.actions)} actions{'' if found.triggered else ', never triggered'}"
         )
 
 # %% ../../nbs/apps/05_cli.ipynb #1f388cff

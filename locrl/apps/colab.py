@@ -67,7 +67,8 @@ def first_check(
     if not torch.isfinite(embedding).all():
         raise RuntimeError(f"{model} gives numbers that are not finite on {device}: choose another runtime")
     print(
-        f"one region through {model} with random weights: {embedding.shape[1]} numbers, {time.monotonic() - start:.1f} s. Ready."
+        f"one region through {model} with random weights: {embedding.shape[1]} numbers, {time.monotonic() - start:.1f} "
+        "s. Ready."
     )
 
 
@@ -105,7 +106,8 @@ def persist(
             os.environ["LOCRL_CACHE"] = str(root)
         except Exception as e:  # google.colab raises whatever its dialogue ended in
             warnings.warn(
-                f"Google Drive could not be mounted ({e}): what this session makes stays on its own disk and is lost with it. Run the cell again to try once more",
+                f"Google Drive could not be mounted ({e}): what this session makes stays on its own disk and is "
+                "lost with it. Run the cell again to try once more",
                 stacklevel=2,
             )
     root = cache_root()

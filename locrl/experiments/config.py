@@ -221,7 +221,8 @@ class LearningConfig(_Group):
         self.demand(
             self.steps >= self.n_envs or self.steps == 0,
             "steps",
-            f"is less than one step of {self.n_envs} searches side by side: give at least {self.n_envs}, or fewer learning.n_envs",
+            f"is less than one step of {self.n_envs} searches side by side: give at least {self.n_envs}, or fewer "
+            "learning.n_envs",
         )
 
 
@@ -364,11 +365,13 @@ class Config(_Group):
         seen, classes = self.observation, len(self.data.classes)
         if seen.n_actions != self.moves.n_actions:
             raise ConfigError(
-                f"observation.n_actions={seen.n_actions}: its history is for {seen.n_actions} actions, the moves have {self.moves.n_actions}"
+                f"observation.n_actions={seen.n_actions}: its history is for {seen.n_actions} actions, the moves "
+                f"have {self.moves.n_actions}"
             )
         if seen.n_classes not in (0, classes):
             raise ConfigError(
-                f"observation.n_classes={seen.n_classes}: its class code is for {seen.n_classes} classes, the run has {classes}"
+                f"observation.n_classes={seen.n_classes}: its class code is for {seen.n_classes} classes, the run "
+                f"has {classes}"
             )
         self.learning.demand(
             self.learning.steps or self.demonstrations.warmup,
@@ -388,7 +391,8 @@ class Config(_Group):
         self.evaluation.demand(
             self.evaluation.eval_every >= self.learning.n_envs,
             "eval_every",
-            f"is less than one step of {self.learning.n_envs} searches side by side: give at least {self.learning.n_envs}",
+            f"is less than one step of {self.learning.n_envs} searches side by side: give at least "
+            f"{self.learning.n_envs}",
         )
 
     @property
@@ -597,7 +601,8 @@ def load_data(
             raise
     raise DataError(
         f"no data called {spec!r}: write scenes:SPLIT:N, simple-scenes:SPLIT:N, voc2007:SPLIT, voc2012:SPLIT or "
-        "voc2007+voc2012:SPLIT; for pictures of your own voc:FOLDER:SPLIT, coco:FILE.json, yolo:FOLDER/data.yaml:SPLIT, "
+        "voc2007+voc2012:SPLIT; for pictures of your own voc:FOLDER:SPLIT, coco:FILE.json, "
+        "yolo:FOLDER/data.yaml:SPLIT, "
         "hf:NAME:SPLIT or folder:FOLDER"
     )
 
@@ -652,7 +657,8 @@ class World:
         here, asked = ({group: asdict(getattr(c, group)) for group in LOOKS} for c in (self.config, config))
         if changed := difference(here, asked):
             raise ConfigError(
-                f"what is loaded is for another configuration ({'; '.join(changed)}): prepare(config) loads what this one needs"
+                f"what is loaded is for another configuration ({'; '.join(changed)}): prepare(config) loads what "
+                "this one needs"
             )
         return replace(self, config=config)
 

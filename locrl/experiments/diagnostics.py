@@ -106,7 +106,8 @@ NAMES = {
     "rollout/trigger_iou": Curve("mean IoU of training episodes that end with TRIGGER", "rises above 0.6"),
     "rollout/trigger_ious": Curve(
         "histogram of it",
-        "moves to the right of 0.5; a wall just right of the reward's threshold is an agent that stops as soon as it pays",
+        "moves to the right of 0.5; a wall just right of the reward's threshold is an agent that stops as soon as "
+        "it pays",
     ),
     "rollout/actions": Curve(
         "histogram of the actions taken in training", "all are used; one bar that grows is a loop"
@@ -326,7 +327,8 @@ class Events(TensorBoardOutputFormat):
         except OSError as e:
             self.writer = None
             warnings.warn(
-                f"TensorBoard's file in {self.folder} could not be written ({e}): step {step} is missing from the curves, metrics.jsonl has its numbers",
+                f"TensorBoard's file in {self.folder} could not be written ({e}): step {step} is missing from the "
+                "curves, metrics.jsonl has its numbers",
                 stacklevel=2,
             )
 
@@ -386,7 +388,8 @@ class Diagnostics:
         numbers = {k: float(v) for k, v in model.logger.name_to_value.items() if k != "train/n_updates"}
         if bad := [f"{row_key(k)}={v}" for k, v in numbers.items() if not abs(v) < 1e6]:  # NaN included
             raise ConfigError(
-                f"training diverged before step {model.num_timesteps} ({', '.join(bad)}): lower learning.learning_rate={self.config.learning.learning_rate}; the checkpoint before it is kept"
+                f"training diverged before step {model.num_timesteps} ({', '.join(bad)}): lower "
+                f"learning.learning_rate={self.config.learning.learning_rate}; the checkpoint before it is kept"
             )
         if model.env.finished:
             ious, triggered, lengths, returns = map(np.array, zip(*model.env.finished))

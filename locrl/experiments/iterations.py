@@ -86,7 +86,8 @@ def _risen(metric, old, new, how, gap, bounds, by):
     low, high = bounds
     return Verdict(
         bool(low > by),
-        f"{metric} {np.mean(old):.3f} -> {np.mean(new):.3f}, {how} of {gap:+.3f} [{low:+.3f}, {high:+.3f}], needs more than {by:g}",
+        f"{metric} {np.mean(old):.3f} -> {np.mean(new):.3f}, {how} of {gap:+.3f} [{low:+.3f}, {high:+.3f}], needs "
+        f"more than {by:g}",
     )
 
 
@@ -189,7 +190,8 @@ add_iteration(
     "The agent of 2015, on the features of this run: it learns to find objects at all.",
     "every seed has a higher hit rate than the whole image, the centre box and the random policy",
     _beats_naive,
-    "The paper, on fc6 features with 20 networks, multi-object search and an SVM on top: mAP 43.9 (TR) and 46.1 (AAR) on VOC2007 test.",
+    "The paper, on fc6 features with 20 networks, multi-object search and an SVM on top: mAP 43.9 (TR) and 46.1 "
+    "(AAR) on VOC2007 test.",
     changes={
         "moves": Moves(n_actions=9),
         "observation": ObservationConfig(saliency=False, context=224 / 192, n_classes=1, n_actions=9),
@@ -208,7 +210,8 @@ add_iteration(
 add_iteration(
     "v5",
     "paper",
-    "Ten actions, the saliency map of the class, the continuous trigger reward, prioritised replay and a warm-up on the greedy oracle's demonstrations. "
+    "Ten actions, the saliency map of the class, the continuous trigger reward, prioritised replay and a warm-up on "
+    "the greedy oracle's demonstrations. "
     "Plain DQN overestimates the best move, so the greedy policy hardly ever picks TRIGGER.",
     "the failure reproduces: TRIGGER in fewer than half of the searches on pictures that hold the class",
     within("trigger_rate", high=0.5),
@@ -246,7 +249,8 @@ add_iteration(
 add_iteration(
     "v7",
     "v6",
-    "Three-step returns carry the trigger's reward back three times as fast, and a margin loss that never ends keeps the policy of the demonstrations from decaying.",
+    "Three-step returns carry the trigger's reward back three times as fast, and a margin loss that never ends "
+    "keeps the policy of the demonstrations from decaying.",
     "one-shot mAP rises",
     rises(MAP),
     "mAP 0.287, the best of the first author's.",
@@ -259,7 +263,8 @@ add_iteration(
 add_iteration(
     "v9.2",
     "v7",
-    "An IoU head whose gradient shapes the trunk sharpens the representation between IoU 0.5 and 0.85, on a trigger reward that is flat above 0.5.",
+    "An IoU head whose gradient shapes the trunk sharpens the representation between IoU 0.5 and 0.85, on a trigger "
+    "reward that is flat above 0.5.",
     "the correlation of a linear probe of the trunk with the true IoU in [0.5, 0.85] rises",
     rises("rho.probe"),
     "Pearson rho 0.18 -> 0.48, mAP did not move.",
@@ -276,7 +281,8 @@ add_iteration(
     "The representation of v9.2 on the reward of v7: closing the gap between policy and representation recovers mAP.",
     "mean trigger IoU of at least 0.6 for every seed, and one-shot mAP rises",
     both(within("mean_trigger_iou", 0.6), rises(MAP)),
-    "In training when this package was begun: floor 0.287, stretch above 0.30, mean trigger IoU from about 0.55 to 0.6 or more.",
+    "In training when this package was begun: floor 0.287, stretch above 0.30, mean trigger IoU from about 0.55 to "
+    "0.6 or more.",
     changes={
         "reward": "continuous",
     },
@@ -286,7 +292,8 @@ add_iteration(
 add_iteration(
     "v11",
     "v10",
-    "A glimpse in the box's own frame (saliency and a 3x3 grid of region embeddings reaching 1.5 times the box, the box itself, the steps left) makes the same "
+    "A glimpse in the box's own frame (saliency and a 3x3 grid of region embeddings reaching 1.5 times the box, the "
+    "box itself, the steps left) makes the same "
     "situation look the same wherever it is, so what is learnt in one place holds in all.",
     "hit rate and one-shot mAP rise",
     both(rises("hit_rate"), rises(MAP)),
@@ -307,7 +314,8 @@ add_iteration(
 add_iteration(
     "v12",
     "v11",
-    "A reward that is the progress of a potential (IoU and centre distance), and demonstrations that break ties by the centre, guide the box while it still holds the "
+    "A reward that is the progress of a potential (IoU and centre distance), and demonstrations that break ties by "
+    "the centre, guide the box while it still holds the "
     "whole object, where the sign of the IoU's change is silent.",
     "hit rate rises",
     rises("hit_rate"),
@@ -320,7 +328,8 @@ add_iteration(
 add_iteration(
     "v13",
     "v12",
-    "With that reward the learner no longer needs demonstrations, margin, priorities or three-step returns: what they brought was a way round the old reward.",
+    "With that reward the learner no longer needs demonstrations, margin, priorities or three-step returns: what "
+    "they brought was a way round the old reward.",
     "one-shot mAP falls by less than 0.02",
     rises(MAP, by=-0.02),
     changes={
@@ -335,7 +344,8 @@ add_iteration(
 add_iteration(
     "v14",
     "v13",
-    "Most of what is lost lies in pictures with several objects. An agent that has learnt to begin in any window, and is begun in fourteen of them with the paper's "
+    "Most of what is lost lies in pictures with several objects. An agent that has learnt to begin in any window, "
+    "and is begun in fourteen of them with the paper's "
     "200 actions shared out evenly, finds objects that restarts from four corners with marks do not.",
     "the mAP of all attended regions rises",
     rises("aar.map11"),
@@ -348,7 +358,8 @@ add_iteration(
 add_iteration(
     "v15",
     "v14",
-    "The agent stops at the first box that is good enough by its own lights, and on the way it passed others. The confidence that ranks the answers of all pictures "
+    "The agent stops at the first box that is good enough by its own lights, and on the way it passed others. The "
+    "confidence that ranks the answers of all pictures "
     "knows better which of them holds the class, so let it choose. Nothing is learned anew.",
     "one-shot mAP rises, each seed against itself",
     gains("one_shot.map11"),
@@ -361,7 +372,8 @@ add_iteration(
 add_iteration(
     "v16",
     "v15",
-    "What ranks and chooses is a small network fitted on few objects. Five of them, each with another fifth of the pictures held out, err in different places.",
+    "What ranks and chooses is a small network fitted on few objects. Five of them, each with another fifth of the "
+    "pictures held out, err in different places.",
     "one-shot mAP rises, each seed against itself",
     gains("one_shot.map11"),
     changes={

@@ -327,7 +327,8 @@ def _on_worker(params, keyed, device, threads, travels):
                     _fetch(folder, trial.folder)
         elif not _books(trial.root).is_dir():
             raise ConfigError(
-                f"node {platform.node()} does not see {trial.root}: give a --root on a disk that all nodes share, or --ray-storage"
+                f"node {platform.node()} does not see {trial.root}: give a --root on a disk that all nodes share, or "
+                "--ray-storage"
             )
         world = None if trial.finished else prepare(trial.config, device)
         while not trial.finished:

@@ -33,7 +33,8 @@ def elsewhere(
     "Features, with evidence for `classes`, of the data set `spec`. Raises `ConfigError` for an agent that is told its class by a code."
     if agent.config.observation.n_classes:
         raise ConfigError(
-            f"{agent.folder} sees a one-hot code of its {agent.config.observation.n_classes} classes (observation.n_classes): it cannot be asked for others"
+            f"{agent.folder} sees a one-hot code of its {agent.config.observation.n_classes} classes "
+            "(observation.n_classes): it cannot be asked for others"
         )
     if evidence not in ("prototypes", "encoder"):
         raise ConfigError(f"evidence={evidence!r}: use 'prototypes' or 'encoder'")
@@ -57,7 +58,8 @@ def elsewhere(
     )
     if none := [c for c in classes if c not in boxes.classes]:
         raise ConfigError(
-            f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or take evidence='encoder'"
+            f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or "
+            "take evidence='encoder'"
         )
     prototypes = fit_prototypes(build_store(seen, world.encoder, projection=agent.projection), boxes, classes)
     return world.look(store, own, classes, prototypes), data
@@ -84,7 +86,8 @@ def transfer(
     spec, new = data or getattr(config.data, split), [c for c in classes if c not in config.data.classes]
     if not new and spec in (config.data.train, config.data.select, config.data.report):
         raise ConfigError(
-            f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.report, or name other classes or data"
+            f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.report, or name other "
+            "classes or data"
         )
     bank, data = elsewhere(agents[0], classes, spec, evidence, fit_on, world)
     metrics = [
@@ -141,6 +144,7 @@ def compare(
         seen.append((data.name, data.fingerprint, bank.classes))
     if seen[0] != seen[1]:
         raise ConfigError(
-            f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and {seen[1][0]} ({', '.join(seen[1][2])})"
+            f"these runs are not scored on the same questions: {seen[0][0]} ({', '.join(seen[0][2])}) and "
+            f"{seen[1][0]} ({', '.join(seen[1][2])})"
         )
     return paired(sides[0], sides[1], relabelled(data, bank.classes), bank.classes, len(data), **options)
