@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from locrl.experiments.config import Config, named_config, prepare
-from locrl.evaluation.protocols import questions, score, search_all
+from locrl.agents.predictions import predict
+from locrl.evaluation.protocols import all_queries, score
 from locrl.figures import table
 from locrl.experiments.train import Agent, train
 from speed import machine, write
@@ -104,7 +105,7 @@ def answers(folder: Path, device: str, cache: Path) -> dict:
     world = agent.world(device)
     bank = world.bank("select")
     data, start = world.data["select"], synchronised(device)
-    searches = search_all(agent.policy, bank, *questions(len(data), len(bank.classes)), agent.config.moves)
+    searches = predict(agent.policy, bank, *all_queries(len(data), len(bank.classes)), agent.config.moves)
     seconds = synchronised(device) - start
     return dict(
         features=bank.integral[:, 1:, 1:].flatten(1).cpu().double(),

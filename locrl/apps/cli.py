@@ -485,7 +485,7 @@ def evaluate(
     with_baselines: Baselines = True,
 ):
     "Score finished runs by both protocols, beside the baselines. Searches are kept in the run folders: a table is made again in seconds."
-    from locrl.apps.pages import class_records, evaluation_parts, scrutiny
+    from locrl.apps.pages import class_records, evaluation_details, evaluation_parts
     from locrl.experiments.results import report, results_table, save_results
     from locrl.experiments.train import Agent
 
@@ -498,7 +498,7 @@ def evaluate(
         _written(
             out,
             f"{result['iteration']} on {result['data']['report']}",
-            evaluation_parts(result, scrutiny(runs, split, confidence, world)),
+            evaluation_parts(result, evaluation_details(runs, split, confidence, world)),
             result,
             class_records(result),
         )

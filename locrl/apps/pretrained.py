@@ -1,4 +1,4 @@
-"""A trained agent in one file of less than 2 MB, which lies in the package: `load_pretrained("animals-5")`
+"""A trained agent in one file of less than 2 MB, which comes with the package: `load_pretrained("animals-5")`
 
 Docs: https://locrl.github.io/locrl/apps/pretrained.html.md"""
 
@@ -8,8 +8,7 @@ Docs: https://locrl.github.io/locrl/apps/pretrained.html.md"""
 __all__ = ['FORMAT', 'LIMIT', 'AGENTS', 'PackError', 'PretrainedAgent', 'pretrained_names', 'load_pretrained', 'measure', 'pack']
 
 # %% ../../nbs/apps/00_pretrained.ipynb #6fb00f6a
-"""`pack` writes what a run needs for looking at pictures into one small file, with its metrics; `load_pretrained` makes an agent of
-one, from the package or from a path."""
+"""`pack` writes an agent into a small file with its metrics, `load_pretrained` reads one from the package or a path."""
 
 # %% ../../nbs/apps/00_pretrained.ipynb #40d645d3
 import hashlib
@@ -24,14 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..evaluation.confidence import RegionClassifier, answer_all, best_iou, reliability
-from ..experiments.config import Config, difference
+from ..agents.predictions import RegionClassifier, confidence_of, needs_classifier, predict
+from ..agents.search import SearchPolicy
+from ..experiments.config import Config, checked_encoder, difference, search_policy
 from ..files import cache_root, write_atomic
-from ..vision.encoders import Prototypes
-from ..evaluation.protocols import confidence_of, questions, relabelled, score
+from ..vision.encoders import Encoder, Prototypes
 from ..vision.feature_store import Projection
-from ..experiments.results import asks_regions, classifier_of
-from ..experiments.train import Agent, untrained, versions
 
 # %% ../../nbs/apps/00_pretrained.ipynb #62aeec62
 FORMAT = 2  # of the file; raised when an older locrl could not read a new one
@@ -40,22 +37,58 @@ AGENTS = Path(str(files("locrl"))) / "assets" / "agents"
 
 
 class PackError(ValueError):
-    "An agent's file that is missing, damaged or of another version, or a run that cannot be packed; the message says what to do"
+    "Raised for a file that is missing, damaged or of another version, and for a run that cannot be packed"
 
 
 @dataclass(eq=False)
-class PretrainedAgent(Agent):
-    "An `Agent` from a single file"
+class PretrainedAgent:
+    "The agent of a single file: it searches, and knows where it comes from; the fields of `Agent`, and two more"
 
-    classifier: RegionClassifier | None = None  # ranks its answers, where it has one
-    about: dict = field(default_factory=dict)  # where it comes from and what it is worth, as `pack` wrote it
+    config: Config  # of the run
+    seed: int  # of the run
+    policy: SearchPolicy  # with the weights of the best checkpoint
+    projection: Projection  # of the features
+    prototypes: Prototypes | None  # evidence for the classes
+    step: int  # transitions it was trained for
+    folder: Path  # of what is kept for it
+    fingerprint: str | None  # of the encoder it learned from
+    classifier: RegionClassifier | None = None  # ranks its predictions, where it has one
+    about: dict = field(default_factory=dict)  # where it comes from and how good it is, as `pack` wrote it
+
+    def encoder(
+        self,
+        device: str = "cpu",  # torch device
+    ) -> Encoder:
+        "Return the encoder of the run. Raises `ConfigError` when there is only another one now."
+        return checked_encoder(self.config, self.fingerprint, self.folder, device)
+
+    def world(
+        self,
+        device: str = "cpu",  # torch device
+    ):  # `locrl.experiments.config.World`
+        "Return a `World` for the splits of the run, without its training set. Raises as `encoder` does."
+        from locrl.experiments.train import Agent
+
+        return Agent.world(self, device)
+
+    def evaluate(
+        self,
+        bank,  # features of `data`
+        data,  # a data set with boxes
+        progress: bool = False,  # show a progress bar
+    ):  # `locrl.evaluation.protocols.Evaluation`
+        "Apply both protocols on `data`"
+        from locrl.experiments.train import Agent
+
+        return Agent.evaluate(self, bank, data, progress)
 
     def __repr__(self):
-        return f"PretrainedAgent({self.about['name']}, {', '.join(self.config.data.classes)}, {sum(self.about['bytes'].values()) / 1e6:.2f} MB)"
+        size = sum(self.about["bytes"].values()) / 1e6
+        return f"PretrainedAgent({self.about['name']}, {', '.join(self.config.data.classes)}, {size:.2f} MB)"
 
 # %% ../../nbs/apps/00_pretrained.ipynb #f9823034
 def _arrays(agent, classifier):
-    "All numbers of an agent, by name"
+    "Return all numbers of an agent, by name"
     out = {f"q/{k}": v.cpu().numpy() for k, v in agent.policy.q_net.state_dict().items()}
     out["projection/mean"], out["projection/scale"] = agent.projection.mean, np.float64(agent.projection.scale)
     if agent.projection.matrix is not None:
@@ -68,25 +101,22 @@ def _arrays(agent, classifier):
 
 
 def _agent(arrays, about, device):
-    "What `_arrays` took apart"
+    "Return the agent whose numbers `_arrays` gave"
 
     def part(name):
         return {k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")}
 
     config, p = Config.from_dict(about["config"]), part("projection")
     projection = Projection(p["mean"], p.get("matrix"), float(p["scale"]))
-    policy = untrained(config, projection.dim, device)
+    policy = search_policy(config, projection.dim).to(device)
     weights = {k: torch.from_numpy(v) for k, v in part("q").items()}
     for net in (policy.q_net, policy.q_net_target):
         net.load_state_dict(weights)
-    prototypes = (
-        Prototypes(config.data.classes, *(torch.from_numpy(part("prototypes")[k]) for k in ("weight", "bias")))
-        if part("prototypes")
-        else None
-    )
-    classifier = (
-        RegionClassifier(config.data.classes, projection.digest, **part("classifier")) if part("classifier") else None
-    )
+    prototypes, classifier = None, None
+    if stored := part("prototypes"):
+        prototypes = Prototypes(config.data.classes, *(torch.from_numpy(stored[k]) for k in ("weight", "bias")))
+    if stored := part("classifier"):
+        classifier = RegionClassifier(config.data.classes, projection.digest, **stored)
     return PretrainedAgent(
         config,
         about["seed"],
@@ -112,7 +142,7 @@ _EIGHT = (
 
 
 def _shrunk(arrays, eight=()):
-    "Large matrices as the bytes of half floats, or, under the names that begin with one of `eight`, as whole numbers with a scale for each output"
+    "Return large matrices as bytes of half floats, or, where a name begins with one of `eight`, as int8 with scales"
     out = {}
     for name, x in arrays.items():
         if x.size < _SMALL:
@@ -128,7 +158,7 @@ def _shrunk(arrays, eight=()):
 
 
 def _grown(arrays):
-    "What `_shrunk` gave, as 32-bit floats again"
+    "Return what `_shrunk` gave, as 32-bit floats again"
     whole = {k: v if k.endswith("/scale") else v.astype(np.float32) for k, v in arrays.items() if ":" not in k}
     half = {
         k[:-5]: np.ascontiguousarray(np.moveaxis(v, 0, -1)).view(np.float16)[..., 0].astype(np.float32)
@@ -143,7 +173,7 @@ def _grown(arrays):
 
 
 def _digest(arrays):
-    "SHA-256 over names, types, shapes and numbers"
+    "Return the SHA-256 of names, types, shapes and numbers"
     h = hashlib.sha256()
     for k in sorted(arrays):
         h.update(f"{k} {arrays[k].dtype} {arrays[k].shape} ".encode() + np.ascontiguousarray(arrays[k]).tobytes())
@@ -151,32 +181,33 @@ def _digest(arrays):
 
 
 def _file(arrays, about):
-    "Content of a file, about itself too"
+    "Return the content of a file"
     arrays = arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     np.savez_compressed(buffer := io.BytesIO(), **arrays, sha256=np.array(_digest(arrays)))
     return buffer.getvalue()
 
 # %% ../../nbs/apps/00_pretrained.ipynb #ac648a3c
 def pretrained_names() -> list[str]:
-    "The agents that come with the package"
-    return (
-        sorted(f.name.removesuffix(".npz") for f in AGENTS.iterdir() if f.name.endswith(".npz"))
-        if AGENTS.is_dir()
-        else []
-    )
+    "Return the names of the agents that come with the package"
+    if not AGENTS.is_dir():
+        return []
+    return sorted(f.name.removesuffix(".npz") for f in AGENTS.iterdir() if f.name.endswith(".npz"))
 
 
 def load_pretrained(
     name="animals-5",  # of an agent that comes with the package, or the path of a file that `pack` wrote (.npz)
     device: str = "cpu",  # torch device
 ) -> PretrainedAgent:
-    "The packed agent. Raises `PackError` for a name that is unknown and a file that is missing, damaged or of another format."
+    "Read a packed agent. Raises `PackError` for an unknown name and a missing, damaged or outdated file."
     path = Path(name) if str(name).endswith(".npz") else AGENTS / f"{name}.npz"
     if not path.is_file():
+        known = ", ".join(pretrained_names())
+        if str(name).endswith(".npz"):
+            raise PackError(
+                f"there is no file {path}: give a name ({known}), or the path of a file that `locrl pack` wrote"
+            )
         raise PackError(
-            f"there is no file {path}: give a name ({', '.join(pretrained_names())}), or the path of a file that `locrl pack` wrote"
-            if str(name).endswith(".npz")
-            else f"no pretrained agent called {str(name)!r}: there are {', '.join(pretrained_names())}; the path of a packed agent ends in .npz"
+            f"no pretrained agent called {str(name)!r}: there are {known}; the path of a packed agent ends in .npz"
         )
     cure = "install locrl again (pip install --force-reinstall locrl), or pack the agent again"
     try:
@@ -187,8 +218,10 @@ def load_pretrained(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise PackError(f"{path} is damaged or no packed agent ({e}): {cure}") from e
     if version != FORMAT:
+        writer = about.get("versions", {}).get("locrl", "unknown")
         raise PackError(
-            f"{path} has format {version}, this locrl reads format {FORMAT}: install the locrl that wrote it ({about.get('versions', {}).get('locrl', 'unknown')}), or pack the agent again"
+            f"{path} has format {version}, this locrl reads format {FORMAT}: "
+            f"install the locrl that wrote it ({writer}), or pack the agent again"
         )
     if declared != _digest(arrays):
         raise PackError(f"{path} is damaged (its checksum does not match): {cure}")
@@ -197,66 +230,70 @@ def load_pretrained(
 
 # %% ../../nbs/apps/00_pretrained.ipynb #ff661883
 def measure(
-    agent: Agent,  # of the run
+    agent,  # `locrl.experiments.train.Agent` of the run
     packed: PretrainedAgent,  # the same from its file
     split: str = "select",  # "select" or "report"
     progress: bool = False,  # show progress bars
 ) -> dict:
-    "Hit rate, mean IoU and mAP of both on `split`, how often they agree, and how far the confidence can be taken at its word"
+    "Measure hit rate, mean IoU and mAP of both on `split`, how often they agree, and the calibration of the confidence"
+    from locrl.evaluation.confidence import best_iou
+    from locrl.evaluation.protocols import all_queries, relabelled, score
+
     c = packed.config
-    world = agent.world()
-    rows = {}
-    answers = {}
+    shared = agent.world()
+    metrics, found = {}, {}
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
-        w = replace(world, projection=a.projection, prototypes=a.prototypes, data={}, banks={})
-        bank = w.bank(split)
-        answers[name] = s = answer_all(
+        world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={})
+        bank, data = world.bank(split), world.data[split]
+        found[name] = predict(
             a.policy,
             bank,
-            *questions(len(bank), len(bank.classes)),
+            *all_queries(len(bank), len(bank.classes)),
             c.moves,
             c.observation.max_steps,
             c.search.answer,
             c.final_confidence,
             classifier,
-            progress,
+            progress=progress,
         )
-        e = score(s, w.data[split], bank.classes, c.final_confidence).to_dict()
-        rows[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")} | {
-            k: e["one_shot"][k] for k in ("map11", "map_area")
-        }
-    a, b = answers["run"], answers["packed"]
+        e = score(found[name], data, bank.classes, c.final_confidence).to_dict()
+        metrics[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")}
+        metrics[name] |= {k: e["one_shot"][k] for k in ("map11", "map_area")}
+    a, b = found["run"], found["packed"]
     same = (np.abs(a.box - b.box).max(1) < 1e-6) & (a.triggered == b.triggered)
-    hit = (
-        best_iou(relabelled(w.data[split], bank.classes), len(bank.classes), b.image, b.box)[np.arange(len(b)), b.label]
-        >= 0.5
-    )
-    curves = {}
-    for source in dict.fromkeys([c.final_confidence, *["region"] * (b.region is not None)]):
-        p = confidence_of(b, source)
-        p = np.exp(p) if "*" in source else p
-        if p.min() >= 0 and p.max() < 1 + 1e-5:
-            curves[source] = dict(
-                ece=(r := reliability(p.clip(max=1), hit)).ece,
-                predicted=r.predicted.tolist(),
-                observed=r.observed.tolist(),
-            )
+    best = best_iou(relabelled(data, bank.classes), len(bank.classes), b.image, b.box)
     return dict(
-        data=w.data[split].name,
+        data=data.name,
         images=len(bank),
         questions=len(b),
-        **rows,
+        **metrics,
         same_answer=float(same.mean()),
-        calibration=curves,
+        calibration=_calibration(b, best[np.arange(len(b)), b.label] >= 0.5, c.final_confidence),
     )
+
+
+def _calibration(predictions, hit, confidence):
+    "Return the reliability of the confidences that are probabilities, by name"
+    from locrl.evaluation.confidence import reliability
+
+    curves = {}
+    for source in dict.fromkeys([confidence, *["region"] * (predictions.region is not None)]):
+        p = confidence_of(predictions, source)
+        p = np.exp(p) if "*" in source else p
+        if p.min() >= 0 and p.max() < 1 + 1e-5:
+            r = reliability(p.clip(max=1), hit)
+            curves[source] = dict(ece=r.ece, predicted=r.predicted.tolist(), observed=r.observed.tolist())
+    return curves
 
 
 def _classifier(agent, config):
-    "Of a run, where the confidence asks for one"
-    return classifier_of(agent) if asks_regions(config.evaluation.report_confidence) else None
+    "Return the region classifier of a run, where the confidence needs one"
+    from locrl.experiments.results import classifier_of
+
+    return classifier_of(agent) if needs_classifier(config.evaluation.report_confidence) else None
 
 # %% ../../nbs/apps/00_pretrained.ipynb #d3c0a812
-_KEPT = (
+_COPIED = (
     "one_shot",
     "tr",
     "aar",
@@ -270,7 +307,7 @@ _KEPT = (
 
 
 def _from_results(file, agent):
-    "What a results file says of the run. Raises `PackError` for one that is missing or of another run."
+    "Return what a results file says of the run. Raises `PackError` for one that is missing or of another run."
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -287,7 +324,7 @@ def _from_results(file, agent):
         )
 
     def pick(m):
-        return {k: m[k] for k in _KEPT if k in m}
+        return {k: m[k] for k in _COPIED if k in m}
 
     return dict(
         file="/".join(Path(file).parts[-3:]),
@@ -307,20 +344,21 @@ def _from_results(file, agent):
 def pack(
     run,  # run folder
     path=None,  # file to write; default the package's own, named after the configuration without its iteration
-    results=None,  # results file of the run on its report split, from `locrl evaluate`; default: the file tells no such numbers
-    confidence: str
-    | None = None,  # source of the confidence; default that of the results file, else the configuration's
+    results=None,  # results file of the run on its report split, from `locrl evaluate`, to copy numbers from
+    confidence: str | None = None,  # default that of the results file, else the configuration's
     measured: bool = True,  # compare it with the run on the validation split, which takes its pictures
     command: str = "",  # what to type to get the same again
     progress: bool = False,  # show progress bars
 ) -> PretrainedAgent:
-    "Write the best policy of `run` into one file below 2 MB. Raises `PackError` for a results file of another run and an agent that is too large."
+    "Write the best policy of `run` into one file. Raises `PackError` for results of another run, or more than 2 MB."
+    from locrl.experiments.train import Agent, versions
+
     agent = Agent.load(run)
     told = _from_results(results, agent) if results else None
     confidence = confidence or (told["metrics"]["one_shot"]["confidence"] if told else agent.config.final_confidence)
     path = Path(path or AGENTS / f"{agent.config.name.split('/')[0]}.npz")
     config = agent.config.replace({"evaluation.report_confidence": confidence})
-    encoder = agent.world().encoder
+    encoder = agent.encoder()
     name = path.stem
     arrays = _arrays(agent, _classifier(agent, config))
     about = dict(
@@ -342,7 +380,8 @@ def pack(
             break
     else:
         raise PackError(
-            f"{run} takes {len(_file(small, about)) / 1e6:.2f} MB even in eight bits, {LIMIT / 1e6:.0f} MB are allowed: narrow net_arch or region_width"
+            f"{run} takes {len(_file(small, about)) / 1e6:.2f} MB even in eight bits, "
+            f"{LIMIT / 1e6:.0f} MB are allowed: narrow net_arch or region_width"
         )
     packed = _agent(_grown(small), about, "cpu")
     if measured:
@@ -352,7 +391,7 @@ def pack(
 
 
 def _parts(arrays):
-    "Compressed bytes of each part of an agent"
+    "Return the compressed bytes of each part of an agent"
 
     def size(some):
         np.savez_compressed(buffer := io.BytesIO(), **some)
@@ -365,7 +404,7 @@ def _parts(arrays):
 
 
 def _bits(arrays):
-    "Bits of a number of the largest array of each part"
+    "Return the bits of a number of the largest array of each part"
     return {
         k.split("/")[0]: 16 if k.endswith(":half") else 8 * v.itemsize
         for k, v in sorted(arrays.items(), key=lambda item: item[1].size)

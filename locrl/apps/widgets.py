@@ -49,12 +49,14 @@ def _heat(saliency, size):
 def _text(x, y, words, size=12, anchor="start", bold=False):
     "Words, as SVG"
     weight = "bold" if bold else "normal"
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" font-weight="{weight}" fill="{COLOURS["ink"]}">{escape(str(words))}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"'
+    return f'<text {place} font-weight="{weight}" fill="{COLOURS["ink"]}">{escape(str(words))}</text>'
 
 
 def _line(x1, y1, x2, y2, colour, width=1.0, dash="none"):
     "A line, as SVG"
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dash}"/>'
 
 
 def _rect(box, size, colour, width, dash="none", outline="black", opacity=1.0):
@@ -85,7 +87,8 @@ def panels_svg(
         x += width + 20
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x - 14:.0f} {height + 28:.0f}" width="{x - 14:.0f}" '
-        f'style="max-width:100%;height:auto;background:white" font-family="DejaVu Sans, Verdana, sans-serif">{"".join(parts)}</svg>'
+        'style="max-width:100%;height:auto;background:white" font-family="DejaVu Sans, Verdana, sans-serif">'
+        f"{''.join(parts)}</svg>"
     )
 
 # %% ../../nbs/apps/02_widgets.ipynb #c78b61cf
@@ -106,7 +109,8 @@ def bars_svg(
     for a, q in enumerate(values):
         colour = COLOURS["agent"] if a == taken else COLOURS["faint"]
         parts.append(
-            f'<rect x="{min(x(0), x(q)):.1f}" y="{a * row + 2:.1f}" width="{abs(x(q) - x(0)):.1f}" height="{row - 4:.1f}" fill="{colour}"><title>{q:.3f}</title></rect>'
+            f'<rect x="{min(x(0), x(q)):.1f}" y="{a * row + 2:.1f}" width="{abs(x(q) - x(0)):.1f}" '
+            f'height="{row - 4:.1f}" fill="{colour}"><title>{q:.3f}</title></rect>'
         )
         parts.append(_text(left - 6, a * row + row / 2 + 4, ACTIONS[a].replace("_", " "), 11, "end", a == taken))
     return "".join(parts)
@@ -296,6 +300,7 @@ class Player(View):
         self.draw()
 
     def still(self):
+        "Return the episode that is shown"
         return self.state.episode
 
     def __repr__(self):
@@ -312,7 +317,7 @@ def player(
 
 # %% ../../nbs/apps/02_widgets.ipynb #8f69c44e
 class Picker:
-    "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds what the search had against them."
+    "A list of pictures, a list of classes, and the search for the chosen ones. `error` holds why a search was refused."
 
     def __init__(
         self,
@@ -335,7 +340,7 @@ class Picker:
         self,
         image: int | None = None,  # position of a picture; default stays
         class_name: str | None = None,  # a class or a phrase; default stays
-    ) -> Episode | None:  # the last one where there is no answer
+    ) -> Episode | None:  # the last one where the search was refused
         "Search. What was found once is remembered."
         self.image = self.image if image is None else image
         self.class_name = self.class_name if class_name is None else class_name
@@ -345,7 +350,7 @@ class Picker:
                 self._found[chosen] = self.search(*chosen)
             self.episode, self.error = self._found[chosen], ""
         except ValueError as e:
-            self.error = str(e)  # what the package raises for a question that has no answer
+            self.error = str(e)  # what the package raises for a query that cannot be searched
         return self.episode
 
 
@@ -379,10 +384,12 @@ class PickerView(View):
             self.player.show(self.state.episode)
 
     def still(self):
+        "Return the episode that is shown"
         return self.state.episode
 
     def __repr__(self):
-        return f"PickerView({len(self.state.pictures)} pictures, {self.state.class_name!r} in {self.state.pictures[self.state.image]!r})"
+        chosen = f"{self.state.class_name!r} in {self.state.pictures[self.state.image]!r}"
+        return f"PickerView({len(self.state.pictures)} pictures, {chosen})"
 
 
 def picker(
@@ -548,6 +555,7 @@ class GameView(View):
         self.draw()
 
     def still(self):
+        "Return the search of the agent"
         return self.state.agent
 
     def __repr__(self):

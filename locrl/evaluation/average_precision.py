@@ -6,12 +6,12 @@ Docs: https://locrl.github.io/locrl/evaluation/average_precision.html.md"""
 
 # %% auto #0
 __all__ = ['MetricError', 'Detections', 'Match', 'spans', 'image_pairs', 'match', 'precision_recall', 'average_precision',
-           'ClassResult', 'DetectionResult', 'evaluate_detections', 'Coverage', 'coverage_at', 'nms', 'Localisation',
+           'ClassResult', 'DetectionResult', 'evaluate_detections', 'Coverage', 'coverage_at', 'Localisation',
            'localisation']
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #cc979c65
-"""Detections are parallel arrays (`Detections`), so are the objects they are compared with (`locrl.data.voc.GroundTruth`, or anything with
-its fields `image`, `label`, `boxes`, `difficult`). `evaluate_detections` gives a `DetectionResult`, `localisation` a `Localisation`."""
+"""`evaluate_detections` scores `Detections` against `locrl.data.voc.GroundTruth` (both are parallel arrays) and gives a
+`DetectionResult`; `localisation` gives a `Localisation`."""
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #f6aacd04
 from dataclasses import asdict, dataclass
@@ -158,7 +158,7 @@ def match(
     label,  # int, the class
     iou_threshold=0.5,  # in (0, 1]
 ):  # `Match`
-    "VOC matching of the detections and the objects of class `label`. Source: VOCevaldet.m of the VOC2007 development kit."
+    "Match the detections and the objects of class `label` as VOC does. Source: VOCevaldet.m of the VOC2007 kit."
     if not 0 < iou_threshold <= 1:
         raise MetricError(f"iou_threshold={iou_threshold}: must lie in (0, 1]")
     index = np.flatnonzero(det.label == label)
@@ -264,7 +264,7 @@ class DetectionResult:
         raise KeyError(f"no class {name!r} in this result: it has {', '.join(c.name for c in self.per_class)}")
 
     def rows(self):
-        "One dictionary per class and one for the mean: class, objects, detections, AP 11-point, AP area, recall ceiling"
+        "Return a dictionary per class and one for the mean: objects, detections, both APs and the recall ceiling"
         keys = "class", "objects", "detections", "AP 11-point", "AP area", "recall ceiling"
         rows = [(c.name, c.npos, c.ndet, c.ap11, c.ap_area, c.recall_ceiling) for c in self.per_class]
         rows.append(
@@ -386,7 +386,7 @@ class Coverage:
         return self._some(self.best >= iou_threshold)
 
     def average_recall(self):
-        "(K,) twice the area under recall over IoU thresholds 0.5 to 1, in [0, 1]. Raises `MetricError` without objects."
+        "Return twice the area under recall over IoU 0.5 to 1, (K,) in [0, 1]. Raises `MetricError` without objects."
         return self._some(2 * (self.best - 0.5).clip(0))
 
     def _some(self, values):
@@ -425,20 +425,6 @@ def coverage_at(
     np.maximum.at(best, (np.repeat(np.arange(len(objects)), count), np.searchsorted(regions, rank + 1)), overlap)
     return Coverage(regions, np.maximum.accumulate(best, 1), objects)
 
-# %% ../../nbs/evaluation/00_average_precision.ipynb #03840e20
-def nms(
-    boxes,  # (n, 4) xyxy
-    scores,  # (n,)
-    threshold=0.3,  # a box that overlaps a kept one by more than this IoU is dropped
-):  # (k,) int64, positions of the boxes kept, from the highest score down
-    "Greedy non-maximum suppression. The paper uses 0.3 (section 4.1)."
-    boxes, scores = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(scores)
-    left, kept = np.argsort(-scores, kind="stable"), []
-    while len(left):
-        kept.append(left[0])
-        left = left[1:][iou(boxes[left[0]], boxes[left[1:]]) <= threshold]
-    return np.array(kept, dtype=np.int64)
-
 # %% ../../nbs/evaluation/00_average_precision.ipynb #17ddd14e
 @dataclass(frozen=True)
 class Localisation:
@@ -460,7 +446,8 @@ class Localisation:
 
     def _repr_html_(self):
         def row(key, value):
-            return f"<tr><td>{key.replace('_', ' ')}</td><td>{value if isinstance(value, int) else format(value, '.3f')}</td></tr>"
+            number = value if isinstance(value, int) else format(value, ".3f")
+            return f"<tr><td>{key.replace('_', ' ')}</td><td>{number}</td></tr>"
 
         return "<table>" + "".join(row(*item) for item in self.to_dict().items()) + "</table>"
 

@@ -8,7 +8,7 @@ Docs: https://locrl.github.io/locrl/evaluation/errors.html.md"""
 __all__ = ['KINDS', 'STATES', 'FIXES', 'SIZES', 'Errors', 'analyse_errors', 'errors_figure']
 
 # %% ../../nbs/evaluation/04_errors.ipynb #f5ea696a
-"""`analyse_errors` sorts the false positives and the missed objects of a set of detections and prices each kind in AP (`Errors`)."""
+"""`analyse_errors` sorts false positives and missed objects of a set of detections and prices each kind in AP."""
 
 # %% ../../nbs/evaluation/04_errors.ipynb #1eb49203
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ class Errors:
         }
 
     def confusions(self):
-        "(n_classes, n_classes) int: false positives of the row's class on an object of the column's, at IoU 0.5 or more"
+        "Count false positives of the row's class on objects of the column's, at IoU 0.5: (n_classes, n_classes)"
         out = np.zeros((len(self.classes),) * 2, np.int64)
         some = self.kind == KINDS.index("confusion")
         np.add.at(out, (self.label[some], self.mistaken[some]), 1)
@@ -212,7 +212,8 @@ def analyse_errors(
     background=0.1,  # IoU below which a box overlaps nothing
     kind="area",  # of AP: "area" or "11point"
 ) -> Errors:
-    """Sort every false positive and every missed object, and price the kinds. Raises `MetricError` for input that cannot be scored.
+    """Sort every false positive and every missed object, and price the kinds. Raises `MetricError` for input that
+    cannot be scored.
     Sources: Hoiem et al. 2012, Diagnosing error in object detectors; Bolya et al. 2020, TIDE."""
     if not 0 < background < iou_threshold:
         raise MetricError(f"background={background}: must lie between 0 and iou_threshold={iou_threshold}")
@@ -282,7 +283,7 @@ def _stacked(ax, groups, names, colours, title):
 def errors_figure(
     errors,  # `Errors`
 ):  # matplotlib Figure
-    "Kinds of false positives by class, what became of the objects by class and by size, and the gain in mAP of each repair"
+    "Draw kinds of false positives by class, what became of the objects, and the gain in mAP of each repair"
     with style():
         figure = new_figure(11, 2.6 + 0.22 * max(len(errors.classes), 5) * 2)
         axes = figure.subplots(2, 2).ravel()

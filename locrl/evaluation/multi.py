@@ -1,4 +1,4 @@
-"""Restarts and a black cross on what was found, as in the paper, or searches begun everywhere: 200 actions for every object of a class
+"""200 actions for all objects of a class: restarts and a black cross on what was found, as in the paper, or many windows
 
 Docs: https://locrl.github.io/locrl/evaluation/multi.html.md"""
 
@@ -6,12 +6,12 @@ Docs: https://locrl.github.io/locrl/evaluation/multi.html.md"""
 
 # %% auto #0
 __all__ = ['CROSS_AREA', 'BAR', 'REACH', 'CORNERS', 'TOTAL_STEPS', 'WINDOWS', 'cross', 'draw_crosses', 'coverage', 'MarkedBank',
-           'Regions', 'terminal_regions', 'search_multi', 'windows', 'search_windows', 'search_several', 'suppress',
+           'Regions', 'regions_of', 'terminal_regions', 'repeated_search', 'attended_regions', 'suppress',
            'first_cover', 'recall_curve', 'MultiEvaluation', 'score_multi', 'evaluate_multi', 'show_search']
 
 # %% ../../nbs/evaluation/02_multi.ipynb #319c7606
-"""Searching for several objects: `search_multi` as the paper does, `search_windows` from everywhere; `evaluate_multi` scores the
-terminal regions and all of them, `recall_curve` says how many it takes."""
+"""`attended_regions` searches for several objects, `evaluate_multi` scores the terminal regions and all attended ones,
+and `recall_curve` says how many regions it takes."""
 
 # %% ../../nbs/evaluation/02_multi.ipynb #cef4fd67
 from dataclasses import dataclass, fields
@@ -19,14 +19,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from tqdm.auto import tqdm
 
+from ..agents.predictions import RegionClassifier, confidence_of
+from ..agents.search import Steps, evidence_inside, search
 from ..data.boxes import FULL, TRIGGER, Moves, iou
-from .protocols import evidence_inside, relabelled, confidence_of, questions
-from ..vision.region_pooling import FeatureBank, integral_image
+from ..envs.observation import MAX_STEPS
 from .average_precision import DetectionResult, Detections, evaluate_detections, image_pairs
-from ..envs.observation import HISTORY, MAX_STEPS
-from ..agents.policy import RegionPolicy, attach
+from .protocols import all_queries, relabelled
+from ..vision.region_pooling import FeatureBank, integral_image
 from ..vision.saliency import presence_score
 
 # %% ../../nbs/evaluation/02_multi.ipynb #cfc1121a
@@ -37,7 +37,7 @@ BAR = 1 - (1 - CROSS_AREA) ** 0.5  # width of a bar, as a share of the box's sid
 def cross(
     boxes: np.ndarray,  # (..., 4) xyxy
 ) -> np.ndarray:  # (..., 2, 4): the upright bar and the lying one
-    "The two bars of the mark on each of `boxes`. Source: Caicedo & Lazebnik 2015, section 4.1."
+    "Return the two bars of the mark on each of `boxes`. Source: Caicedo & Lazebnik 2015, section 4.1."
     middle, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) * (BAR / 2)
     (x1, y1, x2, y2), (left, top), (right, bottom) = (
         np.moveaxis(z, -1, 0) for z in (boxes, middle - half, middle + half)
@@ -46,10 +46,10 @@ def cross(
 
 
 def draw_crosses(
-    picture: Image.Image,
+    picture: Image.Image,  # RGB
     boxes: np.ndarray,  # (M, 4) xyxy in [0, 1]
-) -> Image.Image:  # a copy with a black cross on each box
-    "The mark as the paper draws it"
+) -> Image.Image:  # a copy
+    "Return the picture with a black cross on each box, the mark as the paper draws it"
     picture = picture.copy()
     draw, size = ImageDraw.Draw(picture), np.array(picture.size * 2)
     for x1, y1, x2, y2 in (cross(np.asarray(boxes)).reshape(-1, 4) * size).round().tolist():
@@ -66,12 +66,12 @@ def coverage(
     w: int,  # columns
     reach: float = REACH,  # how far the bars reach sideways beyond the drawn ones, in cells
 ) -> np.ndarray:  # (M, h, w) float32 in [0, 1]
-    "How much of each cell's area the cross on each of `boxes` covers"
+    "Return the share of each cell that the cross on each of `boxes` covers"
     upright, lying = (np.array(z, np.float64) for z in np.moveaxis(cross(boxes), -2, 0))
     upright[:, 0::2] += np.array([-reach, reach]) / w
     lying[:, 1::2] += np.array([-reach, reach]) / h
 
-    def share(low, high, n):  # (M, n): how much of each of n cells lies in [low, high]
+    def share(low, high, n):  # (M, n): the part of each of n cells that lies in [low, high]
         edge = np.arange(n + 1) / n
         return (np.minimum(high[:, None], edge[1:]) - np.maximum(low[:, None], edge[:-1])).clip(0) * n
 
@@ -84,7 +84,7 @@ def coverage(
 
 # %% ../../nbs/evaluation/02_multi.ipynb #450976d8
 class MarkedBank(FeatureBank):
-    "Copies of some pictures of a bank, which may be marked. Raises `ValueError` for a bank that does not pool from maps."
+    "Copies of some pictures of a bank, for marks. Raises `ValueError` for a bank that does not pool from maps."
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class MarkedBank(FeatureBank):
         which: np.ndarray,  # (m,) which copies, each once
         boxes: np.ndarray,  # (m, 4) where the cross goes, xyxy
     ):
-        "Put a cross on one region of each of these copies"
+        "Put a cross on one box of each of these copies"
         if not len(which):
             return
         which = torch.as_tensor(which, device=self.device)
@@ -126,224 +126,130 @@ class MarkedBank(FeatureBank):
 
 # %% ../../nbs/evaluation/02_multi.ipynb #bbfd71fd
 CORNERS = np.array([[0, 0, 0.75, 0.75], [0.25, 0, 1, 0.75], [0, 0.25, 0.75, 1], [0.25, 0.25, 1, 1]], dtype=np.float32)
-TOTAL_STEPS = 200  # a question is closed after so many actions
+TOTAL_STEPS = 200  # actions of a query, in all its episodes
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    "Every region attended to, question after question, in the order of attention; nothing in it comes from the truth"
+    "Every box visited, query after query, in order of time; nothing in it comes from the ground truth"
 
     image: np.ndarray  # (N,) int64
     label: np.ndarray  # (N,) int64, index into the bank's classes
-    box: np.ndarray  # (N, 4) float32
+    box: np.ndarray  # (N, 4) float32 xyxy in [0, 1]
     terminal: np.ndarray  # (N,) bool, the agent called TRIGGER here
-    episode: np.ndarray  # (N,) int64, restarts before
-    step: np.ndarray  # (N,) int64, actions taken before, in all episodes of the question
+    episode: np.ndarray  # (N,) int64, which search of the query: restarts before, or start window
+    step: np.ndarray  # (N,) int64, actions taken before, in all episodes of the query
     q_trigger: np.ndarray  # (N,) Q-value of TRIGGER
-    iou: np.ndarray  # (N,) IoU the network believes the region to have, in [0, 1]
-    presence: (
-        np.ndarray
-    )  # (N,) how sure the encoder is that the class is in the picture, with the marks that were there, in [0, 1]
-    evidence: np.ndarray  # (N,) mean saliency of the class inside, with the marks that were there, in [0, 1]
+    iou: np.ndarray  # (N,) IoU that the network predicts for the box, in [0, 1]
+    presence: np.ndarray  # (N,) how sure the encoder is of the class, in the picture as it was marked, in [0, 1]
+    evidence: np.ndarray  # (N,) mean saliency of the class inside the box, as it was marked, in [0, 1]
     region: np.ndarray | None = None  # (N,) probability by a region classifier, where one was asked
 
     def __len__(self):
         return len(self.image)
 
-    def __getitem__(self, index):
-        "The regions that `index` (mask, slice or integers) selects"
-        return Regions(*(None if x is None else x[index] for x in (getattr(self, f.name) for f in fields(self))))
+    def __getitem__(
+        self,
+        rows,  # mask, slice or integers
+    ):
+        "Return the regions that `rows` selects"
+        arrays = (getattr(self, field.name) for field in fields(self))
+        return Regions(*(None if x is None else x[rows] for x in arrays))
+
+
+def regions_of(
+    steps: Steps,  # of a search for some queries
+    bank: FeatureBank,  # features of the pictures, unmarked
+    image: np.ndarray,  # (E,) which picture, for each query
+    label: np.ndarray,  # (E,) which class, for each query
+    classifier: RegionClassifier | None = None,  # fills in `region`
+) -> Regions:  # a row for each step
+    "Return the boxes that a search visited; where there were marks, presence and evidence are of the marked pictures"
+    images, labels = np.asarray(image)[steps.query], np.asarray(label)[steps.query]
+    presence, evidence = steps.presence, steps.evidence
+    if presence is None:
+        presence = bank.presence[images, labels].cpu().numpy()
+        evidence = evidence_inside(bank, images, labels, steps.box)
+    return Regions(
+        images,
+        labels,
+        steps.box,
+        steps.triggered,
+        steps.episode,
+        steps.step,
+        steps.q_values[:, TRIGGER].copy(),
+        steps.iou,
+        presence,
+        evidence,
+        classifier.predict(bank, images, labels, steps.box) if classifier else None,
+    )
 
 
 def terminal_regions(
-    regions: Regions,
+    regions: Regions,  # all attended regions
 ) -> Regions:
-    "Those where the agent triggered"
+    "Return the regions where the agent triggered"
     return regions[regions.terminal]
 
-# %% ../../nbs/evaluation/02_multi.ipynb #c95994c3
-@torch.no_grad()
-def search_multi(
-    policy: RegionPolicy,  # the agent's policy
-    bank: FeatureBank,  # features of the pictures
-    image: np.ndarray,  # (E,) which picture
-    label: np.ndarray,  # (E,) which class
-    moves: Moves = Moves(),  # what actions do
-    max_steps: int = MAX_STEPS,  # actions until the search starts anew
-    total_steps: int = TOTAL_STEPS,  # actions a question gets
-    batch: int | None = None,  # questions side by side; default as many as have 256 MB of maps
-    progress: bool = False,  # show a progress bar
-) -> Regions:  # E*total_steps rows
-    "Search every question for all its objects, in lockstep. Source: Caicedo & Lazebnik 2015, section 4.1."
-    image, label, parts = np.asarray(image), np.asarray(label), []
-    batch = batch or max(64, 2**28 // (4 * bank.integral[:1].numel()))
-    policy.q_net.set_training_mode(False)
-    for at in tqdm(range(0, len(image), batch), desc="search for all", unit="batch", disable=not progress):
-        parts.append(
-            _attend(
-                policy, MarkedBank(bank, image[at : at + batch]), label[at : at + batch], moves, max_steps, total_steps
-            )
-        )
-    attach(policy, bank)
-    rows = {k: np.concatenate([p[k].reshape(-1, *p[k].shape[2:]) for p in parts]) for k in parts[0]}
-    image, label = (np.repeat(x, total_steps) for x in (image, label))
-    return Regions(image, label, step=np.tile(np.arange(total_steps), len(image) // total_steps), **rows)
-
-# %% ../../nbs/evaluation/02_multi.ipynb #8e405df5
-def _attend(policy, bank, label, moves, max_steps, total_steps):
-    "What the questions of one batch attend to: arrays (n, total_steps, ...)"
-    net, n = attach(policy, bank).q_net, len(label)
-    box = np.tile(FULL, (n, 1))
-    history = np.full((n, HISTORY), -1)
-    t = np.zeros(n, np.int64)
-    episode = np.zeros(n, np.int64)
-    question = np.arange(n)
-    seen = dict(
-        box=np.empty((n, total_steps, 4), np.float32),
-        terminal=np.empty((n, total_steps), bool),
-        episode=np.empty((n, total_steps), np.int64),
-        **{k: np.empty((n, total_steps), np.float32) for k in ("q_trigger", "iou", "presence", "evidence")},
-    )
-    for k in range(total_steps):
-        keys = np.concatenate([question[:, None], label[:, None], box, t[:, None], history], 1, dtype=np.float32)
-        q, believed = (x.cpu().numpy() for x in net.predict_all(torch.from_numpy(keys)))
-        action = q.argmax(1)
-        stop = action == TRIGGER
-        for name, value in dict(
-            box=box,
-            terminal=stop,
-            episode=episode,
-            q_trigger=q[:, TRIGGER],
-            iou=believed,
-            presence=bank.presence[question, label].cpu().numpy(),
-            evidence=evidence_inside(bank, question, label, box),
-        ).items():
-            seen[name][:, k] = value
-        bank.mark(question[stop], box[stop])
-        box = moves.apply(box, action)
-        history = np.concatenate([action[:, None], history[:, :-1]], 1)
-        t += 1
-        over = stop | (t >= max_steps)
-        box[over] = CORNERS[episode[over] % 4]
-        history[over] = -1
-        t[over] = 0
-        episode[over] += 1
-    return seen
-
-# %% ../../nbs/evaluation/02_multi.ipynb #7dc4b148
-def windows(
-    levels=((1.0, 1), (0.75, 2), (0.5, 3)),  # (side, n): n x n windows of that side, evenly placed
-) -> np.ndarray:  # (S, 4) float32 xyxy
-    "Square windows of several sizes that cover the picture"
+# %% ../../nbs/evaluation/02_multi.ipynb #a357dfd1
+def _windows(*levels):
+    "Return n x n evenly placed windows of the side given, for each (side, n) of `levels`: (S, 4) float32 xyxy"
     at = [(side, x, y) for side, n in levels for y in np.linspace(0, 1 - side, n) for x in np.linspace(0, 1 - side, n)]
     side, x, y = np.array(at, np.float32).T
     return np.stack([x, y, x + side, y + side], 1)
 
 
-WINDOWS = windows()
-
-# %% ../../nbs/evaluation/02_multi.ipynb #cc545e35
-@torch.no_grad()
-def search_windows(
-    policy: RegionPolicy,  # the agent's policy
-    bank: FeatureBank,  # features of the pictures
-    image: np.ndarray,  # (E,) which picture
-    label: np.ndarray,  # (E,) which class
-    moves: Moves = Moves(),  # what actions do
-    total_steps: int = TOTAL_STEPS,  # actions a question gets, shared out evenly among the windows
-    starts: np.ndarray | None = None,  # (S, 4) where searches begin; None takes `WINDOWS`
-    batch: int = 512,  # questions side by side
-    progress: bool = False,  # show a progress bar
-) -> Regions:  # at most E*total_steps rows
-    "Search every question from every window, without marks. Raises `ValueError` when there are more windows than actions."
-    starts = WINDOWS if starts is None else starts
-    if len(starts) > total_steps:
-        raise ValueError(
-            f"{total_steps} actions are not enough for {len(starts)} windows: give more actions or fewer windows"
-        )
-    image, label, parts = np.asarray(image), np.asarray(label), []
-    net = attach(policy, bank).q_net
-    net.set_training_mode(False)
-    for at in tqdm(range(0, len(image), batch), desc="search from windows", unit="batch", disable=not progress):
-        parts.append(
-            _roam(net, bank, image[at : at + batch], label[at : at + batch], moves, total_steps // len(starts), starts)
-        )
-    return Regions(**{k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
+WINDOWS = _windows((1.0, 1), (0.75, 2), (0.5, 3))  # (14, 4) float32, squares of three sizes that cover the picture
 
 
-def _roam(net, bank, image, label, moves, max_steps, starts):
-    "What the questions of one batch attend to from every start, question after question"
-    n, rows = len(image) * len(starts), []
-    question, episode = np.divmod(np.arange(n), len(starts))
-    box = starts[episode]
-    history = np.full((n, HISTORY), -1)
-    going = np.arange(n)
-    for t in range(max_steps):
-        who = question[going]
-        keys = np.concatenate(
-            [image[who, None], label[who, None], box[going], np.full((len(going), 1), t), history[going]],
-            1,
-            dtype=np.float32,
-        )
-        q, believed = (x.cpu().numpy() for x in net.predict_all(torch.from_numpy(keys)))
-        action = q.argmax(1)
-        stop = action == TRIGGER
-        rows.append(
-            dict(
-                search=going,
-                image=image[who],
-                label=label[who],
-                box=box[going],
-                terminal=stop,
-                episode=episode[going],
-                q_trigger=q[:, TRIGGER],
-                iou=believed,
-                presence=bank.presence[image[who], label[who]].cpu().numpy(),
-                evidence=evidence_inside(bank, image[who], label[who], box[going]),
-            )
-        )
-        box[going] = moves.apply(box[going], action)
-        history[going] = np.concatenate([action[:, None], history[going, :-1]], 1)
-        going = going[~stop]
-        if not len(going):
-            break
-    rows = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
-    order = np.argsort(rows["search"], kind="stable")
-    rows = {k: v[order] for k, v in rows.items()}
-    first = np.searchsorted(question[rows.pop("search")], np.arange(len(image)))  # where each question begins
-    return rows | dict(step=np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order))))
-
-# %% ../../nbs/evaluation/02_multi.ipynb #a357dfd1
-def search_several(
-    policy: RegionPolicy,  # the agent's policy
+def repeated_search(
+    policy,  # of the agent, with a `RegionNetwork` as its `q_net`
     bank: FeatureBank,  # features of the pictures
     image: np.ndarray,  # (E,) which picture
     label: np.ndarray,  # (E,) which class
     moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,  # actions until a search with marks starts anew
-    total_steps: int = TOTAL_STEPS,  # actions a question gets
+    total_steps: int = TOTAL_STEPS,  # actions a query gets in all
     restarts: str = "corners",  # "corners" with marks, as in the paper, or all "windows" without
+    batch: int | None = None,  # queries side by side; default 512, with marks as many as have 256 MB of maps
     progress: bool = False,  # show a progress bar
-) -> Regions:
-    "The search that `restarts` names. Raises `ValueError` for another name."
+) -> Steps:
+    """Search for all objects of every query. Raises `ValueError` for another name of `restarts`, and for fewer actions
+    than windows. Source: Caicedo & Lazebnik 2015, section 4.1."""
     if restarts == "windows":
-        return search_windows(policy, bank, image, label, moves, total_steps, progress=progress)
-    if restarts == "corners":
-        return search_multi(policy, bank, image, label, moves, max_steps, total_steps, progress=progress)
-    raise ValueError(f"restarts={restarts!r}: use 'corners' or 'windows'")
+        if total_steps < len(WINDOWS):
+            raise ValueError(f"{total_steps} actions are not enough for {len(WINDOWS)} windows: give more actions")
+        how = dict(max_steps=total_steps // len(WINDOWS), starts=WINDOWS, batch=batch or 512)
+    elif restarts == "corners":
+        batch = batch or max(64, 2**28 // (4 * bank.integral[:1].numel()))
+        how = dict(max_steps=max_steps, restarts=CORNERS, total_steps=total_steps, marked=MarkedBank, batch=batch)
+    else:
+        raise ValueError(f"restarts={restarts!r}: use 'corners' or 'windows'")
+    return search(policy, bank, image, label, moves, progress=progress, **how)
+
+
+def attended_regions(
+    policy,  # of the agent, with a `RegionNetwork` as its `q_net`
+    bank: FeatureBank,  # features of the pictures
+    image: np.ndarray,  # (E,) which picture
+    label: np.ndarray,  # (E,) which class
+    *args,  # of `repeated_search`
+    **kwargs,  # of `repeated_search`
+) -> Regions:
+    "Search for all objects of every query, and return every box visited. Raises as `repeated_search` does."
+    return regions_of(repeated_search(policy, bank, image, label, *args, **kwargs), bank, image, label)
 
 # %% ../../nbs/evaluation/02_multi.ipynb #b8cab5d2
 def suppress(
-    regions: Regions,
+    regions: Regions,  # of any number of queries
     scores: np.ndarray,  # (N,) confidence
-    overlap: float = 0.3,  # a region that overlaps a kept one of its question by more than this IoU is dropped
-) -> np.ndarray:  # (K,) positions of the regions kept
-    "Greedy non-maximum suppression within each question. Source: Caicedo & Lazebnik 2015, section 4.1."
-    order, first, count = _by_question(regions, -scores)
+    overlap: float = 0.3,  # IoU with a kept region of the same query beyond which a region is dropped
+) -> np.ndarray:  # (K,) positions of the regions kept, ascending
+    "Apply greedy non-maximum suppression within each query. Source: Caicedo & Lazebnik 2015, section 4.1."
+    order, first, count = _by_query(regions, -scores)
     kept = []
-    for at in np.array_split(
-        np.argsort(count), max(1, len(order) // 2**19)
-    ):  # questions of like size, about half a million regions
+    parts = max(1, len(order) // 2**19)  # about half a million regions each, of queries of like size
+    for at in np.array_split(np.argsort(count), parts):
         if not len(at):
             continue
         row = order[np.minimum(first[at, None] + np.arange(count[at].max()), len(order) - 1)]
@@ -359,8 +265,8 @@ def suppress(
     return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
 
 
-def _by_question(regions, value):
-    "Rows grouped by question, within it by ascending `value`; where each group begins; and its length"
+def _by_query(regions, value):
+    "Return rows grouped by query, within it by ascending `value`; where each group begins; and its length"
     code = regions.image * (regions.label.max(initial=0) + 1) + regions.label
     order = np.lexsort((value, code))
     _, first, count = np.unique(code[order], return_index=True, return_counts=True)
@@ -368,16 +274,16 @@ def _by_question(regions, value):
 
 # %% ../../nbs/evaluation/02_multi.ipynb #3b744770
 def first_cover(
-    regions: Regions,
+    regions: Regions,  # of any number of queries
     value: np.ndarray,  # (N,) float
     gt,  # objects: image, label, boxes, difficult, with labels as the regions have them
     iou_threshold: float = 0.5,  # IoU that covers
 ) -> np.ndarray:  # (G,) float64
-    "Smallest `value` among the regions of its question that cover each object; infinity where none does"
+    "Return for each object the smallest `value` among the regions of its query that cover it; infinity where none does"
     if not len(regions) or not len(gt.image):
         return np.full(len(gt.image), np.inf)
     n = max(regions.label.max(), gt.label.max()) + 1
-    thing, row = image_pairs(gt.image * n + gt.label, regions.image * n + regions.label)  # of the same question
+    thing, row = image_pairs(gt.image * n + gt.label, regions.image * n + regions.label)  # of the same query
     covers = iou(regions.box[row].astype(np.float64), gt.boxes[thing].astype(np.float64)) >= iou_threshold
     out = np.full(len(gt.image), np.inf)
     np.minimum.at(out, thing[covers], np.asarray(value, np.float64)[row[covers]])
@@ -385,22 +291,22 @@ def first_cover(
 
 
 def _over_classes(gt, found):
-    "Mean over the classes that have objects of the share of objects `found` (G, ...), difficult ones left out"
+    "Return the share of objects `found` (G, ...), mean over the classes that have objects, difficult ones left out"
     counts = ~gt.difficult
     held = np.unique(gt.label[counts])
     return np.mean([found[counts & (gt.label == c)].mean(0) for c in held], 0)
 
 
 def recall_curve(
-    regions: Regions,
+    regions: Regions,  # of every image x class
     data,  # the data set, with boxes
     classes,  # names of the classes the labels index
-    scores: np.ndarray | None = None,  # (N,) confidence to take the regions by; default the order of attention
+    scores: np.ndarray | None = None,  # (N,) confidence to take the regions by; default the order of time
     iou_threshold: float = 0.5,  # IoU that counts as found
-) -> np.ndarray:  # (K,) float64: recall of the first 1, 2, ... regions of each question
-    "Recall, mean over classes, against the number of regions a question may have"
+) -> np.ndarray:  # (K,) float64: recall of the first 1, 2, ... regions of each query
+    "Return the recall, mean over classes, against the number of regions a query may have"
     gt = relabelled(data, tuple(classes))
-    order, first, count = _by_question(regions, regions.step if scores is None else -scores)
+    order, first, count = _by_query(regions, regions.step if scores is None else -scores)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - np.repeat(first, count)
     found = first_cover(regions, rank, gt, iou_threshold)
@@ -409,18 +315,18 @@ def recall_curve(
 # %% ../../nbs/evaluation/02_multi.ipynb #3346c710
 @dataclass(frozen=True, eq=False)
 class MultiEvaluation:
-    "Both detectors of one set of attended regions"
+    "The scores of both detectors of one set of attended regions"
 
     tr: DetectionResult  # terminal regions, after suppression
     aar: DetectionResult  # all attended regions, after suppression
     recall_before: dict  # "tr", "aar" -> recall of the regions before suppression, mean over classes
-    regions_kept: dict  # "tr", "aar" -> regions a question has after suppression, mean
+    regions_kept: dict  # "tr", "aar" -> regions a query has after suppression, mean
     found: float  # share of the objects that the agent triggered on
     steps: np.ndarray  # actions taken before the first trigger on each of those objects
-    confidence: str  # source of the ranking
+    confidence: str  # source of the ranking, a key of `CONFIDENCE`
 
     def to_dict(self) -> dict:
-        "Plain numbers in the layout of a results file"
+        "Return plain numbers in the layout of a results file"
         out = {}
         for name, result in dict(tr=self.tr, aar=self.aar).items():
             d = result.to_dict()
@@ -437,7 +343,7 @@ class MultiEvaluation:
         return out
 
     def rows(self) -> list[dict]:
-        "A row of the results table for each detector"
+        "Return a row of the results table for each detector"
         return [
             {
                 "method": name,
@@ -455,21 +361,22 @@ def score_multi(
     regions: Regions,  # of every image x class
     data,  # the data set, with boxes
     classes,  # names of the classes the labels index
-    confidence: str = "presence*iou",  # source of the ranking
-    overlap: float = 0.3,  # of the suppression
+    confidence: str = "presence*iou",  # source of the ranking, a key of `CONFIDENCE`
 ) -> MultiEvaluation:
     "Score the terminal regions, and all of them, as detections"
-    gt, asked = relabelled(data, tuple(classes)), len(np.unique(regions.image * len(classes) + regions.label))
+    gt = relabelled(data, tuple(classes))
+    queries = len(np.unique(regions.image * len(classes) + regions.label))
     results = {}
     before = {}
     kept = {}
     for name, some in dict(tr=terminal_regions(regions), aar=regions).items():
         scores = confidence_of(some, confidence)
-        best = suppress(some, scores, overlap)
+        best = suppress(some, scores)
         detections = Detections(some.image[best], some.label[best], some.box[best], scores[best])
         results[name] = evaluate_detections(detections, gt, classes, n_images=len(data))
         steps = first_cover(some, some.step, gt)
-        before[name], kept[name] = float(_over_classes(gt, steps < np.inf)), len(best) / max(asked, 1)
+        before[name] = float(_over_classes(gt, steps < np.inf))
+        kept[name] = len(best) / max(queries, 1)
         if name == "tr":
             found = steps[~gt.difficult]
     return MultiEvaluation(
@@ -483,37 +390,37 @@ def score_multi(
 
 
 def evaluate_multi(
-    policy: RegionPolicy,  # the agent's policy
+    policy,  # of the agent, with a `RegionNetwork` as its `q_net`
     bank: FeatureBank,  # features of `data`
     data,  # a data set with boxes
     moves: Moves = Moves(),  # what actions do
-    confidence: str = "presence*iou",  # source of the ranking
+    confidence: str = "presence*iou",  # source of the ranking, a key of `CONFIDENCE`
     max_steps: int = MAX_STEPS,  # actions until the search starts anew
-    total_steps: int = TOTAL_STEPS,  # actions a question gets
+    total_steps: int = TOTAL_STEPS,  # actions a query gets
     restarts: str = "corners",  # "corners" with marks, as in the paper, or all "windows" without
     progress: bool = False,  # show a progress bar
 ) -> MultiEvaluation:
     "Search every image of `data` for all objects of every class of `bank`, and score both detectors"
-    regions = search_several(
-        policy, bank, *questions(len(data), len(bank.classes)), moves, max_steps, total_steps, restarts, progress
-    )
+    queries = all_queries(len(data), len(bank.classes))
+    regions = attended_regions(policy, bank, *queries, moves, max_steps, total_steps, restarts, progress=progress)
     return score_multi(regions, data, bank.classes, confidence)
 
 # %% ../../nbs/evaluation/02_multi.ipynb #f4e2b442
 def show_search(
-    picture: Image.Image,
-    regions: Regions,  # of one question
+    picture: Image.Image,  # RGB
+    regions: Regions,  # of one query
     truth: np.ndarray | None = None,  # (G, 4) xyxy, the objects
     episodes: int = 8,  # panels, at most
     columns: int = 4,  # panels in a row
 ):  # matplotlib figure
-    "A panel for each episode: the boxes attended to, the triggered one thick, and the crosses drawn before. Raises `ValueError` for several questions."
+    """Draw a panel for each episode: the boxes visited, the triggered one thick, and the crosses drawn before.
+    Raises `ValueError` for several queries."""
     import matplotlib.pyplot as plt
     from locrl.figures import draw_boxes, style
 
     if len({*zip(regions.image, regions.label)}) != 1:
         raise ValueError(
-            "show_search draws one question: select its rows, regions[(regions.image == i) & (regions.label == c)]"
+            "show_search draws one query: select its rows, regions[(regions.image == i) & (regions.label == c)]"
         )
     n = min(episodes, regions.episode.max() + 1)
     columns = min(columns, n)

@@ -8,8 +8,8 @@ Docs: https://locrl.github.io/locrl/evaluation/statistics.html.md"""
 __all__ = ['interval', 'iqm', 'Ranked', 'Difference', 'Paired', 'paired']
 
 # %% ../../nbs/evaluation/05_statistics.ipynb #467acfe0
-"""`interval` and `iqm` summarise seeds. `paired` compares two methods on the same images, with `Ranked`, the AP of a resample
-without matching anew, at its heart."""
+"""`interval` and `iqm` summarise seeds; `paired` compares two methods on the same images; `Ranked` gives the AP of
+resamples from one matching."""
 
 # %% ../../nbs/evaluation/05_statistics.ipynb #8a66e356
 from dataclasses import dataclass
@@ -116,23 +116,23 @@ class Ranked:
 
 # %% ../../nbs/evaluation/05_statistics.ipynb #14e2c3f2
 def _localised(det, gt):
-    "Image, and IoU of the best-scored detection with the best countable object, for each (image, class) that has one; 0 without a detection"
+    "Return for each (image, class) with an object its image and the IoU of its best-scored detection, or 0"
     counts = ~np.asarray(gt.difficult, dtype=bool)
     image, label, boxes = (np.asarray(x)[counts] for x in (gt.image, gt.label, gt.boxes))
     n_labels = int(max(det.label.max(initial=0), label.max(initial=0))) + 1
-    asked, question = np.unique(image * n_labels + label, return_inverse=True)
+    queries, query = np.unique(image * n_labels + label, return_inverse=True)
     top = np.argsort(-det.scores, kind="stable")
-    answered, first = np.unique(det.image[top] * n_labels + det.label[top], return_index=True)
-    at = np.searchsorted(answered, asked).clip(max=max(len(answered) - 1, 0))
-    found = answered[at] == asked if len(answered) else np.zeros(len(asked), bool)
-    best, has = np.zeros(len(asked)), found[question]
+    detected, first = np.unique(det.image[top] * n_labels + det.label[top], return_index=True)
+    at = np.searchsorted(detected, queries).clip(max=max(len(detected) - 1, 0))
+    found = detected[at] == queries if len(detected) else np.zeros(len(queries), bool)
+    best, has = np.zeros(len(queries)), found[query]
     if has.any():
         np.maximum.at(
             best,
-            question[has],
-            iou(det.boxes[top[first[at[question[has]]]]].astype(np.float64), boxes[has].astype(np.float64)),
+            query[has],
+            iou(det.boxes[top[first[at[query[has]]]]].astype(np.float64), boxes[has].astype(np.float64)),
         )
-    return asked // n_labels, best
+    return queries // n_labels, best
 
 
 def _resampled(det, gt, n_classes, weights, iou_threshold):
@@ -215,8 +215,8 @@ def paired(
     seed=0,  # of the bootstrap
     iou_threshold=0.5,  # IoU that makes a detection correct
 ) -> Paired:
-    """Compare two methods: bootstrap of the images, with the same draw for both. Several seeds are averaged within a draw: the interval speaks of other
-    images, not of other seeds. Raises `MetricError` for input that cannot be scored."""
+    """Compare two methods by a bootstrap of the images, with the same draw for both. Several seeds are averaged within
+    a draw, so the interval speaks of other images and not of other seeds. Raises `MetricError` for bad input."""
     _check_level(level)
     a, b = ([x] if isinstance(x, Detections) else list(x) for x in (a, b))
     for name, found in (("a", a), ("b", b)):

@@ -8,7 +8,8 @@ Docs: https://locrl.github.io/locrl/experiments/config.html.md"""
 __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'AFTER_TRAINING', 'ConfigError', 'DataConfig', 'EncoderConfig', 'NetworkConfig',
            'LearningConfig', 'ExplorationConfig', 'ReplayConfig', 'DemonstrationConfig', 'SearchConfig',
            'EvaluationConfig', 'Config', 'config_fields', 'dotted', 'saved_fields', 'named_config', 'difference',
-           'load_data', 'World', 'make_encoder', 'prepare', 'check_device', 'check_seed', 'check_run']
+           'load_data', 'World', 'make_encoder', 'demand_encoder', 'checked_encoder', 'search_policy', 'prepare',
+           'check_device', 'check_seed', 'check_run']
 
 # %% ../../nbs/experiments/00_config.ipynb #81f110fc
 """`Config` defines a run, in groups of fields; `CONFIGS` holds the named ones; `prepare` loads the data and features they name."""
@@ -26,18 +27,14 @@ from typing import Any, get_args, get_origin
 import numpy as np
 
 from ..data.boxes import Moves, mirror
-from ..evaluation.confidence import ANSWER
-from ..data.formats import is_own, load_pictures
+from ..agents.predictions import CHOICES, CONFIDENCE
+from ..agents.search import SearchPolicy
 from ..files import cache_root, check_writable
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
 from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, load_encoder
-from ..envs.localization import Targets
-from ..evaluation.protocols import CONFIDENCE
 from ..vision.feature_store import FeatureStore, Projection, build_store
 from ..vision.region_pooling import CropBank, FeatureBank, fit_prototypes
 from ..envs.observation import ObservationConfig
-from ..envs.rewards import named_reward
-from ..data.scenes import Scenes
 
 # %% ../../nbs/experiments/00_config.ipynb #98e99197
 class ConfigError(ValueError):
@@ -304,7 +301,7 @@ class SearchConfig(_Group):
     )
 
     def _check(self):
-        self.demand_one_of("answer", ANSWER)
+        self.demand_one_of("answer", CHOICES)
         self.demand_one_of("restarts", ("corners", "windows"))
 
 
@@ -358,10 +355,7 @@ class Config(_Group):
             "name",
             "is the name of a folder below the root: no absolute path, no '..'",
         )
-        try:
-            named_reward(self.reward)
-        except ValueError as e:
-            raise ConfigError(f"reward={self.reward!r}: {e}") from e
+        self._check_reward()
         seen, classes = self.observation, len(self.data.classes)
         if seen.n_actions != self.moves.n_actions:
             raise ConfigError(
@@ -394,6 +388,17 @@ class Config(_Group):
             f"is less than one step of {self.learning.n_envs} searches side by side: give at least "
             f"{self.learning.n_envs}",
         )
+
+    def _check_reward(self):
+        "Raise `ConfigError` for an unknown reward. The default is known: whoever only searches imports no rewards."
+        if self.reward == Config.reward:
+            return
+        from locrl.envs.rewards import named_reward
+
+        try:
+            named_reward(self.reward)
+        except ValueError as e:
+            raise ConfigError(f"reward={self.reward!r}: {e}") from e
 
     @property
     def final_confidence(self) -> str:
@@ -585,12 +590,16 @@ def load_data(
     classes=None,  # classes kept; None for VOC's, or for those that pictures of one's own have
 ):
     "Return the data set that `spec` names. Raises `DataError` for a spec that names none."
+    from locrl.data.formats import is_own, load_pictures
+
     if is_own(spec):
         return load_pictures(spec, classes)
     classes = VOC_CLASSES if classes is None else classes
     kind, *rest = spec.split(":")
     try:
         if kind in SCENES and len(rest) == 2:
+            from locrl.data.scenes import Scenes
+
             return Scenes(int(rest[1]), split=rest[0], classes=tuple(classes), **SCENES[kind])
         years = kind.split("+")
         if len(rest) == 1 and len(years) < 3 and all(y.startswith("voc") for y in years):
@@ -628,7 +637,7 @@ class World:
     prototypes: Prototypes | None
     data: dict  # split ("train", "select", "report") -> data set
     banks: dict  # split -> `FeatureBank`
-    targets: Targets  # the questions of the training set, mirrored ones included
+    targets: Any  # `locrl.envs.localization.Targets`: the queries of the training set, mirrored ones included; or None
     device: str = "cpu"
 
     def bank(self, split: str) -> FeatureBank:
@@ -677,11 +686,50 @@ def make_encoder(
     return load_encoder(c.name, device=device, **options)
 
 
+def demand_encoder(
+    where,  # folder of a run, for the error
+    there: str | None,  # fingerprint of the encoder it learned from; runs of old did not note it
+    here: str,  # fingerprint of the encoder that is to be used
+):
+    "Raise `ConfigError` when a run learned from another encoder"
+    if there not in (None, here):
+        raise ConfigError(
+            f"{where} learned from an encoder with fingerprint {there}, this one has {here} "
+            "(other weights, input size or preprocessing): its features mean something else. "
+            "Use the former again, or train under another name or root"
+        )
+
+
+def checked_encoder(
+    config: Config,  # of a run
+    fingerprint: str | None,  # of the encoder the run learned from; None where it was not noted
+    where,  # folder of the run, for the error
+    device: str = "cpu",  # torch device
+) -> Encoder:
+    "Return the encoder of a run. Raises `ConfigError` where it is another one now."
+    encoder = make_encoder(config, device)
+    demand_encoder(where, fingerprint, encoder.fingerprint)
+    return encoder
+
+
+def search_policy(
+    config: Config,  # of a run
+    dim: int,  # channels of a feature vector
+) -> SearchPolicy:
+    "Return the policy of a run for searching, with weights that are yet to be loaded"
+    net = config.network
+    trained = bool(config.learning.iou_weight or config.learning.rank_weight)  # the IoU head
+    actions = config.moves.n_actions
+    return SearchPolicy(dim, config.observation, actions, net.net_arch, net.region_width, net.dropout, trained)
+
+
 def prepare(
     config: Config,
     device: str = "cpu",  # torch device of encoder and features
 ) -> World:
     "Load the training data, encode it (once; it stays on disk) and fit projection and prototypes on it"
+    from locrl.envs.localization import Targets
+
     data = load_data(config.data.train, config.data.classes)
     encoder = make_encoder(config, device)
     store = build_store(data, encoder, config.encoder.dim)

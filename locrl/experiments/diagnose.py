@@ -9,39 +9,39 @@ __all__ = ['ANSWERS', 'SURE', 'NOISE', 'Walks', 'walk', 'planned', 'demonstrated
            'Diagnosis', 'ladder_figure', 'signs_figure', 'diagnose']
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #4ed40bdf
-"""`diagnose` says where the mAP of a run is lost, component by component, with intervals, evidence and a verdict (`Diagnosis`).
-`walk` records every box of a greedy search."""
+"""`diagnose` says where the mAP of a run is lost, component by component, with intervals, evidence and a verdict
+(`Diagnosis`). `walk` records every box of a greedy search without a stop."""
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #89d3d2e2
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from ..data.boxes import ACTIONS, FULL, TRIGGER, Moves, iou
+from ..agents.predictions import Predictions, confidence_of
+from ..agents.search import search
+from ..data.boxes import ACTIONS, TRIGGER, Moves, iou
 from .config import ConfigError, World
 from ..files import array_digest
 from .diagnostics import Probe
 from ..envs.localization import Targets
-from ..evaluation.protocols import Searches, relabelled, confidence_of
+from ..evaluation.protocols import relabelled
 from ..vision.region_pooling import FeatureBank
 from ..evaluation.average_precision import Detections
-from ..envs.observation import HISTORY, MAX_STEPS
+from ..envs.observation import MAX_STEPS
 from ..envs.oracle import greedy, plan
-from ..agents.policy import RegionPolicy, attach
 from ..figures import COLOURS, style, table
-from .results import answers_of, history, kept, opened, source_digest
+from .results import answers_of, history, kept, opened
 from ..evaluation.statistics import Ranked
 from .train import Agent
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #12051b00
 @dataclass(frozen=True, eq=False)
 class Walks:
-    "The greedy moves of an agent for some questions, with TRIGGER left out"
+    "The greedy moves of an agent for some queries, with TRIGGER left out"
 
-    boxes: np.ndarray  # (E, T, 4) float32, the box before each move
+    boxes: np.ndarray  # (E, T, 4) float32 xyxy, the box before each move
     actions: np.ndarray  # (E, T) int64, the moves
     stop: np.ndarray  # (E,) int64, first step at which TRIGGER is the best action; T where it never is
 
@@ -49,33 +49,20 @@ class Walks:
         return len(self.stop)
 
 
-@torch.no_grad()
 def walk(
-    policy: RegionPolicy,  # the agent's policy
+    policy,  # of the agent, with a `RegionNetwork` as its `q_net`
     bank: FeatureBank,  # features of the pictures
     image: np.ndarray,  # (E,) which picture
     label: np.ndarray,  # (E,) which class
     moves: Moves = Moves(),  # what actions do
-    max_steps: int = MAX_STEPS,  # boxes passed, the first included
+    max_steps: int = MAX_STEPS,  # boxes visited, the first included
 ) -> Walks:
     "Let the agent move to the step limit, whatever it thinks of TRIGGER"
-    net, n = attach(policy, bank).q_net, len(image)
-    net.set_training_mode(False)
-    box = np.tile(FULL, (n, 1))
-    history = np.full((n, HISTORY), -1)
-    stop = np.full(n, max_steps)
-    boxes = []
-    actions = []
-    for t in range(max_steps):
-        keys = np.concatenate([image[:, None], label[:, None], box, np.full((n, 1), t), history], 1, dtype=np.float32)
-        q = np.concatenate([net.predict_all(k)[0].cpu().numpy() for k in torch.from_numpy(keys).split(4096)])
-        stop = np.minimum(stop, np.where(q.argmax(1) == TRIGGER, t, max_steps))
-        q[:, TRIGGER] = -np.inf
-        boxes.append(box)
-        actions.append(q.argmax(1))
-        box = moves.apply(box, actions[-1])
-        history = np.concatenate([actions[-1][:, None], history[:, :-1]], 1)
-    return Walks(np.stack(boxes, 1), np.stack(actions, 1), stop)
+    steps = search(policy, bank, image, label, moves, max_steps, stop=False)
+    shape = len(image), max_steps
+    would_stop = (steps.q_values.argmax(1) == TRIGGER).reshape(shape)
+    stop = np.where(would_stop.any(1), would_stop.argmax(1), max_steps)
+    return Walks(steps.box.reshape(*shape, 4), steps.action.reshape(shape), stop)
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #2ebc2e0b
 ANSWERS = {
@@ -90,17 +77,17 @@ ANSWERS = {
 
 
 def _true_iou(boxes, targets):
-    "IoU of `boxes` (E, ..., 4) with the best object of their question"
+    "Return the IoU of `boxes` (E, ..., 4) with the best object of their query, (E, ...)"
     truth = targets.boxes.reshape(len(targets), *(1,) * (boxes.ndim - 2), *targets.boxes.shape[1:])
     return iou(boxes[..., None, :], truth).max(-1)
 
 
 def planned(
-    targets: Targets,  # questions with objects
+    targets: Targets,  # queries with objects
     moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,  # TRIGGER included
 ) -> np.ndarray:  # (E, 4)
-    "For each question the box of the planning oracle that has the highest IoU with its object"
+    "Return for each query the box of the planning oracle that has the highest IoU with its object"
     there = targets.boxes[..., 2] > targets.boxes[..., 0]
     rollout = plan(targets.boxes[there], moves, max_steps=max_steps - 1)
     reached = np.full(there.shape, -1.0)
@@ -111,42 +98,42 @@ def planned(
 
 
 def demonstrated(
-    targets: Targets,  # questions with objects
+    targets: Targets,  # queries with objects
     moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,  # TRIGGER included
     ties: str = "centre",  # of the demonstrator
 ) -> np.ndarray:  # (E, 4)
-    "For each question the box the greedy oracle ends with"
+    "Return for each query the box that the greedy oracle ends with"
     return greedy(
         targets.boxes, moves, ties, max_steps - 1, mask=targets.boxes[..., 2] > targets.boxes[..., 0]
     ).final_boxes
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #94c326a0
 def _held(gt, n_images, n_classes):
-    "(pictures, classes) bool: the picture holds an object of the class, be it a difficult one"
+    "Return which pictures hold an object of which class, be it a difficult one: (n_images, n_classes) bool"
     held = np.zeros((n_images, n_classes), bool)
     held[gt.image, gt.label] = True
     return held
 
 
 def levels(
-    searches: Searches,  # of every picture and class, in the order of `questions`
-    walks: Walks,  # of the questions of `targets`
-    targets: Targets,  # the questions with objects that count
+    predictions: Predictions,  # for every picture and class, in the order of `all_queries`
+    walks: Walks,  # for the queries of `targets`
+    targets: Targets,  # the queries with objects that count
     gt,  # ground truth whose labels index the bank's classes
-    n_classes: int,
+    n_classes: int,  # classes of the bank
     confidence: str,  # source of the ranking
     planned: np.ndarray,  # (E, 4) boxes of the planning oracle
     demonstrated: np.ndarray,  # (E, 4) boxes of the demonstrator
 ) -> dict:  # name of the step -> `Detections` after it
-    "The answers after each step of the ladder"
+    "Return the predictions after each step of the ladder"
     row = targets.image * n_classes + targets.label
     first = targets.boxes[np.arange(len(targets)), (targets.boxes[..., 2] > targets.boxes[..., 0]).argmax(1)]
     passed = walks.boxes[np.arange(len(walks)), _true_iou(walks.boxes, targets).argmax(1)]
-    boxes = dict(zip(ANSWERS, (first, planned, demonstrated, passed, searches.box[row])))
+    boxes = dict(zip(ANSWERS, (first, planned, demonstrated, passed, predictions.box[row])))
     out = {name: Detections(targets.image, targets.label, b, _true_iou(b, targets)) for name, b in boxes.items()}
-    measured = Detections(searches.image, searches.label, searches.box, confidence_of(searches, confidence))
-    held = _held(gt, searches.image.max() + 1, n_classes)[searches.image, searches.label]
+    measured = Detections(predictions.image, predictions.label, predictions.box, confidence_of(predictions, confidence))
+    held = _held(gt, predictions.image.max() + 1, n_classes)[predictions.image, predictions.label]
     return out | {"ranking": measured[held], "presence": measured}
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #8082f8cb
@@ -154,7 +141,7 @@ def auc(
     high: np.ndarray,  # (n,) scores that should be higher
     low: np.ndarray,  # (m,) scores that should be lower
 ) -> float | None:  # in [0, 1]; None where one is empty
-    "Chance that one of `high` exceeds one of `low`, ties counting half"
+    "Return the chance that one of `high` exceeds one of `low`, ties counting half"
     if not len(high) or not len(low):
         return None
     low = np.sort(low)
@@ -162,18 +149,18 @@ def auc(
 
 
 def evidence(
-    searches: Searches,  # as for `levels`, and so are the others
-    walks: Walks,
-    targets: Targets,
-    gt,
-    n_classes: int,
-    confidence: str,
-    planned: np.ndarray,
-    demonstrated: np.ndarray,
+    predictions: Predictions,  # as for `levels`, and so are the others
+    walks: Walks,  # for the queries of `targets`
+    targets: Targets,  # the queries with objects that count
+    gt,  # ground truth whose labels index the bank's classes
+    n_classes: int,  # classes of the bank
+    confidence: str,  # source of the ranking
+    planned: np.ndarray,  # (E, 4) boxes of the planning oracle
+    demonstrated: np.ndarray,  # (E, 4) boxes of the demonstrator
 ) -> dict:  # plain numbers; what is undefined is None
-    "What the agent does at each component"
+    "Return what the agent does at each component"
     row = targets.image * n_classes + targets.label
-    at_stop, along = _true_iou(searches.box[row], targets), _true_iou(walks.boxes, targets)
+    at_stop, along = _true_iou(predictions.box[row], targets), _true_iou(walks.boxes, targets)
     best = along.max(1)
     best_at = along.argmax(1)
     hit = at_stop >= 0.5
@@ -181,9 +168,9 @@ def evidence(
     stop = walks.stop
     asked = np.arange(along.shape[1])
     after = (along * (asked > stop[:, None])).max(1) >= 0.5  # a good box came after the trigger
-    triggered, taken = searches.triggered[row], walks.actions[asked < stop[:, None]]
-    sure = confidence_of(searches, confidence)
-    held = _held(gt, searches.image.max() + 1, n_classes)[searches.image, searches.label]
+    triggered, taken = predictions.triggered[row], walks.actions[asked < stop[:, None]]
+    sure = confidence_of(predictions, confidence)
+    held = _held(gt, predictions.image.max() + 1, n_classes)[predictions.image, predictions.label]
 
     def share(x):
         return float(np.mean(x)) if len(x) else None
@@ -203,21 +190,21 @@ def evidence(
         mean_iou=share(at_stop),
         trigger_rate=share(triggered),
         trigger_iou=share(at_stop[triggered]),
-        steps=share(searches.steps[row]),
+        steps=share(predictions.steps[row]),
         lost=int(lost.sum()),
         lost_early=share((after & triggered)[lost]),
         lost_late=share((~after & triggered)[lost]),
         lost_never=share(~triggered[lost]),
         auc_miss=auc(sure[row][hit], sure[row][~hit]),
         auc_negative=auc(sure[row][hit], sure[~held]),
-        trigger_rate_negatives=share(searches.triggered[~held]),
+        trigger_rate_negatives=share(predictions.triggered[~held]),
         trigger_ious=np.histogram(at_stop[triggered], np.linspace(0, 1, 21))[0].tolist(),
         actions=np.bincount(taken, minlength=len(ACTIONS)).tolist(),
     )
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #f53df3e4
 def _say(component, e, config):
-    "What the evidence `e` says of a component, in a sentence"
+    "Return what the evidence `e` says of a component, as a sentence"
 
     def p(x):
         return "none" if x is None else f"{100 * x:.0f} %"
@@ -226,35 +213,51 @@ def _say(component, e, config):
         return "undefined" if x is None else f"{x:.2f}"
 
     if component == "multiple instances":
-        return f"there are {e['objects']:,} objects behind {e['questions']:,} questions, and one box for each finds at most {p(e['questions'] / e['objects'])} of the objects"
+        return (
+            f"there are {e['objects']:,} objects behind {e['questions']:,} questions, "
+            f"and one box for each finds at most {p(e['questions'] / e['objects'])} of the objects"
+        )
     if component == "action space":
-        return f"the planning oracle reaches IoU 0.5 in {p(e['planned_hit'])} of the questions (mean IoU {n(e['planned_iou'])})"
+        return (
+            f"the planning oracle reaches IoU 0.5 in {p(e['planned_hit'])} of the questions "
+            f"(mean IoU {n(e['planned_iou'])})"
+        )
     if component == "demonstrations":
         if not config.demonstrations.ratio:
             return "the run learned from no demonstrations"
-        return f"the demonstrator ends at IoU 0.5 or more in {p(e['demonstrated_hit'])} of the questions, the planning oracle in {p(e['planned_hit'])}"
-    if component == "movement":
-        return f"in {p(1 - e['passed_hit'])} of the questions none of the boxes it passes reaches IoU 0.5; the best of them has a mean IoU of {n(e['passed_iou'])}, the planning oracle's {n(e['planned_iou'])}"
-    if component == "trigger":
-        rho = (
-            ""
-            if e.get("rho_probe") is None
-            else f"; the IoU can be read from the trunk with a correlation of {n(e['rho_probe'])}, the head predicts it with {n(e['rho_head'])}"
-        )
         return (
-            f"it passes a box of IoU 0.5 in {p(e['passed_hit'])} of the questions and answers with one in {p(e['hit'])}; where it misses what it passed, it stopped "
-            f"too early in {p(e['lost_early'])}, too late in {p(e['lost_late'])}, and never triggered in {p(e['lost_never'])}{rho}"
+            f"the demonstrator ends at IoU 0.5 or more in {p(e['demonstrated_hit'])} of the questions, "
+            f"the planning oracle in {p(e['planned_hit'])}"
+        )
+    if component == "movement":
+        return (
+            f"in {p(1 - e['passed_hit'])} of the questions none of the boxes it passes reaches IoU 0.5; "
+            f"the best of them has a mean IoU of {n(e['passed_iou'])}, the planning oracle's {n(e['planned_iou'])}"
+        )
+    if component == "trigger":
+        rho = ""
+        if e.get("rho_probe") is not None:
+            rho = (
+                f"; the IoU can be read from the trunk with a correlation of {n(e['rho_probe'])}, "
+                f"the head predicts it with {n(e['rho_head'])}"
+            )
+        return (
+            f"it passes a box of IoU 0.5 in {p(e['passed_hit'])} of the questions "
+            f"and answers with one in {p(e['hit'])}; where it misses what it passed, "
+            f"it stopped too early in {p(e['lost_early'])}, "
+            f"too late in {p(e['lost_late'])}, and never triggered in {p(e['lost_never'])}{rho}"
         )
     if component == "ranking":
         return f"among pictures that hold the class, a hit outranks a miss with a chance of {n(e['auc_miss'])}"
     return (
-        f"a hit outranks the answer for a picture without the class with a chance of {n(e['auc_negative'])}, but there are {e['negatives']:,} of these for "
-        f"{e['questions']:,} questions; it triggers on {p(e['trigger_rate_negatives'])} of them"
+        f"a hit outranks the answer for a picture without the class with a chance of {n(e['auc_negative'])}, "
+        f"but there are {e['negatives']:,} of these for {e['questions']:,} questions; "
+        f"it triggers on {p(e['trigger_rate_negatives'])} of them"
     )
 
 
 def _interval(x):
-    "A number with its interval, for a sentence"
+    "Return a number with its interval, for a sentence"
     return f"{x['mean']:.3f} [{x['low']:.3f}, {x['high']:.3f}]"
 
 
@@ -267,7 +270,7 @@ def verdict(
     e: dict,  # what `evidence` gave, means over the seeds
     config,  # of the runs
 ) -> list[str]:
-    "The binding constraint, its evidence, and what else the numbers say; a sentence or two each"
+    "Return the binding constraint, its evidence, and what else the numbers say; a sentence or two each"
     order = sorted(steps, key=lambda s: -s.loss["total"]["mean"])
     first = order[0]
     second = order[1]
@@ -276,15 +279,22 @@ def verdict(
     def how_sure(top, next_, share):
         if share >= SURE:
             return f"the largest fall in {100 * share:.0f} % of the resamples"
-        return f"but {next_.component} ({_interval(next_.loss['total'])}) is close: {top.component} is the largest fall in only {100 * share:.0f} % of the resamples"
+        return (
+            f"but {next_.component} ({_interval(next_.loss['total'])}) is close: "
+            f"{top.component} is the largest fall in only {100 * share:.0f} % of the resamples"
+        )
 
     out = [
-        f"Of {1 - measured['mean']:.3f} lost below 1, {first.component} costs most: {_interval(first.loss['total'])}, {how_sure(first, second, first.largest)}. In numbers: {_say(first.component, e, config)}."
+        f"Of {1 - measured['mean']:.3f} lost below 1, {first.component} costs most: {_interval(first.loss['total'])}, "
+        f"{how_sure(first, second, first.largest)}. In numbers: {_say(first.component, e, config)}."
     ]
     rest = [s for s in order[1:] if s.loss["total"]["mean"] > NOISE]
     if first.component == "multiple instances" and rest:
+        top = rest[0]
         out.append(
-            f"That is the protocol's one box for each picture and class. Within it, {rest[0].component} costs most: {_interval(rest[0].loss['total'])}, {how_sure(rest[0], order[2], rest[0].largest_within)}. In numbers: {_say(rest[0].component, e, config)}."
+            f"That is the protocol's one box for each picture and class. Within it, {top.component} costs most: "
+            f"{_interval(top.loss['total'])}, {how_sure(top, order[2], top.largest_within)}. "
+            f"In numbers: {_say(top.component, e, config)}."
         )
         rest = rest[1:]
     out += [
@@ -294,7 +304,8 @@ def verdict(
     if small := [s.component for s in order if abs(s.loss["total"]["mean"]) <= NOISE]:
         out.append(f"Hardly anything is lost to {', '.join(small)}.")
     out += [
-        f"{s.component.capitalize()} gives something back, {_interval(s.loss['total'])}: {_say(s.component, e, config)}."
+        f"{s.component.capitalize()} gives something back, {_interval(s.loss['total'])}: "
+        f"{_say(s.component, e, config)}."
         for s in order
         if s.loss["total"]["mean"] < -NOISE
     ]
@@ -328,16 +339,16 @@ class Diagnosis:
 
     @property
     def measured(self) -> float:
-        "The score of the run"
+        "Return the score of the run"
         return self.steps[-1].level["total"]["mean"]
 
     @property
     def binding(self) -> str:
-        "The component that costs most"
+        "Return the component that costs most"
         return max(self.steps, key=lambda s: s.loss["total"]["mean"]).component
 
     def table(self, of: str = "total"):  # "total", or a class
-        "What each step costs, as a `locrl.figures.Table`"
+        "Return what each step costs, as a `locrl.figures.Table`"
 
         def cell(x):
             return (x["mean"], x["low"], x["high"])
@@ -358,7 +369,7 @@ class Diagnosis:
         )
 
     def to_dict(self) -> dict:
-        "Plain numbers, for JSON"
+        "Return plain numbers, for JSON"
         steps = [
             dict(
                 component=s.component,
@@ -384,20 +395,21 @@ class Diagnosis:
         )
 
     def figure(self):
-        "The ladder in total and for each class"
+        "Draw the ladder in total and for each class"
         return ladder_figure(self.steps, self.metric)
 
     def signs_figure(self):
-        "The IoU at the trigger, the actions, and what training logged"
+        "Draw the IoU at the trigger, the actions, and what training logged"
         return signs_figure(self.evidence, self.training, self.seeds)
 
     def _repr_html_(self):
         words = "".join(f"<p>{escape(v)}</p>" for v in self.verdict)
-        return f"<h4>{escape(self.name)} on {escape(self.data)}</h4>{words}{self.table()._repr_html_()}{_img(self.figure())}"
+        title = f"<h4>{escape(self.name)} on {escape(self.data)}</h4>"
+        return f"{title}{words}{self.table()._repr_html_()}{_img(self.figure())}"
 
 
 def _img(figure):
-    "A figure within HTML"
+    "Return a figure as HTML"
     import base64
     from io import BytesIO
 
@@ -407,9 +419,9 @@ def _img(figure):
 
 # %% ../../nbs/experiments/08_diagnose.ipynb #41d31d43
 def _drop(ax, names, levels, losses, title):
-    "One waterfall, from 1 at the top down to the last level"
-    y, before = np.arange(len(names)), np.array([1.0, *(l["mean"] for l in levels)])
-    fall = np.array([l["mean"] for l in losses])
+    "Draw one waterfall, from 1 at the top down to the last level"
+    y, before = np.arange(len(names)), np.array([1.0, *(level["mean"] for level in levels)])
+    fall = np.array([loss["mean"] for loss in losses])
     worst = fall.argmax()
     colour = [
         COLOURS["agent"] if i == worst else COLOURS["truth"] if f < 0 else COLOURS["faint"] for i, f in enumerate(fall)
@@ -454,7 +466,7 @@ def ladder_figure(
     metric: str = "map11",  # for the axis
     columns: int = 3,  # panels in a row
 ):  # matplotlib Figure
-    "The ladder in total and for each class; the largest fall is orange, a rise green, the measured score blue"
+    "Draw the ladder in total and for each class; the largest fall is orange, a rise green, the measured score blue"
     import matplotlib.pyplot as plt
 
     names, panels = [s.component for s in steps], list(steps[0].loss)
@@ -486,7 +498,7 @@ def signs_figure(
     training: list,  # rows of metrics.jsonl, a list for each seed
     seeds=(),  # their names
 ):  # matplotlib Figure
-    "IoU of triggered answers, actions taken, and the Q-values and margin violations over training"
+    "Draw the IoU of triggered predictions, the actions taken, and the Q-values and margin violations over training"
     import matplotlib.pyplot as plt
 
     curves = [
@@ -535,7 +547,7 @@ def diagnose(
     progress: bool = False,  # show progress bars
     confidence: str | None = None,  # source of the ranking; default the configuration's
 ) -> Diagnosis:
-    "Where the mAP of finished runs is lost. Raises `ConfigError` when the runs are not of one configuration."
+    "Measure where the mAP of finished runs is lost. Raises `ConfigError` when they are not of one configuration."
     if metric not in ("map11", "map_area"):
         raise ConfigError(f"metric={metric!r}: use 'map11' or 'map_area'")
     agents, world, bank, data = opened(runs, split, world)
@@ -562,8 +574,7 @@ def diagnose(
             "walks",
             Walks,
             lambda: walk(a.policy, bank, targets.image, targets.label, moves, limit),
-            asked=array_digest(targets.image, targets.label),
-            walked_by=source_digest("experiments.diagnose"),
+            queries=array_digest(targets.image, targets.label),
         )
         parts = answers_of(a, bank, confidence, progress), walks, targets, gt, len(classes), confidence, best, taught
         found.append(levels(*parts))
@@ -583,7 +594,7 @@ def diagnose(
 
 
 def _mean(values):
-    "Mean over seeds, element by element; None where it is undefined for one of them"
+    "Return the mean over seeds, element by element; None where it is undefined for one of them"
     if any(v is None for v in values):
         return None
     mean = np.mean(values, 0)
@@ -591,7 +602,7 @@ def _mean(values):
 
 
 def _steps(found, gt, classes, n_images, metric, resamples, rng, progress):
-    "`Step`s from the `levels` of each seed"
+    "Return the `Step`s that follow from the `levels` of each seed"
     draws = np.concatenate(
         [np.ones((1, n_images), np.int64), rng.multinomial(n_images, np.full(n_images, 1 / n_images), resamples)]
     )

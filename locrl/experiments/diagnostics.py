@@ -25,7 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 from ..data.boxes import FULL, TRIGGER, Moves, iou
 from .config import Config, ConfigError, World
 from ..envs.localization import Search, Targets
-from ..evaluation.protocols import evaluate, trace
+from ..agents.search import search
+from ..evaluation.protocols import evaluate
 from ..vision.region_pooling import FeatureBank
 from ..envs.observation import MAX_STEPS
 from ..agents.policy import RegionPolicy, attach
@@ -247,11 +248,10 @@ class Probe:
         policy: RegionPolicy,  # left looking at the probe's pictures
     ) -> dict:  # head, probe: correlations; None where there are too few states, or no trained head
         "Pearson correlation of the true IoU with the head's prediction, and with what is read from the trunk"
-        net = attach(policy, self.bank).q_net
-        net.set_training_mode(False)
+        net = policy.q_net.eval()
         if not len(self.keys):
             return dict(head=None, probe=None)
-        trunk = net.trunk(net.look(self.keys))
+        trunk = net.trunk(net.look(self.keys, self.bank))
         head = pearson(net.iou_head(trunk)[:, 0].sigmoid().cpu().numpy(), self.truth) if net.judges else None
         x = trunk.cpu().numpy()
         fit = ~self.other
@@ -273,7 +273,8 @@ def watch(
     "One greedy search, ready to be drawn"
     from PIL import Image
 
-    t = trace(policy, bank, image, label, moves, max_steps)
+    steps = search(policy, bank, np.array([image]), np.array([label]), moves, max_steps)
+    _, boxes = steps.path(len(steps) - 1, moves)
     a = data.annotation(image)
     truth = a.boxes[(a.labels == data.classes.index(bank.classes[label])) & ~a.difficult]
     try:
@@ -283,14 +284,14 @@ def watch(
     return Episode(
         picture,
         bank.classes[label],
-        t["boxes"],
-        t["actions"],
-        iou(t["boxes"][:, None], truth).max(1) if len(truth) else None,
-        t["q_values"],
+        boxes,
+        steps.action,
+        iou(boxes[:, None], truth).max(1) if len(truth) else None,
+        steps.q_values,
         bank.saliency[image, label].cpu().numpy(),
         truth,
-        bool(t["triggered"]),
-        float(bank.presence[image, label] * t["believed"][-1]),
+        bool(steps.triggered[-1]),
+        float(bank.presence[image, label] * steps.iou[-1]),
     )
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #f311bb4e
@@ -357,8 +358,7 @@ class Diagnostics:
         targets = Targets.of(self.data, self.bank.classes)
         self.targets = Targets.of(self.data, self.bank.classes, negatives=True)
         self.probe = Probe(self.bank, targets, config.moves, config.observation.max_steps)
-        some = np.random.default_rng(0).permutation(len(targets))[:128]
-        self.search = Search(targets[np.sort(some)], len(some), config.moves, max_steps=config.observation.max_steps)
+        self.some = targets[np.sort(np.random.default_rng(0).permutation(len(targets))[:128])]
         self.shown = targets[
             int((iou(FULL, targets.boxes).max(1) < 0.4).argmax())
         ]  # the first question about a small object
@@ -415,7 +415,7 @@ class Diagnostics:
     def _pictures(self, model):
         "Histograms, and the film of one search"
         c, n, finished, model.env.finished = self.config, self.config.moves.n_actions, model.env.finished, []
-        s, buffer = self.result.searches, model.replay_buffer
+        s, buffer = self.result.predictions, model.replay_buffer
         answered = s.triggered & self.targets.positive
         ious = dict(
             rollout=[f[0] for f in finished if f[1]],
@@ -440,15 +440,7 @@ class Diagnostics:
             | {"val/episode": Figure(filmstrip(shown, n=6), close=True)}
         )
 
-    @torch.no_grad()
     def _greedy(self, policy):
-        "Actions of the greedy policy on some validation questions"
-        search, actions = self.search, []
-        search.start(episode=np.arange(search.n))
-        going, net = np.ones(search.n, bool), attach(policy, self.bank).q_net
-        while going.any():
-            action = net(torch.from_numpy(search.keys)).argmax(1).cpu().numpy()
-            _, _, terminated, truncated = search.step(action)
-            actions.append(action[going])
-            going &= ~(terminated | truncated)
-        return np.concatenate(actions)
+        "Return the actions of the greedy policy for some validation queries"
+        c, some = self.world.config, self.some
+        return search(policy, self.bank, some.image, some.label, c.moves, c.observation.max_steps).action

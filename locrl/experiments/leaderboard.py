@@ -26,7 +26,6 @@ from .config import AFTER_TRAINING, ConfigError, difference, saved_fields
 from ..files import write_atomic
 from ..envs.localization import Search, Targets
 from .iterations import ITERATIONS, MAP, Verdict, changes_of, find_config, seed_values
-from ..agents.policy import attach
 from ..figures import COLOURS, Table, new_figure, style, table, training_curves
 from .results import episode_of, opened
 from ..envs.rewards import named_reward
@@ -401,15 +400,14 @@ def expectations(
     "What the greedy policy expects of a search, and what its reward pays"
     c, targets = agent.config, Targets.of(data, bank.classes)
     search = Search(targets, len(targets), c.moves, named_reward(c.reward), c.observation.max_steps)
-    net = attach(agent.policy, bank).q_net
+    network = agent.policy.q_net.eval()
     search.start(episode=np.arange(search.n))
-    net.set_training_mode(False)
     expected = None
     paid = np.zeros(search.n)
     going = np.ones(search.n, bool)
     weight = 1.0
     while going.any():
-        best, action = (x.cpu().numpy() for x in net(torch.from_numpy(search.keys)).max(1))
+        best, action = (x.cpu().numpy() for x in network.predict_all(torch.from_numpy(search.keys), bank)[0].max(1))
         expected = best if expected is None else expected
         _, reward, terminated, truncated = search.step(action)
         paid += np.where(going, weight * reward, 0)

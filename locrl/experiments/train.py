@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/experiments/train.html.md"""
 
 # %% auto #0
 __all__ = ['CLOCK', 'TRIES', 'WAIT', 'persistent', 'save_checkpoint', 'load_checkpoint', 'make_model', 'demonstrations',
-           'model_state', 'load_model_state', 'versions', 'run_folder', 'train', 'untrained', 'Agent']
+           'model_state', 'load_model_state', 'versions', 'run_folder', 'train', 'Agent']
 
 # %% ../../nbs/experiments/03_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses what came out."""
@@ -34,11 +34,22 @@ from tqdm.auto import tqdm
 
 from ..agents.double_dqn import DoubleDQN
 from ..data.boxes import FULL, TRIGGER, iou
-from .config import Config, ConfigError, World, difference, make_encoder, prepare
+from ..agents.search import SearchPolicy
+from locrl.experiments.config import (
+    Config,
+    ConfigError,
+    World,
+    checked_encoder,
+    demand_encoder,
+    difference,
+    make_encoder,
+    prepare,
+    search_policy,
+)
 from ..files import cache_root, write_atomic
 from .diagnostics import ActionValues, Diagnostics, Events
-from ..vision.encoders import Prototypes
-from ..envs.localization import LocalizationVecEnv, Search, Targets
+from ..vision.encoders import Encoder, Prototypes
+from ..envs.localization import LocalizationVecEnv, Search
 from ..evaluation.protocols import Evaluation, evaluate
 from ..vision.feature_store import Projection, demand_mounted
 from ..vision.region_pooling import FeatureBank
@@ -349,14 +360,6 @@ def _demand_config(where, there, config, seed):
         )
 
 
-def _demand_encoder(where, there, here):
-    "Raises `ConfigError` when what lies `where` learned from another encoder; runs of old did not note which"
-    if there not in (None, here):
-        raise ConfigError(
-            f"{where} learned from an encoder with fingerprint {there}, this one has {here} (other weights, input size or preprocessing): its features mean something else. Use the former again, or train under another name or root"
-        )
-
-
 def _demand_version(where, there, here):
     "Raises `ConfigError` when a run would go on with another minor version of locrl; warns where the bits may differ"
     minor = [v["locrl"].split(".")[:2] for v in (there, here)]
@@ -410,7 +413,7 @@ def _resume(folder, model, config, seed, about, there):
         return None
     saved = state.get("about", there)
     _demand_config(folder / "last.pt", saved, config, seed)
-    _demand_encoder(folder / "last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
+    demand_encoder(folder / "last.pt", saved.get("encoder", {}).get("fingerprint"), about["encoder"]["fingerprint"])
     if state["model"]["counters"]["num_timesteps"] < config.learning.steps:
         _demand_version(folder, saved["versions"], about["versions"])
     load_model_state(model, state["model"])
@@ -467,7 +470,7 @@ def train(
     there = _config_of(folder)
     if there:
         _demand_config(folder, there, config, seed)
-        _demand_encoder(
+        demand_encoder(
             folder,
             there.get("encoder", {}).get("fingerprint"),
             (world.encoder if world else make_encoder(config, device)).fingerprint,
@@ -545,24 +548,13 @@ def train(
     return folder
 
 # %% ../../nbs/experiments/03_train.ipynb #1dec0020
-def untrained(
-    config: Config,
-    dim: int,  # channels of a feature vector
-    device: str = "cpu",  # torch device
-) -> RegionPolicy:
-    "The policy of a run, with weights that are yet to be loaded"
-    targets = Targets(np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 1, 4), np.float32))
-    env = LocalizationVecEnv(Search(targets, 1, config.moves))
-    return RegionPolicy(env.observation_space, env.action_space, lambda _: 0.0, **_network(config, dim)).to(device)
-
-
 @dataclass(eq=False)
 class Agent:
     "A trained policy and what it needs to look at new data the way it learned to"
 
     config: Config
     seed: int
-    policy: RegionPolicy
+    policy: SearchPolicy
     projection: Projection
     prototypes: Prototypes | None
     step: int  # transitions it was trained for
@@ -584,7 +576,7 @@ class Agent:
         if state is None:
             raise ConfigError(f"{folder} has no checkpoint yet: let `locrl train` go on until its first validation")
         config, projection = Config.from_dict(about["config"]), Projection.load(folder / "projection.npz")
-        policy = untrained(config, projection.dim, device)
+        policy = search_policy(config, projection.dim).to(device)
         policy.load_state_dict(state["policy"])
         prototypes = (
             torch.load(folder / "prototypes.pt", weights_only=False) if (folder / "prototypes.pt").exists() else None
@@ -600,10 +592,16 @@ class Agent:
             about.get("encoder", {}).get("fingerprint"),
         )
 
+    def encoder(
+        self,
+        device: str = "cpu",  # torch device
+    ) -> Encoder:
+        "Return the encoder of the run. Raises `ConfigError` when it is another one now."
+        return checked_encoder(self.config, self.fingerprint, self.folder, device)
+
     def world(self, device: str = "cpu") -> World:
         "A `World` to look at the run's splits, without its training set. Raises `ConfigError` when the encoder is another one now."
-        encoder = make_encoder(self.config, device)
-        _demand_encoder(self.folder, self.fingerprint, encoder.fingerprint)
+        encoder = self.encoder(device)
         return World(self.config, encoder, self.projection, self.prototypes, {}, {}, None, device)  # type: ignore[arg-type]  # no questions: nothing is trained in it
 
     def evaluate(self, bank: FeatureBank, data, progress: bool = False) -> Evaluation:

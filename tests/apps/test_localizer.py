@@ -1,7 +1,9 @@
-"""A user's pictures and phrases: whatever they come as, the answers are those of the evaluation, and what cannot be used is refused in words."""
+"""A user's pictures and phrases: boxes are those of the evaluation, and what cannot be used is refused in words."""
 
 import json
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 
@@ -10,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from locrl.agents.predictions import CONFIDENCE, ConfidenceError, RegionClassifier, predict, region_inputs
 from locrl.data.boxes import TRIGGER
-from locrl.evaluation.confidence import ConfidenceError, RegionClassifier, answer_all, region_inputs
 from locrl.experiments.config import Config, ConfigError, prepare
 from locrl.data.voc import DataError
 from locrl.vision.encoders import ENCODERS, UnknownClassError
-from locrl.evaluation.protocols import CONFIDENCE, questions, search_all
-from locrl.apps.localizer import Localizer, PictureBank, listening, picture
+from locrl.evaluation.protocols import all_queries
+from locrl.apps.localizer import Localizer, PictureBank, picture
 from locrl.envs.observation import ObservationConfig
 from locrl.experiments.results import classifier_file
 from locrl.data.scenes import Scenes
@@ -81,9 +83,9 @@ def test_features_are_those_of_the_store(world, scenes):
 
 
 def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
-    "Every picture x class: box, trigger and confidence as `search_all` has them, the way as the actions lead it"
+    "Every picture x class: box, trigger and confidence as `predict` has them, the way as the actions lead it"
     policy, bank = localizer.agent.policy, world.banks["report"]
-    scored = search_all(policy, bank, *questions(12, 2))
+    scored = predict(policy, bank, *all_queries(12, 2))
     for name in TINY.data.classes:
         for i, found in enumerate(localizer.locate(scenes, name)):
             row = 2 * i + TINY.data.classes.index(name)
@@ -94,13 +96,12 @@ def test_answers_are_those_of_the_evaluation(localizer, world, scenes):
                 np.testing.assert_allclose(TINY.moves.apply(before, action), after, atol=1e-6)
             assert (found.actions[:-1] != TRIGGER).all() and (found.actions[-1] == TRIGGER) == found.triggered
             np.testing.assert_allclose(found.episode.boxes[-1], found.box, atol=1e-6)
-    assert "predict_all" not in vars(policy.q_net)
 
 
 def test_the_surest_box_passed(localizer, world, scenes):
     "A run whose answer is that is answered so, and the episode ends with the answer"
     agent = replace(localizer.agent, config=TINY.replace({"search.answer": "surest"}))
-    scored = answer_all(agent.policy, world.banks["report"], *questions(12, 2), answer="surest")
+    scored = predict(agent.policy, world.banks["report"], *all_queries(12, 2), choice="surest")
     for row, found in enumerate(
         Localizer(agent, world.encoder).locate(
             [s for s in scenes for _ in TINY.data.classes], list(TINY.data.classes) * 12
@@ -116,7 +117,7 @@ def test_cut_out_regions(localizer, world, scenes):
     "A run that learned from cut-out regions is answered from those, as in its evaluation"
     agent = replace(localizer.agent, config=TINY.replace({"encoder.regions": "crops"}))
     bank = replace(world, config=agent.config, banks={}, data={}).bank("report")
-    scored = search_all(agent.policy, bank, *questions(2, 2), max_steps=6)
+    scored = predict(agent.policy, bank, *all_queries(2, 2), max_steps=6)
     agent.config = agent.config.replace({"observation": replace(TINY.observation, max_steps=6)})
     for row, found in enumerate(
         f for scene in scenes[:2] for f in Localizer(agent, world.encoder).locate(scene, ["cat", "dog"])
@@ -125,7 +126,7 @@ def test_cut_out_regions(localizer, world, scenes):
 
 
 def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
-    "Trained, opened from its folder, and asked: about a picture of any kind, about several at once, about frames one by one"
+    "Trained, opened from its folder, and used: on a picture of any kind, on several at once, on frames one by one"
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
     monkeypatch.setitem(ENCODERS, "mosaic", lambda device, input_size: Mosaic())
     cut = Localizer.from_run(
@@ -146,7 +147,7 @@ def test_a_run_that_learned_from_cut_out_regions(tmp_path, monkeypatch):
     )
     world = cut.agent.world()
     bank, data = world.bank("report"), world.data["report"]
-    scored = search_all(cut.agent.policy, bank, *questions(len(data), 2))
+    scored = predict(cut.agent.policy, bank, *all_queries(len(data), 2))
     images = [data.image(i) for i in range(len(data))]
     for k, name in enumerate(TINY.data.classes):
         batch = cut.locate(images, name)
@@ -165,8 +166,8 @@ def test_a_search_without_trigger_answers_with_what_it_believed_in_most(localize
     network = type(localizer.agent.policy.q_net)
     predict = network.predict_all
 
-    def never_triggers(net, keys):
-        q, believed = predict(net, keys)
+    def never_triggers(net, keys, bank):
+        q, believed = predict(net, keys, bank)
         q[:, TRIGGER] = -100
         return q, believed
 
@@ -371,6 +372,37 @@ def test_several_phrases(localizer, scenes):
         localizer.locate(scenes[:2], ["dog"] * 3)
 
 
+@pytest.mark.parametrize("restarts", ["corners", "windows"])
+def test_threads_that_share_a_localizer_get_the_answers_of_one_alone(localizer, world, scenes, restarts):
+    "Eight threads at once, each with pictures of its own and all three methods, again and again"
+    agent = replace(localizer.agent, config=TINY.replace({"search.restarts": restarts}))
+    shared = Localizer(agent, world.encoder)
+    before = set(vars(agent.policy.q_net))
+
+    def work(k):
+        picture, other = scenes[k], scenes[k + 4]
+        name = TINY.data.classes[k % 2]
+        found = [shared.locate(picture, name), *shared.locate([other, picture], ["cat", "dog"])]
+        found += shared.locate_all(picture, name, least=0.0)
+        return found + list(shared.locate_stream(iter([picture, other]), name))
+
+    alone = [work(k) for k in range(8)]
+    start = threading.Barrier(8)
+
+    def at_once(k):
+        start.wait()
+        return [work(k) for _ in range(3)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for k, rounds in enumerate(pool.map(at_once, range(8))):
+            for found in rounds:
+                assert len(found) == len(alone[k])
+                for a, b in zip(found, alone[k]):
+                    same(a, b)
+                    np.testing.assert_array_equal(a.actions, b.actions)
+    assert set(vars(agent.policy.q_net)) == before
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_stream(localizer, scenes, batch):
     "Nothing is read ahead of what is asked for, and the last frames are not lost"
@@ -399,13 +431,6 @@ def test_it_draws_itself(localizer, scenes):
 def test_no_run(tmp_path):
     with pytest.raises(ConfigError, match="is no run"):
         Localizer.from_run(tmp_path)
-
-
-def test_listening_ends_with_its_block(localizer):
-    net = localizer.agent.policy.q_net
-    with pytest.raises(KeyError), listening(net):
-        raise KeyError
-    assert "predict_all" not in vars(net)
 
 
 def test_any_phrase_with_a_text_tower(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from locrl.apps.pages import (
     diagnosis_parts,
     diagnosis_records,
     evaluation_parts,
-    scrutiny,
+    evaluation_details,
     write_folder,
 )
 from locrl.figures import table
@@ -277,7 +277,7 @@ def test_classes_by_hand():
 def test_page_of_an_evaluation(tiny_world, tiny_runs, tmp_path):
     world, runs = tiny_world, tiny_runs
     result = report(runs, world=world, multi=True)
-    details = scrutiny(runs, world=world)
+    details = evaluation_details(runs, world=world)
     page = Page(
         write_folder(
             tmp_path,

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from conftest import ROOT
+from locrl.agents.predictions import confidence_of, predict
 from locrl.apps import pretrained
 from locrl.data.boxes import iou, pairwise_iou
 from locrl.experiments.config import Config, ConfigError, prepare
-from locrl.evaluation.protocols import confidence_of, questions, search_all
+from locrl.evaluation.protocols import all_queries
 from locrl.apps.localizer import EXAMPLE, Localizer, PictureBank
-from locrl.evaluation.multi import search_several, suppress
-from locrl.agents.policy import attach
+from locrl.evaluation.multi import attended_regions, suppress
 from locrl.apps.pretrained import AGENTS, LIMIT, PackError, load_pretrained, pack, pretrained_names
 from locrl.experiments.results import report, save_results
 from locrl.experiments.train import Agent, train
@@ -96,7 +96,7 @@ def test_a_packed_agent_acts_like_its_run(run, packed, world):
     agent, bank = Agent.load(run), world.bank("select")
     keys = states(bank, 2_000)
     with torch.no_grad():
-        (q, believed), (q_, believed_) = (attach(a.policy, bank).q_net.predict_all(keys) for a in (agent, packed))
+        (q, believed), (q_, believed_) = (a.policy.q_net.predict_all(keys, bank) for a in (agent, packed))
     torch.testing.assert_close(q_, q, atol=5e-3, rtol=5e-3)
     torch.testing.assert_close(believed_, believed, atol=2e-3, rtol=0)
     assert (q.argmax(1) == q_.argmax(1)).float().mean() > 0.98
@@ -121,7 +121,7 @@ def test_answers_are_those_of_the_run(run, packed, world):
     for k in ("hit_rate", "mean_iou", "map11"):
         assert m["packed"][k] == pytest.approx(m["run"][k], abs=0.15)
     agent, bank = Agent.load(run), world.bank("select")
-    answers = search_all(agent.policy, bank, *questions(len(bank), 2), TINY.moves)
+    answers = predict(agent.policy, bank, *all_queries(len(bank), 2), TINY.moves)
     own = agent.evaluate(bank, world.data["select"])
     assert m["run"]["hit_rate"] == own.localisation.hit_rate and len(answers) == 24
     for c in m["calibration"].values():
@@ -264,13 +264,13 @@ def test_a_localizer_from_either(run, packed, world):
 
 @pytest.mark.parametrize("restarts", ["corners", "windows"])
 def test_all_of_them(packed, world, restarts):
-    "The regions of `search_several` after suppression, surest first, each with a way that leads to it"
+    "The regions of `attended_regions` after suppression, surest first, each with a way that leads to it"
     agent = replace(packed, config=packed.config.replace({"search.restarts": restarts}))
     localizer = Localizer(agent, world.encoder, "presence*iou")
     scene = world.data["select"].image(3)
     found = localizer.locate_all(scene, "the dogs", least=0.02)
     bank = PictureBank([scene], world.encoder, agent.projection, ("dog",), agent.prototypes)
-    regions = search_several(agent.policy, bank, np.array([0]), np.array([0]), TINY.moves, restarts=restarts)
+    regions = attended_regions(agent.policy, bank, np.array([0]), np.array([0]), TINY.moves, restarts=restarts)
     score = np.exp(confidence_of(regions, "presence*iou"))
     best = [k for k in suppress(regions, score) if score[k] >= 0.02]
     assert len(found) == len(best) > 0

@@ -9,29 +9,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locrl.agents.predictions import (
+    CONTEXT,
+    ConfidenceError,
+    Predictions,
+    RegionClassifier,
+    confidence_of,
+    predict,
+    region_inputs,
+    sources_of,
+    with_region,
+)
 from locrl.data.boxes import FULL, TRIGGER, Moves, pairwise_iou
 from locrl.evaluation import confidence as module
 from locrl.evaluation.confidence import (
-    CONTEXT,
     ORACLE,
-    ConfidenceError,
-    RegionClassifier,
     ablation,
-    answer_all,
     best_iou,
     fit_region_classifier,
-    region_inputs,
     reliability,
     reliability_figure,
     sample_boxes,
-    with_region,
 )
 from locrl.data.voc import Annotation, Dataset
-from locrl.experiments.config import Config
-from locrl.evaluation.protocols import Searches, confidence_of, questions, search_all, sources_of
+from locrl.experiments.config import Config, search_policy
+from locrl.evaluation.protocols import all_queries
 from locrl.vision.region_pooling import FeatureBank, integral_image
-from locrl.agents.policy import attach
-from locrl.experiments.train import untrained
 
 CLASSES = ("cat", "dog")
 
@@ -83,7 +86,7 @@ class MapBank(FeatureBank):
 
 def answers_for(data, bank, seed=0):
     "One drawn box for every question"
-    image, label = questions(len(data), len(data.classes))
+    image, label = all_queries(len(data), len(data.classes))
     where, boxes = sample_boxes(data, np.random.default_rng(seed), per_image=0)
     order = np.argsort(where, kind="stable")
     count = np.bincount(where)
@@ -91,7 +94,7 @@ def answers_for(data, bank, seed=0):
     box = boxes[
         order[(count.cumsum() - count)[image] + (np.random.default_rng(seed).random(n) * count[image]).astype(int)]
     ]
-    return Searches(
+    return Predictions(
         image,
         label,
         box,
@@ -265,7 +268,7 @@ def test_learns_from_mirrored_pictures_and_answers():
     boxes = np.stack([train.objects[i % 300][0][0] for i in image]).astype(np.float32)
     boxes[image >= 300] = boxes[image >= 300][:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1]) + np.float32([1, 0, 1, 0])
     nothing = np.zeros(len(image))
-    own = Searches(image, np.zeros(len(image), int), boxes, nothing > 0, nothing, nothing, nothing, nothing, nothing)
+    own = Predictions(image, np.zeros(len(image), int), boxes, nothing > 0, nothing, nothing, nothing, nothing, nothing)
     classifier = fit_region_classifier(bank, train, [own], width=16, epochs=20, decay=0.1)
     image, boxes = sample_boxes(test, rng)
     p = classifier.predict(elsewhere, image, np.zeros(len(image), int), boxes)
@@ -434,26 +437,26 @@ def test_ablation_orders_the_sources(fitted):
     assert m["cat"] == pytest.approx((r["cat"] + s["cat"]) / 2)
     assert [r["confidence"] for r in ablation(a, fitted.test, CLASSES, ["region"])] == ["region", ORACLE]
     assert "region" not in [r["confidence"] for r in ablation([fitted.answers, a], fitted.test, CLASSES)]
-    with pytest.raises(ConfidenceError, match="no answers"):
+    with pytest.raises(ConfidenceError, match="no predictions"):
         ablation([], fitted.test, CLASSES)
 
 
 @pytest.fixture(scope="module")
 def searched(fitted):
     "A policy that triggers in some searches, and questions in no order"
-    policy, moves = untrained(Config().replace({"data.classes": CLASSES}), 6), Moves()
-    image, label = (x[np.random.default_rng(0).permutation(len(x))[:40]] for x in questions(len(fitted.test), 2))
+    policy, moves = search_policy(Config().replace({"data.classes": CLASSES}), 6), Moves()
+    image, label = (x[np.random.default_rng(0).permutation(len(x))[:40]] for x in all_queries(len(fitted.test), 2))
     return policy, moves, image, label
 
 
 def path_of(policy, bank, image, label, moves, max_steps):
     "Every box of one search with the IoU believed there, move by move, and whether it triggered"
-    net = attach(policy, bank).q_net
+    net = policy.q_net
     box = FULL.copy()
     history = [-1] * 10
     way = []
     for t in range(max_steps):
-        q, believed = net.predict_all(torch.tensor([[image, label, *box, t, *history[:10]]], dtype=torch.float32))
+        q, believed = net.predict_all(torch.tensor([[image, label, *box, t, *history[:10]]], dtype=torch.float32), bank)
         way.append((box, float(believed)))
         action = int(q.argmax())
         if action == TRIGGER:
@@ -467,7 +470,7 @@ def test_the_surest_of_the_boxes_passed(fitted, searched):
     "As a loop over one search after another finds it, for a confidence with and without the region classifier"
     policy, moves, image, label = searched
     for source, judge in ("iou", None), ("region*iou", fitted.classifier):
-        found = answer_all(policy, fitted.elsewhere, image, label, moves, 12, "surest", source, judge)
+        found = predict(policy, fitted.elsewhere, image, label, moves, 12, "surest", source, judge)
         assert np.array_equal(found.image, image) and np.array_equal(found.label, label)
         for k in range(len(image)):
             way, triggered = path_of(policy, fitted.elsewhere, image[k], label[k], moves, 12)
@@ -483,10 +486,10 @@ def test_the_surest_of_the_boxes_passed(fitted, searched):
 
 
 def test_the_answer_where_it_stops(fitted, searched):
-    "Is that of `search_all`; another answer is refused"
+    "Is that of `predict`; another answer is refused"
     policy, moves, image, label = searched
-    stop = answer_all(policy, fitted.elsewhere, image, label, moves, 12, classifier=fitted.classifier)
-    plain = search_all(policy, fitted.elsewhere, image, label, moves, 12)
+    stop = predict(policy, fitted.elsewhere, image, label, moves, 12, classifier=fitted.classifier)
+    plain = predict(policy, fitted.elsewhere, image, label, moves, 12)
     assert np.array_equal(stop.box, plain.box) and np.array_equal(stop.steps, plain.steps) and stop.region is not None
     with pytest.raises(ValueError, match="use 'stop' or 'surest'"):
-        answer_all(policy, fitted.elsewhere, image, label, answer="last")
+        predict(policy, fitted.elsewhere, image, label, choice="last")

@@ -10,29 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from locrl.agents.predictions import CONFIDENCE, confidence_of, predict
 from locrl.data.boxes import ACTIONS, FULL, TRIGGER, Moves
 from locrl.data.voc import GroundTruth
-from locrl.evaluation.protocols import CONFIDENCE, confidence_of, search_all
-from locrl.vision.region_pooling import FeatureBank, integral_image, region_pool
 from locrl.evaluation.multi import (
     BAR,
     CORNERS,
+    WINDOWS,
     MarkedBank,
     Regions,
+    attended_regions,
     coverage,
     cross,
     draw_crosses,
     first_cover,
     recall_curve,
     score_multi,
-    search_multi,
-    search_several,
-    search_windows,
     show_search,
     suppress,
     terminal_regions,
-    windows,
 )
+from locrl.vision.region_pooling import FeatureBank, integral_image, region_pool
 
 SMALLER = ACTIONS.index("smaller")
 
@@ -55,19 +53,15 @@ class Maps(FeatureBank):
 
 
 class Scripted:
-    "A policy whose action is `act(keys, bank)`; it stands in for a `RegionPolicy`"
+    "A policy whose action is `act(keys, bank)`; it stands in for a `SearchPolicy`"
 
     def __init__(self, act):
         self.act, self.keys = act, []
-        self.q_net = self.q_net_target = SimpleNamespace(
-            features_extractor=SimpleNamespace(bank=None),
-            set_training_mode=lambda _: None,
-            predict_all=self.predict_all,
-        )
+        self.q_net = SimpleNamespace(training=False, predict_all=self.predict_all)
 
-    def predict_all(self, keys):
+    def predict_all(self, keys, bank):
         self.keys.append(keys.numpy().copy())
-        action = torch.as_tensor(self.act(keys, self.q_net.features_extractor.bank)).long()
+        action = torch.as_tensor(self.act(keys, bank)).long()
         q = torch.zeros(len(keys), len(ACTIONS))
         q[torch.arange(len(keys)), action] = 1.0
         return q, keys[:, 2:6].mean(1)
@@ -81,7 +75,7 @@ def looking(keys, bank):
 
 def ask(policy, bank=None, n=3, total=200, **kwargs):
     bank = bank or Maps()
-    return search_multi(policy, bank, np.repeat(np.arange(n), 2), np.tile([0, 1], n), total_steps=total, **kwargs)
+    return attended_regions(policy, bank, np.repeat(np.arange(n), 2), np.tile([0, 1], n), total_steps=total, **kwargs)
 
 
 # the cross
@@ -216,7 +210,7 @@ def test_the_first_episode_is_the_one_shot_search():
     image = np.repeat(np.arange(20), 2)
     label = np.tile([0, 1], 20)
     policy = Scripted(looking)
-    once, many = search_all(policy, bank, image, label), search_multi(policy, bank, image, label)
+    once, many = predict(policy, bank, image, label), attended_regions(policy, bank, image, label)
     first = many[many.episode == 0]
     last = np.flatnonzero(np.diff(first.image * 2 + first.label, append=-1))
     assert once.triggered.sum() > 0
@@ -226,16 +220,15 @@ def test_the_first_episode_is_the_one_shot_search():
         np.testing.assert_allclose(
             getattr(first[last], name)[once.triggered], getattr(once, name)[once.triggered], atol=1e-6
         )
-    assert policy.q_net.features_extractor.bank is bank
 
 
 def test_order_and_batches_do_not_matter():
     bank = Maps(12, seed=4)
     image = np.repeat(np.arange(12), 2)
     label = np.tile([0, 1], 12)
-    plain = search_multi(Scripted(looking), bank, image, label, total_steps=90)
+    plain = attended_regions(Scripted(looking), bank, image, label, total_steps=90)
     shuffled = np.random.default_rng(0).permutation(24)
-    other = search_multi(Scripted(looking), bank, image[shuffled], label[shuffled], total_steps=90, batch=7)
+    other = attended_regions(Scripted(looking), bank, image[shuffled], label[shuffled], total_steps=90, batch=7)
     back = other[np.lexsort((other.step, other.label, other.image))]
     for f in fields(Regions):
         if f.name != "region":
@@ -243,11 +236,11 @@ def test_order_and_batches_do_not_matter():
     assert plain.terminal.any() and plain.episode.max() > 4
 
 
-# begun everywhere
+# many start windows
 
 
 def test_the_windows_cover_the_picture():
-    boxes = windows()
+    boxes = WINDOWS
     assert len(boxes) == 14 and boxes[0].tolist() == FULL.tolist() and boxes.min() == 0 and boxes.max() == 1
     np.testing.assert_allclose(np.bincount(np.round((boxes[:, 2] - boxes[:, 0]) * 4).astype(int))[2:], [9, 4, 1])
     np.testing.assert_allclose(boxes[1:5], CORNERS[[0, 1, 2, 3]])
@@ -255,20 +248,19 @@ def test_the_windows_cover_the_picture():
 
 @pytest.mark.parametrize("total", [14, 60, 200])
 def test_every_window_is_an_episode_played_step_by_step(total):
-    "Against one question and one window at a time, by an explicit loop"
+    "Against one query and one window at a time, by an explicit loop"
     bank = Maps(5, seed=5)
     image = np.repeat(np.arange(5), 2)
     label = np.tile([0, 1], 5)
-    r = search_windows(Scripted(looking), bank, image, label, total_steps=total, batch=3)
+    r = attended_regions(Scripted(looking), bank, image, label, total_steps=total, restarts="windows", batch=3)
     policy = Scripted(looking)
     row = 0
-    policy.q_net.features_extractor.bank = bank
     for i, c in zip(image, label):
         taken = 0
-        for k, start in enumerate(windows()):
+        for k, start in enumerate(WINDOWS):
             box, history = start.copy(), [-1] * 10
             for t in range(total // 14):
-                q, believed = policy.predict_all(torch.tensor([[i, c, *box, t, *history]], dtype=torch.float32))
+                q, believed = policy.predict_all(torch.tensor([[i, c, *box, t, *history]], dtype=torch.float32), bank)
                 action = int(q.argmax())
                 assert (r.image[row], r.label[row], r.episode[row], r.step[row], r.terminal[row]) == (
                     i,
@@ -289,12 +281,12 @@ def test_every_window_is_an_episode_played_step_by_step(total):
 
 def test_the_kind_of_restarts_is_named():
     bank, asked = Maps(), (np.array([0]), np.array([1]))
-    assert search_several(Scripted(looking), bank, *asked, restarts="windows").episode.max() == 13
-    assert len(search_several(Scripted(looking), bank, *asked, restarts="corners")) == 200
+    assert attended_regions(Scripted(looking), bank, *asked, restarts="windows").episode.max() == 13
+    assert len(attended_regions(Scripted(looking), bank, *asked, restarts="corners")) == 200
     with pytest.raises(ValueError, match="'corners' or 'windows'"):
-        search_several(Scripted(looking), bank, *asked, restarts="elsewhere")
+        attended_regions(Scripted(looking), bank, *asked, restarts="elsewhere")
     with pytest.raises(ValueError, match="not enough for 14 windows"):
-        search_windows(Scripted(looking), bank, *asked, total_steps=13)
+        attended_regions(Scripted(looking), bank, *asked, total_steps=13, restarts="windows")
 
 
 # scoring
@@ -426,7 +418,7 @@ def test_a_search_is_drawn():
     r = ask(Scripted(lambda keys, bank: torch.where(keys[:, 6] == 3, TRIGGER, SMALLER)), total=20)
     figure = show_search(Image.new("RGB", (60, 40), "white"), r[:20], truth=CORNERS[:1])
     assert len(figure.axes) == 8 and figure.axes[0].get_title() == "1: triggered, 4 steps"
-    with pytest.raises(ValueError, match="one question"):
+    with pytest.raises(ValueError, match="one query"):
         show_search(Image.new("RGB", (60, 40)), r)
 
 

@@ -5,22 +5,12 @@ import pytest
 import torch
 from evaluation.test_confidence import CLASSES, MapBank, Squares
 
+from locrl.agents.predictions import CONFIDENCE, Predictions, confidence_of, predict, sources_of
+from locrl.agents.search import evidence_inside
 from locrl.agents.double_dqn import DoubleDQN
-from locrl.data.boxes import FULL, TRIGGER, iou
+from locrl.data.boxes import FULL, TRIGGER, Moves, iou
 from locrl.envs.localization import LocalizationVecEnv, Search, Targets
-from locrl.evaluation.protocols import (
-    CONFIDENCE,
-    Searches,
-    baselines,
-    confidence_of,
-    evaluate,
-    evidence_inside,
-    questions,
-    score,
-    search_all,
-    sources_of,
-    trace,
-)
+from locrl.evaluation.protocols import baselines, evaluate, all_queries, score
 from locrl.envs.observation import ObservationConfig
 from locrl.agents.policy import RegionPolicy, policy_kwargs
 
@@ -40,7 +30,7 @@ def world():
         buffer_size=100,
     ).policy
     while (
-        search_all(policy, bank, *questions(len(data), 2), max_steps=10).triggered.mean() < 0.2
+        predict(policy, bank, *all_queries(len(data), 2), max_steps=10).triggered.mean() < 0.2
     ):  # so that some searches trigger
         with torch.no_grad():
             policy.q_net.q_net[-1].bias[TRIGGER] += 0.01
@@ -49,9 +39,9 @@ def world():
 
 def answers(data, box, confidence=None, triggered=True):
     "One answer for every question"
-    image, label = questions(len(data), len(data.classes))
+    image, label = all_queries(len(data), len(data.classes))
     n = len(image)
-    return Searches(
+    return Predictions(
         image,
         label,
         np.asarray(box, np.float32),
@@ -66,7 +56,7 @@ def answers(data, box, confidence=None, triggered=True):
 
 def true_boxes(data, otherwise=FULL):
     "For every question the first object of its class, `otherwise` where there is none; and whether there is one that counts"
-    image, label = questions(len(data), len(data.classes))
+    image, label = all_queries(len(data), len(data.classes))
     box, there = np.tile(otherwise, (len(image), 1)).astype(np.float32), np.zeros(len(image), bool)
     for k, (i, c) in enumerate(zip(image, label)):
         a = data.annotation(int(i))
@@ -76,33 +66,48 @@ def true_boxes(data, otherwise=FULL):
     return box, there
 
 
-def test_lockstep_is_the_search_of_each_question(world):
-    "Every question at once gives what one question after the other gives, by an implementation of its own"
+def path_of(policy, bank, image, label, max_steps=40):
+    "One search by an explicit loop: boxes before each action, actions, Q-values, predicted IoU"
+    box, history, steps = FULL.copy(), [-1] * 10, []
+    for t in range(max_steps):
+        keys = torch.tensor([[image, label, *box, t, *history[:10]]], dtype=torch.float32)
+        q, believed = (x[0].numpy() for x in policy.q_net.predict_all(keys, bank))
+        steps.append((box, int(q.argmax()), q, float(believed)))
+        if steps[-1][1] == TRIGGER:
+            break
+        box, history = Moves().apply(box, steps[-1][1]), [steps[-1][1], *history]
+    return zip(*steps)
+
+
+@torch.no_grad()
+def test_side_by_side_is_the_search_of_each_query(world):
+    "Every query at once gives what one query after the other gives, by an implementation of its own"
     data, bank, policy = world
-    image, label = questions(len(data), 2)
-    together = search_all(policy, bank, image, label, batch=16)
+    image, label = all_queries(len(data), 2)
+    together = predict(policy, bank, image, label, batch=16)
     assert 0 < together.triggered.mean() < 1
     for k in range(0, len(image), 3):
-        one = trace(policy, bank, int(image[k]), int(label[k]))
-        at = len(one["actions"]) - 1 if one["triggered"] else int(one["believed"].argmax())
-        assert together.triggered[k] == one["triggered"] and together.steps[k] == len(one["actions"])
-        assert np.allclose(together.box[k], one["boxes"][at], atol=1e-6)
-        assert together.iou[k] == pytest.approx(one["believed"][at], abs=1e-5)
-        assert together.q_trigger[k] == pytest.approx(one["q_values"][at, TRIGGER], abs=1e-4)
+        boxes, actions, q_values, believed = path_of(policy, bank, int(image[k]), int(label[k]))
+        triggered = actions[-1] == TRIGGER
+        at = len(actions) - 1 if triggered else int(np.argmax(believed))
+        assert together.triggered[k] == triggered and together.steps[k] == len(actions)
+        assert np.allclose(together.box[k], boxes[at], atol=1e-6)
+        assert together.iou[k] == pytest.approx(believed[at], abs=1e-5)
+        assert together.q_trigger[k] == pytest.approx(q_values[at][TRIGGER], abs=1e-4)
     assert np.allclose(together.presence, bank.presence.numpy()[image, label]) and together.region is None
 
 
 def test_order_and_batches_change_nothing(world):
     data, bank, policy = world
-    image, label = questions(len(data), 2)
+    image, label = all_queries(len(data), 2)
     mixed = np.random.default_rng(0).permutation(len(image))
-    a, b = search_all(policy, bank, image, label), search_all(policy, bank, image[mixed], label[mixed], batch=7)
+    a, b = predict(policy, bank, image, label), predict(policy, bank, image[mixed], label[mixed], batch=7)
     assert np.allclose(a.box[mixed], b.box, atol=1e-6) and np.array_equal(a.steps[mixed], b.steps)
 
 
 def test_steps_are_limited(world):
     data, bank, policy = world
-    s = search_all(policy, bank, *questions(len(data), 2), max_steps=3)
+    s = predict(policy, bank, *all_queries(len(data), 2), max_steps=3)
     assert s.steps.max() == 3 and (s.steps[~s.triggered] == 3).all()
 
 
@@ -148,7 +153,7 @@ def test_order_of_answers_does_not_matter():
     box = np.sort((box + rng.normal(scale=0.1, size=box.shape)).clip(0, 1).reshape(-1, 2, 2), 1).reshape(-1, 4)
     s = answers(data, box, there + rng.random(len(box)))
     mixed = rng.permutation(len(box))
-    t = Searches(
+    t = Predictions(
         *(
             getattr(s, f)[mixed]
             for f in ("image", "label", "box", "triggered", "steps", "q_trigger", "iou", "presence", "evidence")
@@ -177,14 +182,14 @@ def test_difficult_objects_are_neither():
 def test_classes_are_matched_by_name():
     "Labels index the classes asked for, whatever the order in the data set; other classes are left out"
     data = Squares(50, seed=8, classes=("cat", "dog", "cow"))
-    image, label = questions(len(data), 2)
+    image, label = all_queries(len(data), 2)
     box = np.tile(FULL, (len(image), 1))
     for k, (i, c) in enumerate(zip(image, label)):
         b, l, difficult, _ = data.objects[i][0]
         if l == data.classes.index(("cow", "cat")[c]) and not difficult:
             box[k] = b
     n = len(image)
-    s = Searches(
+    s = Predictions(
         image, label, box, np.ones(n, bool), np.ones(n, int), -iou(box, FULL), np.ones(n), np.ones(n), np.ones(n)
     )
     e = score(s, data, ("cow", "cat"), "q_trigger")
@@ -193,7 +198,7 @@ def test_classes_are_matched_by_name():
 
 def test_confidence_sources(world):
     data, bank, policy = world
-    s = search_all(policy, bank, *questions(len(data), 2))
+    s = predict(policy, bank, *all_queries(len(data), 2))
     assert sources_of(s) == [name for name in CONFIDENCE if "region" not in name]
     for name in sources_of(s):
         assert confidence_of(s, name).dtype == np.float64 or np.isfinite(confidence_of(s, name)).all()
@@ -205,10 +210,10 @@ def test_confidence_sources(world):
 def test_evaluate_is_search_and_score(world):
     data, bank, policy = world
     e = evaluate(policy, bank, data)
-    assert len(e.searches) == 60 and e.row("agent")["mAP (11 pt)"] == e.detection.map11
+    assert len(e.predictions) == 60 and e.row("agent")["mAP (11 pt)"] == e.detection.map11
     assert (
         e.to_dict()["one_shot"]["map_area"]
-        == score(search_all(policy, bank, *questions(len(data), 2)), data, CLASSES).detection.map_area
+        == score(predict(policy, bank, *all_queries(len(data), 2)), data, CLASSES).detection.map_area
     )
 
 
@@ -220,5 +225,5 @@ def test_baselines(world):
     assert rows["whole image"].localisation.hit_rate == pytest.approx((whole >= 0.5).mean())
     assert rows["planning oracle"].localisation.hit_rate == 1
     assert rows["greedy oracle"].localisation.hit_rate <= rows["centre-tie oracle"].localisation.hit_rate <= 1
-    assert max(e.searches.steps.max() for e in rows.values()) <= 40
-    assert np.array_equal(baselines(bank, data)["random policy"].searches.box, rows["random policy"].searches.box)
+    assert max(e.predictions.steps.max() for e in rows.values()) <= 40
+    assert np.array_equal(baselines(bank, data)["random policy"].predictions.box, rows["random policy"].predictions.box)

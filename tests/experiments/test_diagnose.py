@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from locrl.agents.predictions import Predictions
 from locrl.experiments import results
 from locrl.data.boxes import FULL, Moves, iou
 from locrl.experiments.config import ConfigError
@@ -23,7 +24,7 @@ from locrl.experiments.diagnose import (
     verdict,
 )
 from locrl.envs.localization import Targets
-from locrl.evaluation.protocols import Searches, questions
+from locrl.evaluation.protocols import all_queries
 from locrl.evaluation.average_precision import evaluate_detections
 from locrl.envs.oracle import greedy, plan
 from locrl.experiments.train import train
@@ -64,7 +65,7 @@ def never(*args, **kwargs):
 def test_searches_and_walks_are_made_once(made, monkeypatch):
     world, runs = made
     first = diagnose(runs, world=world, resamples=20)
-    monkeypatch.setattr(results, "search_all", never)
+    monkeypatch.setattr(results, "predict", never)
     monkeypatch.setitem(diagnose.__globals__, "walk", never)
     assert diagnose(runs, world=world, resamples=20).to_dict() == first.to_dict()
     with pytest.raises(AssertionError, match="searched again"):
@@ -164,9 +165,9 @@ def scene():
 def climb(answer, presence):
     "Scores after each step for an agent that walks from the full picture to `answer` and has these confidences"
     gt, targets = scene()
-    image, label = questions(3, 1)
+    image, label = all_queries(3, 1)
     box, zero = np.concatenate([answer, FULL[None]]).astype(np.float32), np.zeros(3, np.float32)
-    s = Searches(image, label, box, np.ones(3, bool), np.full(3, 2), zero, zero, np.asarray(presence), zero)
+    s = Predictions(image, label, box, np.ones(3, bool), np.full(3, 2), zero, zero, np.asarray(presence), zero)
     walks = Walks(
         np.stack([np.tile(FULL, (2, 1)), answer], 1).astype(np.float32),
         np.zeros((2, 2), np.int64),
@@ -228,7 +229,7 @@ def questioned():
         count = [b for i, k, b, d in things if (i, k) == q and not d]
         row[: len(count)] = count
     targets = Targets(*np.array(asked).T, boxes)
-    image, label = questions(n, c)
+    image, label = all_queries(n, c)
     answer = drawn_boxes(rng, n * c)
     of = {q: e for e, q in enumerate(asked)}
     for row, q in enumerate(zip(image, label)):
@@ -241,7 +242,7 @@ def questioned():
     triggered = rng.random(n * c) < 0.7
     score, zero = rng.random(n * c), np.zeros(n * c)
     return SimpleNamespace(
-        searches=Searches(image, label, answer, triggered, rng.integers(1, 40, n * c), zero, zero, score, zero),
+        searches=Predictions(image, label, answer, triggered, rng.integers(1, 40, n * c), zero, zero, score, zero),
         walks=walks,
         targets=targets,
         gt=gt,

@@ -1,13 +1,13 @@
-"""Searches kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
+"""Predictions kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
 
 import numpy as np
 import pytest
 import torch
 
+from locrl.agents.predictions import CHOICES, predict
 from locrl.experiments import results
 from locrl.experiments.config import ConfigError
-from locrl.evaluation.confidence import ANSWER, answer_all
-from locrl.evaluation.protocols import evaluate, questions
+from locrl.evaluation.protocols import evaluate, all_queries
 from locrl.evaluation.multi import evaluate_multi
 from locrl.apps.pages import class_records, write_folder
 from locrl.experiments.results import answers_of, opened, report, results_table, searches_of
@@ -31,13 +31,13 @@ def never(*args, **kwargs):
 def test_second_time_is_read_and_equal(first, monkeypatch):
     agent, bank, data = first
     made = searches_of(agent, bank)
-    monkeypatch.setattr(results, "search_all", never)
+    monkeypatch.setattr(results, "predict", never)
     again = searches_of(agent, bank)
     for name in ("image", "label", "box", "triggered", "steps", "q_trigger", "iou", "presence", "evidence"):
         np.testing.assert_array_equal(getattr(made, name), getattr(again, name))
         assert getattr(made, name).dtype == getattr(again, name).dtype
     fresh = evaluate(agent.policy, bank, data, confidence=TINY.evaluation.confidence)
-    np.testing.assert_array_equal(fresh.searches.box, again.box)
+    np.testing.assert_array_equal(fresh.predictions.box, again.box)
 
 
 @pytest.mark.parametrize("restarts", ["corners", "windows"])
@@ -46,7 +46,7 @@ def test_the_search_for_several_is_kept_as_its_score(first, monkeypatch, restart
     agent.config = agent.config.replace({"search.restarts": restarts})
     made = results._several(agent, bank, data, "presence*iou", False)
     assert made == evaluate_multi(agent.policy, bank, data, restarts=restarts).to_dict()
-    monkeypatch.setattr(results, "search_several", never)
+    monkeypatch.setattr(results, "attended_regions", never)
     assert results._several(agent, bank, data, "presence*iou", False) == made
     with pytest.raises(AssertionError, match="searched again"):
         results._several(agent, bank, data, "iou", False)
@@ -153,15 +153,14 @@ def test_answers_are_chosen_as_the_configuration_says(first, monkeypatch, answer
     agent.config = agent.config.replace({"search.answer": answer})
     made = answers_of(agent, bank, "presence*iou")
     expected = {
-        way: answer_all(
-            agent.policy, bank, *questions(len(bank), len(bank.classes)), answer=way, confidence="presence*iou"
+        way: predict(
+            agent.policy, bank, *all_queries(len(bank), len(bank.classes)), choice=way, confidence="presence*iou"
         )
-        for way in ANSWER
+        for way in CHOICES
     }
     np.testing.assert_array_equal(made.box, expected[answer].box)
     assert not np.array_equal(expected["stop"].box, expected["surest"].box)
-    for name in ("search_all", "answer_all"):
-        monkeypatch.setattr(results, name, never)
+    monkeypatch.setattr(results, "predict", never)
     np.testing.assert_array_equal(answers_of(agent, bank, "presence*iou").box, made.box)
 
 

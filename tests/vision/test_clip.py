@@ -715,4 +715,4 @@ def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
         again = evaluate(
             agent.policy, agent.world().bank("select"), world.data["select"]
         )  # made anew from the run's folder
-    assert np.array_equal(result.searches.box, again.searches.box) and 0 <= result.detection.map11 <= 1
+    assert np.array_equal(result.predictions.box, again.predictions.box) and 0 <= result.detection.map11 <= 1
