@@ -11,9 +11,10 @@ __all__ = ['elsewhere', 'transfer', 'compare']
 """`transfer` scores runs on classes or data they were not trained on, beside the baselines. `compare` puts two configurations side by side on the same pictures."""
 
 # %% ../../nbs/experiments/07_transfer.ipynb #11f89666
+from ..agents.predictions import confidence_of
 from .config import ConfigError, World, load_data
 from ..data.voc import VOC_CLASSES
-from ..evaluation.protocols import relabelled, baselines, confidence_of, score
+from ..evaluation.protocols import baselines, relabelled, score
 from ..vision.feature_store import build_store
 from ..vision.region_pooling import fit_prototypes
 from ..evaluation.average_precision import Detections
