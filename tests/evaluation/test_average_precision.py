@@ -14,7 +14,6 @@ from locrl.evaluation.average_precision import (
     evaluate_detections,
     localisation,
     match,
-    nms,
     precision_recall,
 )
 
@@ -404,19 +403,6 @@ def test_class_without_objects_is_undefined_and_not_in_the_mean():
 def test_no_detections():
     r = evaluate_detections(Detections([], [], [], []), truth((0, 0, WHOLE)), ["cat"])
     assert r.map11 == r.map_area == r.recall_ceiling == 0
-
-
-def test_nms_keeps_the_best_and_what_does_not_overlap():
-    # .9 suppresses its near copy (IoU .9), keeps the neighbour (IoU 0) and the half (IoU .5 is above .3: dropped).
-    boxes = [[0, 0, 0.4, 1], [0, 0, 0.4, 0.9], [0.5, 0, 0.9, 1], [0, 0, 0.2, 1]]
-    assert nms(boxes, [0.8, 0.9, 0.5, 0.7], 0.3).tolist() == [1, 2]
-    assert nms(boxes, [0.8, 0.9, 0.5, 0.7], 0.6).tolist() == [1, 3, 2]
-    rng = np.random.default_rng(0)
-    det, _ = random_set(0, n_detections=80)
-    kept = nms(det.boxes, rng.random(80), 0.3)
-    from locrl.data.boxes import pairwise_iou
-
-    assert (np.triu(pairwise_iou(det.boxes[kept], det.boxes[kept]), 1) <= 0.3 + 1e-6).all()
 
 
 def test_localisation():

@@ -313,6 +313,14 @@ def make(box, image=None, label=None, terminal=None, iou=None):
     )
 
 
+def test_suppression_by_hand():
+    "The best drops its near copy (IoU 0.9), keeps its neighbour (IoU 0), and drops the half (IoU 0.5) above 0.3 only"
+    r = make([[0, 0, 0.4, 1], [0, 0, 0.4, 0.9], [0.5, 0, 0.9, 1], [0, 0, 0.2, 1]])
+    scores = np.array([0.8, 0.9, 0.5, 0.7])
+    assert suppress(r, scores).tolist() == [1, 2]
+    assert suppress(r, scores, 0.6).tolist() == [1, 2, 3]
+
+
 def slow_nms(boxes, scores, threshold):
     "One box after the other, in plain Python"
     kept = []
