@@ -699,6 +699,8 @@ def locate(
     """
     if not image.is_file():
         raise typer.BadParameter(f"there is no picture {image}")
+    import gc
+
     from locrl.apps.localizer import Localizer
 
     if run is None:
@@ -707,14 +709,14 @@ def locate(
         localizer = (
             Localizer.pretrained(run, device=device) if run.suffix == ".npz" else Localizer.from_run(run, device=device)
         )
-    answers = localizer.locate_all(image, phrase) if every else [localizer.locate(image, phrase)]
-    if out is not None and answers:
-        draw(answers[0].episode, out)
-    for found in answers:
-        print(
-            f"{found.class_name}: {' '.join(map(str, found.pixels))}, confidence {found.confidence:.2f}, "
-            f"{len(found.actions)} actions{'' if found.triggered else ', never triggered'}"
-        )
+    locations = localizer.locate_all(image, phrase) if every else [localizer.locate(image, phrase)]
+    for found in locations:
+        end = "" if found.triggered else ", never triggered"
+        box = " ".join(map(str, found.pixels))
+        print(f"{found.class_name}: {box}, confidence {found.confidence:.2f}, {len(found.actions)} actions{end}")
+    if out is not None and locations:
+        draw(locations[0].episode, out)
+    gc.freeze()  # the last collection of the process would walk through all of PyTorch, which takes 0.7 s
 
 # %% ../../nbs/apps/05_cli.ipynb #1f388cff
 @app.command()

@@ -200,7 +200,6 @@ def answers_of(
         classifier=classifier and classifier.digest,
     )
 
-
 # %% ../../nbs/experiments/04_results.ipynb #4ce72a50
 def spread(x):
     "What `interval` gave, as a cell of a table"
