@@ -179,3 +179,10 @@ def test_other_settings_that_cannot_be(bad, words):
         Moves(**bad)
     with pytest.raises(ValueError, match="n_actions=11"):
         Moves(n_actions=11)
+
+
+def test_a_side_may_be_as_short_as_allowed():
+    m = Moves(alpha=0.5, min_side=0.25)
+    assert m.apply(np.array([0, 0, 0.5, 0.5]), ACTIONS.index("smaller")).tolist() == [0.125, 0.125, 0.375, 0.375]
+    small = np.array([0, 0, 0.25, 0.5])
+    assert m.apply(small, ACTIONS.index("smaller")).tolist() == small.tolist()

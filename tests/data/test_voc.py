@@ -696,3 +696,10 @@ def test_a_picture_that_declares_too_many_pixels(tmp_path):
     (tmp_path / "a.bmp").write_bytes(raw)
     with pytest.raises(DataError, match="cannot be decoded"):
         data.open_image(tmp_path / "a.bmp")
+
+
+def test_annotations_and_truth_are_themselves(folder):
+    "Arrays are not compared: two objects that hold them are equal where they are the same object"
+    voc = folder.voc()
+    truth, first = voc.ground_truth(), voc.annotation(0)
+    assert truth == voc.ground_truth() and truth in {truth} and first in {first} and first != voc.annotation(1)

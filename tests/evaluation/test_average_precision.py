@@ -430,3 +430,55 @@ def test_a_large_split_agrees_with_the_loop():
     det, gt = random_set(0, n_images=400, n_objects=1000, n_detections=2400, difficult=0.1)
     for label, c in enumerate(evaluate_detections(det, gt, ["a", "b", "c"]).per_class):
         assert (c.ap_area, c.ap11) == pytest.approx(devkit(det, gt, label), abs=1e-9)
+
+
+def test_a_detection_in_an_image_without_objects_has_none():
+    gt = truth((0, 0, LEFT))
+    m = match(found((1, 0, WHOLE, 0.9), (0, 0, LEFT, 0.8)), gt, 0)
+    assert m.object.tolist() == [-1, 0] and m.iou.tolist() == [0, 1] and m.fp.tolist() == [True, False]
+    none = match(found((1, 0, WHOLE, 0.9)), gt, 1)
+    assert len(none.object) == 0 and none.npos == 0 and none.recall_ceiling is None
+    assert match(found((1, 1, WHOLE, 0.9)), gt, 1).object.tolist() == [-1]
+
+
+def test_coverage_at_its_default_numbers_of_regions():
+    c = coverage_at(found((0, 0, LEFT, 0.9)), truth((0, 0, LEFT)))
+    assert c.regions.tolist() == [1, 2, 5, 10, 20, 50, 100, 200] and c.best.tolist() == [[1.0] * 8]
+    assert c.average_recall().tolist() == [1.0] * 8 and c.recall(1.0).tolist() == [1.0] * 8
+    half = coverage_at(found((0, 0, WHOLE, 0.9)), truth((0, 0, LEFT)), (1,))
+    assert half.recall().tolist() == [1.0] and half.recall(0.51).tolist() == [0.0]
+    assert half.average_recall().tolist() == [0.0]
+    with pytest.raises(MetricError, match="numbers of 1 or more"):
+        coverage_at(found((0, 0, WHOLE, 0.9)), truth((0, 0, LEFT)), (0, 1))
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.01])
+def test_thresholds_that_are_none(threshold):
+    with pytest.raises(MetricError, match="iou_threshold="):
+        match(found((0, 0, WHOLE, 0.9)), truth((0, 0, LEFT)), 0, threshold)
+    assert match(found((0, 0, LEFT, 0.9)), truth((0, 0, LEFT)), 0, 1).tp.all()
+
+
+def test_localisation_by_hand():
+    summary = localisation([0.5, 0.4, 1.0, 0.9], [True, False, True, True], [3, 40, 5, 7], [True, True, True, False])
+    assert summary.to_dict() == dict(
+        n=3,
+        hit_rate=pytest.approx(2 / 3),
+        mean_iou=pytest.approx(1.9 / 3),
+        mean_trigger_iou=0.75,
+        trigger_rate=pytest.approx(2 / 3),
+        mean_steps=16.0,
+        median_steps=5.0,
+        n_negatives=1,
+        trigger_rate_negatives=1.0,
+    )
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(MetricError, match="expected a number in"):
+            localisation([bad], [True], [1])
+    assert localisation([float("nan")], [True], [1], [False]).n == 0
+
+
+def test_suppression_keeps_what_overlaps_by_the_threshold():
+    half = [WHOLE, LEFT]  # IoU exactly one half
+    assert nms(half, [0.9, 0.8], 0.5).tolist() == [0, 1] and nms(half, [0.9, 0.8], 0.49).tolist() == [0]
+    assert nms(half, [0.8, 0.9], 0.49).tolist() == [1] and nms(half, [0.9, 0.8]).tolist() == [0]
