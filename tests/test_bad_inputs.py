@@ -125,6 +125,10 @@ def damage(path, how, outside):
                 image.save(path, rest)
         elif verb == "pickle":
             path.write_bytes(pickle.dumps(Canary(outside / "canary")))
+        elif verb == "foreign":
+            pattern = re.sub(r"-\d+\.", "-*.", path.name)
+            (other,) = sorted((path.parents[1] / "seed-1").glob(pattern))[-1:]
+            shutil.copy(other, path)
         elif verb == "bomb":
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z, z.open("about.npy", "w") as f:
                 f.write(b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (4000000000,), }")
@@ -266,6 +270,12 @@ def folder_of(row, box):
     ).get(row.kind, box)
 
 
+def path_of(row, box):
+    "The file of a row; a star stands for a number"
+    folder = folder_of(row, box)
+    return sorted(folder.glob(row.file))[-1] if "*" in row.file else folder / row.file
+
+
 def read_voc(path):
     "All of a VOC folder"
     data = VOC("2007", "test", root=path.parents[4] if path.parent.name == "Main" else path.parents[3])
@@ -326,7 +336,7 @@ def check(row, said):
 @pytest.mark.parametrize("row", marked("python"))
 def test_python(row, box):
     before = outside_of(box)
-    path = folder_of(row, box) / row.file
+    path = path_of(row, box)
     with pytest.raises((ValueError, OSError)) as caught:
         if row.kind == "config":
             made = changed(configs.CONFIGS["demo"], {row.file: json.loads(row.how)})
@@ -343,7 +353,7 @@ def test_python(row, box):
 def test_command(row, box, monkeypatch, capsys):
     before = outside_of(box)
     if row.kind not in ("command", "config"):
-        damage(folder_of(row, box) / row.file, row.how, box.parent / "outside")
+        damage(path_of(row, box), row.how, box.parent / "outside")
     monkeypatch.setattr(sys, "argv", ["locrl", *arguments(row, box)])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -367,7 +377,7 @@ def test_a_good_box_is_no_mistake(box, monkeypatch, capsys):
         file = dict(annotation="a.xml", list="test.txt", photo="a.jpg", picture="p.jpg", agent="agent.npz")
         row = ROWS[0]
         row = type("R", (), dict(kind=kind, file=file.get(kind, "store.json" if kind == "store" else "config.json")))
-        read(folder_of(row, box) / row.file)
+        read(path_of(row, box))
     for words in (["cache", "demo"], ["locate", "p.jpg", "cat"], ["evaluate", "runs/demo/seed-0", "--no-baselines"]):
         monkeypatch.setattr(sys, "argv", ["locrl", *words])
         with pytest.raises(SystemExit) as caught:
