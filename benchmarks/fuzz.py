@@ -30,9 +30,11 @@ from PIL import Image
 from locrl.data.voc import VOC, DataError, open_image, read_xml
 from locrl.experiments.config import Config, ConfigError
 from locrl.files import FileError, read_json, read_npz, read_tensors, read_text, write_atomic
-from locrl.vision.feature_store import FeatureError, FeatureStore, Projection
+from locrl.vision.feature_store import FeatureError, FeatureStore
 
-OUT = Path(__file__).resolve().parents[1] / "results" / "benchmarks" / "fuzz.json"
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "results" / "benchmarks" / "fuzz.json"
+sys.path.append(str(ROOT / "tests"))
 SLOW = 10.0  # seconds after which a case counts as stuck
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "ICO", "DDS", "PCX", "PPM", "SGI", "TGA")
 FORMATS += ("SPIDER", "IM", "QOI", "MPO")
@@ -187,6 +189,7 @@ class Reader:
     strategy: object  # of the content, bytes
     read: Callable  # given the content
     errors: tuple  # that are documented
+    good: bytes  # a file that it takes
 
 
 def voc_folder(folder: Path) -> Path:
@@ -198,22 +201,11 @@ def voc_folder(folder: Path) -> Path:
     return write_atomic(voc / "ImageSets" / "Main" / "test.txt", "a\nb\n")
 
 
-def store_folder(folder: Path) -> dict:
-    "Make a small store; return its `store.json`"
-    from hashlib import sha256
+def store_folder(folder: Path) -> Path:
+    "Make a small store; return its folder"
+    from mosaic import build
 
-    projection = Projection(np.zeros(3, np.float32), None, 1.0)
-    write_atomic(folder / "projection.npz", projection.save)
-    sums = {}
-    for name, shape in dict(features=(2, 4, 4, 3), evidence=(2, 1, 4, 4), presence=(2, 1)).items():
-        np.save(buffer := io.BytesIO(), np.zeros(shape, np.float32 if name == "presence" else np.float16))
-        write_atomic(folder / f"{name}-00000.npy", buffer.getvalue())
-        sums[f"{name}-00000.npy"] = sha256(buffer.getvalue()).hexdigest()
-    write_atomic(folder / "shard-00000.json", json.dumps(dict(images=2, sha256=sums)))
-    about = dict(version=1, data="d", data_fingerprint="f", images=2, encoder="e", encoder_fingerprint="g")
-    about |= dict(projection=projection.digest, dim=3, grid=[4, 4], classes=["cat"], flip=False, shard_size=256)
-    write_atomic(folder / "store.json", json.dumps(about))
-    return about
+    return build(folder).path
 
 
 def tensors_file() -> bytes:
@@ -233,9 +225,10 @@ def arrays_file() -> bytes:
 def readers(folder: Path) -> dict[str, Reader]:
     "Every reader by name; the files are written below `folder`"
     listed = voc_folder(folder / "voc")
-    about = store_folder(folder / "store")
-    shard = (folder / "store" / "shard-00000.json").read_bytes()
-    features = (folder / "store" / "features-00000.npy").read_bytes()
+    place = store_folder(folder / "store")
+    about = json.loads((place / "store.json").read_bytes())
+    shard = (place / "shard-00000.json").read_bytes()
+    features = (place / "features-00000.npy").read_bytes()
     root = listed.parents[4]
 
     def in_file(path, read):
@@ -247,15 +240,15 @@ def readers(folder: Path) -> dict[str, Reader]:
         return run
 
     def store(file):
-        whole = (folder / "store" / file).read_bytes()
+        whole = (place / file).read_bytes()
 
         def run(content):
-            (folder / "store" / file).write_bytes(content)
+            (place / file).write_bytes(content)
             try:
-                made = FeatureStore(folder / "store")
+                made = FeatureStore(place)
                 return [made.array(name) for name in ("features", "evidence", "presence")], made[0]
             finally:
-                (folder / "store" / file).write_bytes(whole)
+                (place / file).write_bytes(whole)
 
         return run
 
@@ -265,23 +258,31 @@ def readers(folder: Path) -> dict[str, Reader]:
 
     schema = {"classes": [str]}
     out = dict(
-        annotation=Reader(xml_file(), in_file(folder / "x.xml", read_xml), (DataError,)),
-        list=Reader(damaged(b"a\nb\n", b"a 1\nb -1\n", "a\nb".encode("utf-16")), in_file(listed, split), (DataError,)),
-        text=Reader(damaged(b"a\nb\n", "ä".encode("utf-16")), in_file(folder / "t.txt", read_text), (FileError,)),
-        json=Reader(json_file(about), in_file(folder / "j.json", read_json), (FileError,)),
-        arrays=Reader(damaged(arrays_file()), in_file(folder / "a.npz", read_npz), (FileError,)),
-        tensors=Reader(
-            damaged(tensors_file()), in_file(folder / "t.safetensors", lambda p: read_tensors(p, schema)), (FileError,)
+        annotation=Reader(xml_file(), in_file(folder / "x.xml", read_xml), (DataError,), XML),
+        list=Reader(
+            damaged(b"a\nb\n", b"a 1\nb -1\n", "a\nb".encode("utf-16")), in_file(listed, split), (DataError,), b"a\nb\n"
         ),
-        picture=Reader(damaged(*pictures()), in_file(folder / "p.jpg", open_image), (DataError,)),
+        text=Reader(
+            damaged(b"a\nb\n", "ä".encode("utf-16")), in_file(folder / "t.txt", read_text), (FileError,), b"a\n"
+        ),
+        json=Reader(json_file(about), in_file(folder / "j.json", read_json), (FileError,), b"{}"),
+        arrays=Reader(damaged(arrays_file()), in_file(folder / "a.npz", read_npz), (FileError,), arrays_file()),
+        tensors=Reader(
+            damaged(tensors_file()),
+            in_file(folder / "t.safetensors", lambda p: read_tensors(p, schema)),
+            (FileError,),
+            tensors_file(),
+        ),
+        picture=Reader(damaged(*pictures()), in_file(folder / "p.jpg", open_image), (DataError,), pictures()[0]),
         config=Reader(
             other_json(Config().to_dict()).map(lambda v: json.dumps(v).encode()),
             lambda content: Config.from_dict(json.loads(content)),
             (ConfigError,),
+            json.dumps(Config().to_dict()).encode(),
         ),
-        store=Reader(json_file(about), store("store.json"), (FeatureError,)),
-        shard=Reader(json_file(json.loads(shard)) | damaged(shard), store("shard-00000.json"), (FeatureError,)),
-        features=Reader(damaged(features), store("features-00000.npy"), (FeatureError,)),
+        store=Reader(json_file(about), store("store.json"), (FeatureError,), json.dumps(about).encode()),
+        shard=Reader(json_file(json.loads(shard)) | damaged(shard), store("shard-00000.json"), (FeatureError,), shard),
+        features=Reader(damaged(features), store("features-00000.npy"), (FeatureError,), features),
     )
     return out | of_runs(folder)
 
@@ -307,8 +308,8 @@ def of_runs(folder: Path) -> dict[str, Reader]:
             file.write_bytes(manifest)
 
     return dict(
-        checkpoint=Reader(damaged(pack_tree(tree)), unpack_tree, (RunError,)),
-        manifest=Reader(json_file(json.loads(manifest)) | damaged(manifest), load, (RunError,)),
+        checkpoint=Reader(damaged(pack_tree(tree)), unpack_tree, (RunError,), pack_tree(tree)),
+        manifest=Reader(json_file(json.loads(manifest)) | damaged(manifest), load, (RunError,), manifest),
     )
 
 
@@ -355,6 +356,8 @@ def fuzz(name: str, reader: Reader, cases: int, start: int = 0) -> dict:
             faults.setdefault(verdict.split(":")[0], (verdict, content[:400].decode("latin-1")))
 
     begun = time.monotonic()
+    if (verdict := tried(reader, reader.good)) != "taken":
+        raise AssertionError(f"{name} does not take a good file ({verdict}): nothing is tried")
     run()
     total = sum(counts.values())
     return dict(

@@ -46,6 +46,9 @@ def test_a_fault_is_noticed(readers):
         raise ValueError("")
 
     strategy = readers["text"].strategy
-    assert fuzz.tried(fuzz.Reader(strategy, breaks, (ValueError,)), b"").startswith("KeyError")
-    assert "says nothing" in fuzz.tried(fuzz.Reader(strategy, silent, (ValueError,)), b"")
-    assert fuzz.fuzz("x", fuzz.Reader(strategy, breaks, ()), 10)["faults"]
+    assert fuzz.tried(fuzz.Reader(strategy, breaks, (ValueError,), b""), b"").startswith("KeyError")
+    assert "says nothing" in fuzz.tried(fuzz.Reader(strategy, silent, (ValueError,), b""), b"")
+    with pytest.raises(AssertionError, match="does not take a good file"):
+        fuzz.fuzz("x", fuzz.Reader(strategy, breaks, (), b""), 10)
+    picky = fuzz.Reader(strategy, lambda content: content == b"good" or breaks(content), (), b"good")
+    assert fuzz.fuzz("x", picky, 10)["faults"]

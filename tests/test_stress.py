@@ -14,6 +14,7 @@ from locrl.apps.localizer import Localizer
 from locrl.data.scenes import Scenes
 from locrl.experiments.results import history
 from locrl.experiments.train import CLOCK, Agent, train
+from conftest import ROOT
 from mosaic import Mosaic, build
 from tiny import TINIEST
 
@@ -180,3 +181,17 @@ def test_the_answers_told_differ_where_answers_do(localizer, photos):
     assert first != told(localizer.locate(photos[0], "dog"))
     assert first != told(localizer.locate(Image.new("RGB", (96, 128)), "cat"))
     assert json.dumps(first[:3]) and len(first) == 8 and np.isfinite(first[1])
+
+
+@pytest.mark.xfail(strict=False, reason="item 11: half-written files stay for ten minutes")
+def test_a_few_kills(monkeypatch):
+    "The short form of benchmarks/kill.py: nothing lost, nothing left over, nothing different"
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("LOCRL_CACHE", "set by the script")
+    import kill
+
+    counts = dict(store=4, train=3, pack=1, download=3)
+    found = kill.run(counts)
+    assert {row["job"]: row["kills"] for row in found} == counts
+    faults = [fault for row in found for kind in ("lost", "leftovers", "different", "failed") for fault in row[kind]]
+    assert not faults
