@@ -130,3 +130,11 @@ def test_settings_that_cannot_be(bad, words):
     with pytest.raises(ValueError, match=words):
         ObservationConfig(**bad)
     assert ObservationConfig(context=1) and ObservationConfig(reach=0.01)
+
+
+@pytest.mark.parametrize("context", [1.0, 1.25, 2.0])
+def test_the_embedding_looks_at_the_box_and_its_context(context):
+    seen = observe(bank(), key((0.4, 0.3, 0.6, 0.7)), ObservationConfig(history=False, saliency=False, context=context))
+    w, h = 0.1 * context, 0.2 * context
+    want = (0.5 - w, 0.5 - h, 0.5 + w, 0.5 + h)
+    np.testing.assert_allclose(seen, [(sum(want), want[0], want[3])], atol=1e-6)

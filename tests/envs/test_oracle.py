@@ -12,6 +12,7 @@ from locrl.data.boxes import FULL, TRIGGER, Moves, centre_distance, iou
 from locrl.data.voc import VOC, DataError
 from locrl.envs.oracle import (
     EPS,
+    _lowest,
     best_actions,
     best_overlap,
     ceilings,
@@ -21,6 +22,8 @@ from locrl.envs.oracle import (
     replay,
     save_ceilings,
 )
+
+from locrl.envs.rewards import SignReward
 
 
 def objects(n, seed=0, low=0.03, high=0.6):
@@ -271,3 +274,17 @@ def test_patience_is_counted_in_moves(gap):
         return plan(truth, width=1000, start=start, patience=patience, max_steps=needed + 1).final_ious[0] > 0
 
     assert found(needed) and not found(needed - 1)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 9))
+def test_the_lowest_are_the_lowest(seed, k, m):
+    cost = np.random.default_rng(seed).permutation(3 * m).reshape(3, m).astype(float)
+    picked = _lowest(cost, k)
+    assert picked.shape == (3, min(k, m))
+    for row, some in zip(cost, picked):
+        assert sorted(row[some]) == sorted(row)[:k]
+
+
+def test_what_counts_as_equal_is_the_same_in_oracle_and_reward():
+    assert EPS == SignReward().eps == 1e-6

@@ -196,3 +196,16 @@ def test_iqm_by_hand():
     # 8 numbers: the lowest and the highest two are left out
     assert iqm(np.arange(8).reshape(4, 2))["mean"] == 3.5
     assert iqm([[0, 100], [2, 3], [1, 2], [-50, 4]])["mean"] == 2
+
+
+def test_a_draw_of_one_image_is_that_image():
+    det, gt = random_set(7, n_classes=3, n_images=8, n_objects=10, difficult=0.2)
+    found = _resampled(det, gt, 3, np.eye(8, dtype=np.int32), 0.5)
+    image, best = _localised(det, gt)
+    assert len(image) > len(set(image)) < 8  # some have one query, some have several, one has none
+    for i in range(8):
+        mine = best[image == i]
+        assert found["mean_iou"][i] == pytest.approx(mine.mean() if len(mine) else np.nan, nan_ok=True)
+        assert found["hit_rate"][i] == pytest.approx((mine >= 0.5).mean() if len(mine) else np.nan, nan_ok=True)
+    ranked = Ranked.of(det, gt, 0)
+    assert ranked in {ranked} and ranked != Ranked.of(det, gt, 0)  # arrays are not compared
