@@ -27,10 +27,9 @@ from locrl.vision.feature_store import FeatureStore
 from tiny import TINIEST
 from mosaic import Mosaic
 
-pytestmark = pytest.mark.skip(reason="waits for configurations in groups and exit code 2")
 TABLE = Path(__file__).with_name("bad_inputs.md")
 SLOW = 1  # factor of the time limit
-EXIT = 2  # of a command that a user can mend
+EXIT = int(os.environ.get("LOCRL_EXIT", 2))  # of a command that a user can mend
 DONE = set()  # items of issue 17 that the owners have mended
 FLAGS = "<difficult>0</difficult><truncated>0</truncated>"
 
@@ -152,20 +151,7 @@ def damage(path, how, outside):
 
 def changed(config, values):
     "A configuration with other values, under dotted names"
-    if hasattr(config, "replace"):
-        return config.replace(values)
-    import dataclasses
-
-    flat = {}
-    for k, v in values.items():
-        k = "encoder" if k == "encoder.name" else k
-        group, _, name = k.rpartition(".")
-        name = f"exploration_{name}" if group == "exploration" else name
-        if group in ("observation", "moves"):
-            v = dataclasses.replace(getattr(config, group), **{name: v})
-            name = group
-        flat[name] = v
-    return dataclasses.replace(config, **flat)
+    return config.replace(values)
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +330,8 @@ def test_python(row, box):
         else:
             damage(path, row.how, box.parent / "outside")
             PYTHON[row.kind](path)
-    assert type(caught.value) not in (ValueError, OSError, UnicodeDecodeError), f"undocumented: {caught.value!r}"
+    undocumented = (ValueError, UnicodeDecodeError, json.JSONDecodeError)
+    assert type(caught.value) not in undocumented, repr(caught.value)
     check(row, str(caught.value))
     assert outside_of(box) == before
 
