@@ -183,15 +183,16 @@ class Slow(http.server.BaseHTTPRequestHandler):
 
 
 def archive_of_voc() -> bytes:
-    "Return a tar archive of a small VOC folder, of 4 MB"
-    from conftest import VocFolder
+    "Return a tar archive of a small VOC folder, of a few MB"
+    from conftest import VocFolder, box_xml
 
     with tempfile.TemporaryDirectory() as folder:
         made = VocFolder(Path(folder))
-        rng = np.random.default_rng(0)
-        for k in range(40):
-            (made.path / "JPEGImages" / f"more{k}.jpg").write_bytes(rng.bytes(100_000))
-        tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w").close()
+        names = [f"{k:06d}" for k in range(40)]
+        for name in names:
+            made.image(name, (300, 200), quality=95)
+            made.xml(name, box_xml(), (300, 200))
+        made.list("test", "\n".join(["a", "b", *names]) + "\n")
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             tar.add(Path(folder) / "VOCdevkit", "VOCdevkit")
@@ -274,7 +275,8 @@ def attempt(job, folder: Path, after: float | None) -> str:
     log = folder.with_suffix(".log")
     child = os.fork()
     if not child:
-        os.setsid()
+        with suppress(OSError):  # the parent may have done so
+            os.setpgid(0, 0)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
@@ -286,7 +288,7 @@ def attempt(job, folder: Path, after: float | None) -> str:
             traceback.print_exc()
         finally:
             os._exit(code)
-    with suppress(OSError):  # it may have done so itself
+    with suppress(OSError):  # both do it, so that the group is there whoever comes first
         os.setpgid(child, child)
     end = time.monotonic() + (600 if after is None else after)
     while time.monotonic() < end:
@@ -365,22 +367,26 @@ def main():
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     counts = {name: getattr(args, name) for name in COUNTS}
-    rows = run(counts, args.seed)
+    rows = run(counts, args.seed, lambda rows: write(args.out, counts, args.seed, rows))
+    bad = write(args.out, counts, args.seed, rows)
+    print(f"{sum(r['kills'] for r in rows)} kills, {bad} faults")
+    sys.exit(1 if bad else 0)
+
+
+def write(out: Path, counts: dict, seed: int, rows: list[dict]) -> int:
+    "Write the results so far; return the number of faults"
     from locrl.files import write_atomic
 
     total = sum(r["kills"] for r in rows)
     bad = sum(len(r[k]) for r in rows for k in ("lost", "leftovers", "different", "failed"))
     options = " ".join(f"--{name} {count}" for name, count in counts.items())
-    content = dict(
-        command=f"python benchmarks/kill.py {options} --seed {args.seed}", kills=total, faults=bad, jobs=rows
-    )
-    write_atomic(args.out, json.dumps(content, indent=1) + "\n")
-    print(f"{total} kills, {bad} faults")
-    sys.exit(1 if bad else 0)
+    content = dict(command=f"python benchmarks/kill.py {options} --seed {seed}", kills=total, faults=bad, jobs=rows)
+    write_atomic(out, json.dumps(content, indent=1) + "\n")
+    return bad
 
 
-def run(counts: dict, seed: int = 0) -> list[dict]:
-    "Kill each job so many times; a row for each"
+def run(counts: dict, seed: int = 0, tell=lambda rows: None) -> list[dict]:
+    "Kill each job so many times; a row for each. `tell` gets the rows after each job."
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
@@ -398,6 +404,7 @@ def run(counts: dict, seed: int = 0) -> list[dict]:
                 rows.append(put_to_the_test(name, job, counts[name], place, random.Random(f"{seed} {name}")))
             finally:
                 getattr(job, "close", lambda: None)()
+            tell(rows)
             row = rows[-1]
             faults = {k: len(row[k]) for k in ("lost", "leftovers", "different", "failed")}
             print(f"{name:9} {row['kills']:4} kills in {row['jobs']:3} jobs, {faults}", flush=True)

@@ -703,3 +703,6 @@ def test_annotations_and_truth_are_themselves(folder):
     voc = folder.voc()
     truth, first = voc.ground_truth(), voc.annotation(0)
     assert truth == voc.ground_truth() and truth in {truth} and first in {first} and first != voc.annotation(1)
+    for held in (truth, first):
+        with pytest.raises(AttributeError):  # what is shared is not changed
+            held.difficult = None

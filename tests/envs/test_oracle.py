@@ -277,7 +277,7 @@ def test_patience_is_counted_in_moves(gap):
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 9))
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 300))
 def test_the_lowest_are_the_lowest(seed, k, m):
     cost = np.random.default_rng(seed).permutation(3 * m).reshape(3, m).astype(float)
     picked = _lowest(cost, k)
