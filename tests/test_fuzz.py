@@ -1,5 +1,6 @@
 """Files damaged at random: readers take or refuse them with the documented error (long form: benchmarks/fuzz.py)."""
 
+import importlib.util
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ import fuzz  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
 NAMES = ("annotation", "list", "text", "json", "arrays", "tensors", "picture", "config", "store", "shard", "features")
+if importlib.util.find_spec("locrl.checkpoints"):
+    NAMES += ("checkpoint", "manifest")
 FAULTY = {}  # reader -> why it may fail until its owner has mended it
 
 
