@@ -107,6 +107,15 @@ def test_what_the_policy_is_made_of():
     # five regions (the box and 2 x 2) of 3 channels become 4 each, beside the history of 100
     assert sizes == [(3, 4), (5 * 4 + 100, 16), (16, 8), (8, 10)]
     assert net.iou_head.in_features == 8 and not any(isinstance(m, nn.Dropout) for m in net.modules())
+    assert net.iou_head.out_features == 1 and IoULoss(targets()).band == (0.5, 0.85)
+    kwargs = policy_kwargs(3, SEES)
+    for name in ("region_width", "dropout", "judges"):
+        kwargs.pop(name)
+    env = LocalizationVecEnv(Search(targets(), 2))
+    default = RegionPolicy(env.observation_space, env.action_space, lambda _: 0.0, **kwargs).q_net
+    shared = next(m.shared for m in default.modules() if hasattr(m, "shared"))
+    assert shared.out_features == 64 and default.judges is True
+    assert not any(isinstance(m, nn.Dropout) for m in default.modules())
     plain = policy(region_width=0, dropout=0.3).q_net
     sizes = [(m.in_features, m.out_features) for m in plain.q_net.modules() if isinstance(m, nn.Linear)]
     assert sizes == [(5 * 3 + 100, 16), (16, 8), (8, 10)]
