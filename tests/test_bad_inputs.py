@@ -30,7 +30,7 @@ from mosaic import Mosaic
 
 TABLE = Path(__file__).with_name("bad_inputs.md")
 SLOW = 1  # factor of the time limit
-EXITS = (1, 2)  # of a command that a user can mend; see test_the_exit_code_is_two
+EXIT = 2  # of a command that a user can mend
 MANIFEST = importlib.util.find_spec("locrl.checkpoints")  # runs have one
 DONE = set()  # items of issue 17 that the owners have mended
 FLAGS = "<difficult>0</difficult><truncated>0</truncated>"
@@ -346,20 +346,12 @@ def test_command(row, box, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main()
     said = capsys.readouterr().err
-    assert caught.value.code in EXITS, said
+    assert caught.value.code == EXIT, said
     assert "Traceback" not in said
     lines = [line for line in said.strip().splitlines() if line.strip()]
     assert len(lines) == 1 or said.startswith("Usage:"), said
     check(row, said)
     assert outside_of(box) == before
-
-
-@pytest.mark.xfail(strict=True, reason="item 14: the exit code is 1; then EXITS is 2 alone")
-def test_the_exit_code_is_two(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["locrl", "train", "demmo"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2, capsys.readouterr().err
 
 
 def test_the_table_is_long_and_every_row_is_another():
