@@ -39,7 +39,6 @@ def photos():
     return [data.image(i) for i in range(len(data))]
 
 
-@pytest.mark.xfail(strict=True, reason="item 9: state is patched on the shared network")
 def test_eight_threads_on_one_localizer(localizer, photos):
     "`locate`, `locate_all` and `locate_stream` of one object, called from eight threads at the same moments"
 
