@@ -108,7 +108,7 @@ def _categories(content, problems):
     ordered = [names[id] for id in sorted(names)]
     if len(set(ordered)) < len(ordered):
         problems.note(
-            "{n} categories have the name of another and are one class with it", len(ordered) - len(set(ordered))
+            "categories with the name of another, which are one class with it", len(ordered) - len(set(ordered))
         )
     return names, list(dict.fromkeys(ordered))
 
@@ -130,7 +130,7 @@ def _images(content, file, root, problems):
         if image["id"] in by_id and by_id[image["id"]] is not by_path.get(path):
             problems.error(path, f"{where}: the id is also that of another picture")
         if path in by_path:
-            problems.note("{n} pictures are listed again under the same name; their objects are joined")
+            problems.note("pictures listed again under the same name, whose objects are joined")
         size = image.get("width"), image.get("height")
         stated = size if all(type(side) in (int, float) and side > 0 for side in size) else None
         by_id[image["id"]] = by_path.setdefault(
@@ -159,7 +159,7 @@ def _add_object(entry, annotation, names, problems):
         raise ValueError(f"no category has the id {annotation.get('category_id')!r}")
     box = annotation_box(annotation)
     if box is None:
-        problems.note("{n} objects without a box, or with one without area, are left out; their pictures stay")
+        problems.note("objects without a box or with one without area, left out while their pictures stay")
         return
     x, y, width, height = box
     crowd = annotation.get("iscrowd", 0)

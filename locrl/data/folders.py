@@ -110,7 +110,7 @@ def voc_folder(
         problems.errors = {key: e for key, e in problems.errors.items() if key in kept or key.endswith(".xml")}
     bare = sum(not entry.labels for entry in entries)
     if bare:
-        problems.note("{n} pictures have no XML file and count as pictures without objects", bare)
+        problems.note("pictures without an XML file, which count as pictures without objects", bare)
     return finish(name, entries, names, classes, problems, leave_out, declared=False)
 
 
@@ -120,7 +120,7 @@ def _of_split(entries, root, split, problems):
     if listed is not None:
         keys = {_xml_key(Path(name)) for name in listed}
         if len(keys) < len(listed):
-            problems.note("{n} lines of the list name a picture again, which counts once", len(listed) - len(keys))
+            problems.note("lines of the list that name a picture again, which counts once", len(listed) - len(keys))
         chosen = [entry for entry in entries if _xml_key(entry.path.relative_to(root)) in keys]
         absent = keys - {_xml_key(entry.path.relative_to(root)) for entry in chosen}
         for key in sorted(absent):
@@ -148,6 +148,6 @@ def plain_folder(
     if not root.is_dir() or split is not None:
         raise DataError(f"folder:{rest}: write folder:FOLDER, a folder of pictures")
     problems = Problems()
-    problems.note("pictures without labels: to search in, not to learn from")
+    problems.note("pictures without labels, to search in and not to learn from", 0)
     entries = [Entry(path) for path in pictures_below(root)]
     return finish(root.absolute().name, entries, tuple(classes or ()), None, problems, leave_out)

@@ -176,7 +176,7 @@ def from_rows(
         read.append((k, size, boxes, texts, [bool(flag) for flag in crowd or [0] * len(boxes)]))
     if form is None:
         form = guessed_form([boxes for _, _, boxes, *_ in read], [size for _, size, *_ in read])
-        problems.note(f"boxes are read as {form}, which fits {'all of them' if read else 'none'}")
+        problems.note(f"boxes are read as {form}, which fits {'all of them' if read else 'none'}", 0)
     kept, found = [], []
     for k, size, boxes, texts, crowd in read:
         objects = []
@@ -185,7 +185,7 @@ def from_rows(
             if whole is None or whole[2] < whole[0] or whole[3] < whole[1]:
                 problems.error(k, f"{name}, row {k}: the {text}'s box {box} leaves the {size[0]} x {size[1]} picture")
             elif whole[0] == whole[2] or whole[1] == whole[3]:
-                problems.note("{n} boxes without area are left out; their pictures stay")
+                problems.note("boxes without area, left out while their pictures stay")
             else:
                 objects.append((text, whole, difficult, False))
         if str(k) not in problems.errors:

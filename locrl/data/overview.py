@@ -45,8 +45,8 @@ def overview(
     sizes = np.array([data.size(i) for i in range(len(data))])
     negatives = len(data) - len(np.unique(truth.image))
     lines = [
-        f"{data.name}: {len(data):,} pictures, {negatives:,} of them without objects; "
-        f"{len(truth):,} objects, {len(data.classes):,} classes",
+        f"{data.name}: pictures {len(data):,}, of them without objects {negatives:,}; "
+        f"objects {len(truth):,}; classes {len(data.classes):,}",
         f"sizes of pictures: {' x '.join(map(str, sizes.min(0)))} to {' x '.join(map(str, sizes.max(0)))} pixels",
     ]
     if data.classes:
@@ -54,7 +54,7 @@ def overview(
     lines += [f"note: {note}" for note in getattr(data, "notes", ())]
     out = getattr(data, "left_out", ())
     if left_out and out:
-        lines += [f"left out, {len(out):,} pictures or entries:", *(f"  {message}" for message in out)]
+        lines += [f"left out: {len(out):,}", *(f"  {message}" for message in out)]
     return "\n".join(lines)
 
 # %% ../../nbs/data/10_overview.ipynb #5e068d7f

@@ -180,7 +180,7 @@ def _pictures(sources, folder, problems):
                     problems.error(f"{source}, line {number}", f"{source}, line {number}: {e}")
     again = len(found) - len(set(found))
     if again:
-        problems.note("{n} pictures are listed again, which counts once", again)
+        problems.note("pictures listed again, which count once", again)
     return list(dict.fromkeys(found))
 
 
@@ -189,7 +189,7 @@ def _entry(picture, names, keypoints, problems):
     file = label_file(picture)
     entry = Entry(picture, labels=str(file), snap=True)
     if not file.is_file():
-        problems.note("{n} pictures have no label file and count as pictures without objects")
+        problems.note("pictures without a label file, which count as pictures without objects")
         return entry
     try:
         lines = read_text(file, DataError).splitlines()
@@ -205,7 +205,7 @@ def _entry(picture, names, keypoints, problems):
             problems.error(picture, f"{file}, line {number}: {e}")
             continue
         if len(line.split()) > 5 and not keypoints:
-            problems.note("{n} polygons are read as the boxes around them")
+            problems.note("polygons read as the boxes around them")
         entry.objects.append((names[label], box, False, False))
     return entry
 
@@ -225,7 +225,7 @@ def yolo_folder(
     problems = Problems()
     for name, n in Counter(names).items():
         if n > 1:
-            problems.note(f"{{n}} classes are called {name!r} and are one", n)
+            problems.note(f"classes called {name!r}, which are one", n)
     sources = [folder] if split is None else _sources(content, folder, file, split)
     pictures = _pictures([folder] if sources is None else sources, folder, problems)
     if sources is None and split is not None:

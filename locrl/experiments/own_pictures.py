@@ -54,16 +54,16 @@ def _notes(data, specs, without):
         notes.append(f"not learnt, since no training picture holds one: {', '.join(without)}")
     for split, each in data.items():
         if getattr(each, "left_out", ()) and list(specs).index(split) == list(specs.values()).index(specs[split]):
-            notes.append(f"{specs[split]}: {len(each.left_out):,} pictures or entries are left out as damaged")
+            notes.append(f"left out as damaged or mislabelled in {specs[split]}: {len(each.left_out):,}")
     for split in ("select", "report"):
         if split == "report" and specs["report"] == specs["select"]:
             notes.append("the report is on the pictures the best policy is selected on; give others with --report")
         elif type(data["train"]) is type(data[split]) is Labelled:
             both = shared_pictures(data["train"], data[split])
             if both:
-                few = f"e.g. {both[0][0]} and {both[0][1]}"
+                few = f"{len(both):,}, e.g. {both[0][0]} and {both[0][1]}"
                 notes.append(
-                    f"{len(both):,} pictures to {split} on are training pictures too ({few}): scores will flatter"
+                    f"pictures to {split} on that are training pictures too, so that scores will flatter: {few}"
                 )
     return tuple(notes)
 

@@ -97,7 +97,7 @@ def test_plan_names_classes_that_cannot_be_learnt(pets, tmp_path):
     made = plan(f"coco:{pets}/more.json", f"coco:{pets}/train.json")
     assert made.config.data.classes == CLASSES
     assert "not learnt, since no training picture holds one: bird" in made.notes
-    assert any("16 pictures to select on are training pictures too" in note for note in made.notes)
+    assert any("training pictures too, so that scores will flatter: 16, e.g." in note for note in made.notes)
     Image.new("RGB", (32, 24)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="holds no object to learn from"):
         plan(f"folder:{tmp_path}", f"folder:{tmp_path}")
@@ -129,7 +129,7 @@ def test_data_command_tells_and_draws(pets, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "data", f"yolo:{pets}/data.yaml:train", "--out", tmp_path / "sheet.png") == 0
     said = capsys.readouterr().out
     objects = len(load_pictures(f"yolo:{pets}:train").ground_truth())
-    assert "pets train: 16 pictures" in said and f"{objects} objects, 2 classes" in said and "| cat |" in said
+    assert "pets train: pictures 16," in said and f"objects {objects}; classes 2" in said and "| cat |" in said
     assert Image.open(tmp_path / "sheet.png").width > 1000
 
 
@@ -152,7 +152,7 @@ def test_train_on_own_pictures(pets, tmp_path, monkeypatch, capsys):
     for words in (
         "select: 8 pictures",
         "classes: cat, dog",
-        "1 pictures or entries are left out",
+        "left out as damaged or mislabelled in undamaged:",
         "320 transitions, about",
         "hit rate",
     ):
