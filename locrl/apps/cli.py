@@ -260,7 +260,7 @@ def show_data(
     out: Annotated[Path, typer.Option(help="File to write: a sheet of pictures with their boxes.")] = Path("data.png"),
     pictures: Annotated[int, typer.Option(min=1, help="How many pictures the sheet shows.")] = 20,
 ):
-    """Tell what a data set holds, and draw some of its pictures with their boxes: a look shows whether it was read rightly.
+    """Tell what a data set holds, and draw some of its pictures with their boxes, to see whether it was read rightly.
 
     Every picture is opened; what is damaged or wrongly labelled is listed. Example: `locrl data voc:kangaroos:train`
     """
@@ -341,7 +341,7 @@ def train(
         raise ConfigError("--data takes its configuration from the pictures: give --select too, and no configuration")
     if fields := context.meta["fields"]:
         raise ConfigError(f"--{next(iter(fields))} cannot be set with --data, which chooses the configuration itself")
-    planned = _planned(data, select, report, name, steps, leave_out_damaged, device)
+    planned = _planned(data, select, report, name, steps, leave_out_damaged, seed, root, device)
     out = out or Path("runs") / planned.config.name
     _train_and_show(planned.config, seed, root, out, device, minutes)
 
@@ -751,12 +751,14 @@ def pack(
             print(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in packed.about["measured"][name].items()))
 
 # %% ../../nbs/apps/05_cli.ipynb #f0a71d22
-def _planned(data, select, report, name, steps, leave_out, device):
+def _planned(data, select, report, name, steps, leave_out, seed, root, device):
     "Open every picture, choose a configuration, and print what the run will be and take"
+    from locrl.experiments.config import check_run
     from locrl.experiments.own_pictures import estimate, plan
 
     planned = plan(data, select, report, name, steps, leave_out)
     config = planned.config
+    check_run(config, seed, root, device)
     for split in ("train", "select", "report"):
         held = planned.data[split]
         print(f"{split}: {len(held):,} pictures, {len(held.ground_truth()):,} objects ({getattr(config.data, split)})")

@@ -142,7 +142,7 @@ def test_train_on_own_pictures(pets, tmp_path, monkeypatch, capsys):
     damaged.write_bytes(whole[: len(whole) // 2])
     args = ["train", "--data", f"yolo:{pets}:train", "--select", f"yolo:{pets}:val", "--steps", 320, "--root", tmp_path]
     try:
-        assert command(monkeypatch, *args) == 1
+        assert command(monkeypatch, *args) == 2
         said = capsys.readouterr().err
         assert "a.jpg" in said and "--leave-out-damaged" in said and len(said.strip().splitlines()) == 1
         assert command(monkeypatch, *args, "--leave-out-damaged", "--name", "own") == 0
@@ -174,6 +174,6 @@ def test_train_on_own_pictures(pets, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_one_line(args, words, monkeypatch, capsys):
-    assert command(monkeypatch, *args) == 1
+    assert command(monkeypatch, *args) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.strip().splitlines()) == 1
