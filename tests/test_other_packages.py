@@ -58,6 +58,10 @@ PUBLIC = {
     "_exit": "os._exit is documented",
     "_make": "namedtuple._make is documented",
     "_other": "the key of a table of ours",
+    **dict.fromkeys(
+        ["_codecs", "_reconstruct", "_rebuild_tensor_v2"],
+        "what pickles of old runs call; `convert` allows these and no others",
+    ),
 }
 MODULES = sorted(path for path in (ROOT / "locrl").rglob("*.py") if not path.name.startswith("_"))
 

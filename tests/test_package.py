@@ -18,7 +18,8 @@ from conftest import ROOT
 HEAVY = {"torchvision", "open_clip", "timm", "matplotlib", "stable_baselines3", "tensorboard", "ipywidgets"}
 # from the lowest floor to the highest
 WINGS = ("data", "vision", "envs", "agents", "evaluation", "experiments", "apps")
-BESIDE = {"files": set(), "figures": {"data.boxes", "files"}}  # rooms that every floor may use, and what they may use
+# rooms that every floor may use, and what they may use
+BESIDE = {"files": set(), "checkpoints": {"files"}, "figures": {"data.boxes", "files"}}
 # Stable-Baselines3 writes its event files with tensorboard, tqdm draws its bars in notebooks with ipywidgets, and
 # open_clip imports torchvision
 # and pycocotools scores what `coco_results` writes

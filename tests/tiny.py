@@ -1,5 +1,7 @@
 """The small configurations that several test files train."""
 
+import json
+
 from locrl.experiments.config import Config
 
 TINY = Config().replace(
@@ -42,6 +44,25 @@ TINIEST = Config().replace(
         "learning.target_update_interval": 80,
     }
 )
+
+
+def amend(run, **checkpoints):
+    "Write other content into checkpoints of a run, as a run that had it"
+    from locrl.checkpoints import RunFolder, pack_tree
+
+    RunFolder(run).commit({role: pack_tree(tree) for role, tree in checkpoints.items()})
+
+
+def rewrite(run, change):
+    "Change what `config.json` and the last checkpoint say of a run, as a run that was made so"
+    from locrl.checkpoints import RunFolder, pack_tree
+    from locrl.experiments.train import load_checkpoint
+
+    about, state = json.loads((run / "config.json").read_text()), load_checkpoint(run)
+    change(about)
+    if "about" in state:
+        change(state["about"])
+    RunFolder(run).commit({"config.json": json.dumps(about).encode(), "last": pack_tree(state)})
 
 
 def no_film(episode, n):

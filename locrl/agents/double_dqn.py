@@ -11,13 +11,28 @@ __all__ = ['TrunkQNetwork', 'TrunkPolicy', 'DoubleDQN']
 """`DoubleDQN`: Stable-Baselines3's `DQN` with Double Q-learning, guided exploration and further loss terms."""
 
 # %% ../../nbs/agents/00_double_dqn.ipynb #ffd83363
+import dataclasses
+import json
+import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.save_util import data_to_json, json_to_data
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+
+from ..checkpoints import RunError, is_pickle, pack_tree, unpack_tree
+from ..files import write_atomic
 
 # %% ../../nbs/agents/00_double_dqn.ipynb #0706f471
 class TrunkQNetwork(QNetwork):
@@ -62,8 +77,9 @@ class TrunkPolicy(DQNPolicy):
 
 # %% ../../nbs/agents/00_double_dqn.ipynb #4622d116
 class DoubleDQN(DQN):
-    """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo &
-    Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently. Takes all arguments of `DQN`, and:"""
+    """Double DQN with SB3's interface. Source: van Hasselt, Guez & Silver 2016, eq. 4; guided exploration from Caicedo
+    & Lazebnik 2015, section 3.3. Raises `ValueError` when agent and replay buffer discount differently, or for a policy
+    without trunk and head. Takes all arguments of `DQN`, and:"""
 
     def __init__(
         self,
@@ -72,27 +88,57 @@ class DoubleDQN(DQN):
         *args,
         double: bool = True,  # select the next action with the online network; False is plain DQN
         guide: str
-        | None = None,  # name of an environment method that gives what is worth exploring: (n_envs, n_actions) bool, or weights
-        terms: tuple[
-            Callable, ...
-        ] = (),  # loss terms: `term(model, batch, q, trunk) -> (loss, {name: value})`; a value `priority` (B,) is not logged but adds to the priorities
+        | None = None,  # method of the training environments that returns weights of actions, (n_envs, n_actions)
+        terms: tuple[Callable, ...] = (),  # loss terms, see below
         **kwargs,  # for `DQN`
     ):
+        """A term is called as `term(model, batch, q, trunk)` and returns a loss and a dictionary for the log. A value
+        `priority` (B,) in that dictionary is added to the priorities instead of logged."""
         self.double = double
         self.guide = guide
         self.terms = tuple(terms)
-        super().__init__(TrunkPolicy if policy == "MlpPolicy" else policy, env, *args, **kwargs)
+        policy = TrunkPolicy if policy == "MlpPolicy" else policy
+        if not (isinstance(policy, type) and issubclass(policy, TrunkPolicy)):
+            raise ValueError(
+                f"DoubleDQN(policy={getattr(policy, '__name__', policy)!r}): needs a policy with trunk and head: "
+                "'MlpPolicy' or a subclass of TrunkPolicy; for pictures, give TrunkPolicy and "
+                "policy_kwargs=dict(features_extractor_class=NatureCNN)"
+            )
+        super().__init__(policy, env, *args, **kwargs)
+
+    def _setup_model(self):
+        "Build networks and replay buffer; raises `ValueError` where they do not fit together"
+        if isinstance(self.observation_space, gym.spaces.Dict):
+            raise ValueError("DoubleDQN takes no Dict observations: wrap the environment in FlattenObservation")
+        super()._setup_model()
+        self._demand_one_gamma()
+
+    def _demand_one_gamma(self):
+        "Raise `ValueError` when agent and replay buffer discount differently"
         discount = getattr(self.replay_buffer, "gamma", self.gamma)
         if discount != self.gamma:
             raise ValueError(
-                f"gamma={self.gamma}, but the replay buffer discounts by {discount}: give both the same, replay_buffer_kwargs=dict(gamma=...)"
+                f"gamma={self.gamma}, but the replay buffer discounts by {discount}: "
+                "give both the same, replay_buffer_kwargs=dict(gamma=...)"
             )
+
+    def _setup_learn(self, total_timesteps, callback=None, reset_num_timesteps=True, *args, **kwargs):
+        "Begin a call of `learn`; where the environments start anew, mark the seam in the replay buffer"
+        if reset_num_timesteps or self._last_obs is None:
+            _mark_seam(self.replay_buffer)
+        silent = not (self._custom_logger or self.verbose or self.tensorboard_log)
+        if silent:  # SB3 would make a folder for a log that nobody asked for
+            self.set_logger(Logger(None, []))
+        try:
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        finally:
+            self._custom_logger = self._custom_logger and not silent
 
     def targets(
         self,
         batch,  # replay samples: next_observations, rewards, dones, discounts
     ) -> torch.Tensor:  # (B, 1)
-        "What Q(s, a) should be: r + discount * Q_target(s', argmax Q_online(s', .)), without the future where s' is terminal"
+        "Return r + discount * Q_target(s', argmax Q_online(s', .)), without the future where s' is terminal"
         discounts = self.gamma if batch.discounts is None else batch.discounts
         with torch.no_grad():
             features = self.q_net.look(batch.next_observations)
@@ -105,6 +151,7 @@ class DoubleDQN(DQN):
 
     def train(self, gradient_steps: int, batch_size: int = 100):
         "Update the Q-network `gradient_steps` times on batches of `batch_size` transitions"
+        self._demand_one_gamma()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         buffer, logs = self.replay_buffer, []
@@ -132,34 +179,375 @@ class DoubleDQN(DQN):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in logs[0] if logs else ():
-            self.logger.record_mean(f"train/{name}", torch.stack([l[name] for l in logs]).mean().item())
+            self.logger.record_mean(f"train/{name}", torch.stack([each[name] for each in logs]).mean().item())
 
     def predict(self, observation, state=None, episode_start=None, deterministic=False):
-        "The greedy action, or while exploring, with probability `exploration_rate` for each environment on its own, a random one"
+        """Return the greedy action, or while exploring, with probability `exploration_rate` for each environment on its
+        own, a random one. The guide is not asked: it knows the training environments, not where these are from."""
         action, state = self.policy.predict(observation, state, episode_start, deterministic=True)
-        if deterministic or self.exploration_rate <= 0:
-            return action, state
-        explore = np.random.random(action.shape) < self.exploration_rate
-        return np.where(explore, self._explore(action.shape), action), state
+        return action if deterministic else self._explored(action, guided=False), state
 
-    def _explore(self, shape):
-        "Random actions; with a guide, in proportion to the weights it gives (all alike where it gives none)"
+    def _explored(self, action, guided):
+        "Replace some greedy actions by explored ones"
+        if self.exploration_rate <= 0:
+            return action
+        explore = np.random.random(action.shape) < self.exploration_rate
+        return np.where(explore, self._explore(action.shape, guided), action)
+
+    def _explore(self, shape, guided=True):
+        "Return random actions; with a guide, in proportion to its weights (all alike where it gives none)"
         n = int(self.action_space.n)
-        if self.guide is None:
+        if self.guide is None or not guided:
             return np.random.randint(0, n, shape)
         weights = np.asarray(self.env.env_method(self.guide, indices=0)[0], np.float64)
+        if weights.shape != (*shape, n):
+            raise ValueError(
+                f"guide={self.guide!r}: the method must return the weights of all environments together, "
+                f"{(*shape, n)}, but returned {weights.shape}"
+            )
         weights = np.where(weights.any(1, keepdims=True), weights, 1)
         with np.errstate(divide="ignore"):  # u**(1/w) is largest with probability w/sum (Efraimidis & Spirakis 2006)
             return (np.random.random(weights.shape) ** (1 / weights)).argmax(1).reshape(shape)
 
     def _sample_action(self, learning_starts, action_noise=None, n_envs=1):
-        "What to do next and what to store, which is the same; SB3 calls it for every step of the environments"
+        "Return what to do next and what to store, which is the same; SB3 calls it for every step of the environments"
         if self.num_timesteps >= learning_starts:
-            actions, _ = self.predict(self._last_obs)
+            greedy, _ = self.predict(self._last_obs, deterministic=True)
+            actions = self._explored(greedy, guided=True)
         else:
             actions = self._explore((n_envs,))
         return actions, actions
 
-    def _excluded_save_params(self):
-        "Loss terms are functions, and given again on loading"
-        return [*super()._excluded_save_params(), "terms"]
+# %% ../../nbs/agents/00_double_dqn.ipynb #0d982d2b
+_ARGUMENTS = (
+    "learning_rate",
+    "buffer_size",
+    "learning_starts",
+    "batch_size",
+    "tau",
+    "gamma",
+    "train_freq",
+    "gradient_steps",
+    "replay_buffer_class",
+    "replay_buffer_kwargs",
+    "optimize_memory_usage",
+    "n_steps",
+    "target_update_interval",
+    "exploration_fraction",
+    "exploration_initial_eps",
+    "exploration_final_eps",
+    "max_grad_norm",
+    "tensorboard_log",
+    "policy_kwargs",
+    "verbose",
+    "seed",
+    "double",
+    "guide",
+)
+_COUNTED = (
+    "num_timesteps",
+    "n_envs",
+    "exploration_rate",
+    "_n_calls",
+    "_n_updates",
+    "_episode_num",
+    "_current_progress_remaining",
+)
+_BASES = (TrunkPolicy, BaseFeaturesExtractor, ReplayBuffer, torch.optim.Optimizer)
+
+
+def _name_of(kind):
+    "Return module and name of a class that `_class_of` finds again. Raises `TypeError` for any other."
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    try:
+        if _class_of(name) is kind:
+            return name
+    except RunError:
+        pass
+    raise TypeError(f"{kind} cannot be saved by its name")
+
+
+def _class_of(name):
+    "Return the class of a name, from modules that are imported already. Raises `RunError` for what may not be named."
+    module, _, path = name.partition(":")
+    kind = sys.modules.get(module)
+    for part in path.split("."):
+        kind = getattr(kind, part, None)
+    layer = module.startswith("torch.nn.modules.") and isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+    settings = module.startswith("locrl.") and isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    if not (layer or settings or isinstance(kind, type) and issubclass(kind, _BASES)):
+        raise RunError(
+            f"the class {path} of {module} is not known here: import {module} before loading, if it is a policy, "
+            "a features extractor, a replay buffer or an optimiser"
+        )
+    return kind
+
+
+def _plain(value):
+    "Return `value` as a tree for `pack_tree`. Raises `TypeError` for what has no such form."
+    if isinstance(value, type):
+        return {"class": _name_of(value)}
+    if isinstance(value, gym.spaces.Space):
+        return {"space": type(value).__name__, "with": _plain_space(value)}
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"made": _name_of(type(value)), "with": fields}
+    if isinstance(value, dict):
+        return {"items": [[_plain(key), _plain(item)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    pack_tree(value)
+    return value
+
+
+def _plain_space(space):
+    "Return the arguments that make a space. Raises `TypeError` for one that is not of numbers."
+    if isinstance(space, gym.spaces.Box):
+        return dict(low=space.low, high=space.high, dtype=space.dtype.name)
+    if isinstance(space, gym.spaces.Discrete):
+        return dict(n=int(space.n), start=int(space.start))
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return dict(nvec=space.nvec, dtype=space.dtype.name)
+    if isinstance(space, gym.spaces.MultiBinary):
+        return dict(n=space.n if isinstance(space.n, int) else tuple(map(int, space.n)))
+    raise TypeError(f"{space} has no form in numbers")
+
+
+def _built(value):
+    "Return what `_plain` was given. Raises `RunError` for classes that may not be named."
+    if isinstance(value, (list, tuple)):
+        return type(value)(_built(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "class" in value:
+        return _class_of(value["class"])
+    if "space" in value:
+        kinds = {kind.__name__: kind for kind in (gym.spaces.Box, gym.spaces.Discrete)}
+        kinds |= {kind.__name__: kind for kind in (gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)}
+        return kinds[value["space"]](**value["with"])
+    if "made" in value:
+        kind = _class_of(value["made"])
+        if not dataclasses.is_dataclass(kind):
+            raise RunError(f"{value['made']} is no dataclass")
+        return kind(**{name: _built(item) for name, item in value["with"].items()})
+    return {_built(key): _built(item) for key, item in value["items"]}
+
+
+def _field(name, value):
+    "Return a field of a saved agent: plain where possible, else pickled, which `load` refuses"
+    try:
+        return {"plain": _plain(value)}
+    except TypeError:
+        return {"pickled": json.loads(data_to_json({name: value}))[name]}
+
+
+def _value(name, field, where, trusted):
+    "Return the value of a field. Raises `RunError` for a pickled one, unless it is trusted."
+    if "plain" in field:
+        return _built(field["plain"])
+    if not trusted:
+        raise RunError(
+            f"{where}: the field {name} is a pickle, which may run code when it is read: give the value again, "
+            f"load(path, {name}=...), or pass trusted=True if you made the file"
+        )
+    return json_to_data(json.dumps({name: field["pickled"]}))[name]
+
+
+def _write(path, content):
+    "Write to a path, `.safetensors` where it has no ending, or to an open file"
+    if hasattr(path, "write"):
+        path.write(content)
+    else:
+        path = Path(path)
+        write_atomic(path if path.suffix else path.with_name(f"{path.name}.safetensors"), content)
+
+
+def _read(path):
+    "Return content and name of a file, whose ending may be left out. Raises `FileNotFoundError`."
+    if hasattr(path, "read"):
+        return path.read(), getattr(path, "name", "the file")
+    for ending in ("", ".safetensors", ".zip", ".pkl"):
+        file = Path(f"{path}{ending}")
+        if file.is_file():
+            return file.read_bytes(), file
+    raise FileNotFoundError(f"there is no file {path}, nor {path}.safetensors")
+
+
+def _tree_of(path, kind):
+    "Read a file of this page. Raises `RunError` for one that is pickled, damaged or of another kind."
+    blob, where = _read(path)
+    if is_pickle(blob):
+        raise RunError(
+            f"{where} is a pickle, as Stable-Baselines3 saves it, which may run code when it is read: "
+            "if you trust who made it, load it once with trusted=True and save it again"
+        )
+    tree = unpack_tree(blob, where)
+    if not isinstance(tree, dict) or tree.get("kind") != kind:
+        raise RunError(f"{where} is no saved {kind}")
+    return tree, where
+
+
+def _is_pickle(path):
+    "Whether a file is a pickle, or SB3's archive of pickles"
+    blob, _ = _read(path)
+    if hasattr(path, "seek"):
+        path.seek(0)
+    return is_pickle(blob)
+
+# %% ../../nbs/agents/00_double_dqn.ipynb #0d982d2c
+@patch
+def save(
+    self: DoubleDQN,
+    path,  # file to write; `.safetensors` is added where it has no ending
+    exclude=None,  # names of arguments that are not to be saved
+    include=None,  # there for SB3's signature: everything that can be saved is
+):
+    "Write weights, optimiser, counters and arguments, without loss terms. Raises `OSError`."
+    if include:
+        raise ValueError(f"save(include={include!r}): nothing further can be saved; give it again on loading")
+    freq = self.train_freq
+    values = {name: getattr(self, name) for name in _ARGUMENTS}
+    values |= dict(train_freq=(freq.frequency, freq.unit.value)) if hasattr(freq, "unit") else {}
+    values |= dict(policy_class=self.policy_class)
+    values |= dict(observation_space=self.observation_space, action_space=self.action_space)
+    tree = dict(
+        kind="agent",
+        fields={name: _field(name, value) for name, value in values.items() if name not in (exclude or ())},
+        counted={name: getattr(self, name) for name in _COUNTED},
+        parameters=self.get_parameters(),
+    )
+    _write(path, pack_tree(tree))
+
+
+@patch(cls_method=True)
+def load(
+    cls: DoubleDQN,
+    path,  # what `save` wrote
+    env=None,  # to go on learning in; not needed to predict
+    device="auto",  # torch device
+    custom_objects=None,  # values by name, used instead of the saved ones
+    print_system_info=False,  # there for SB3's signature
+    force_reset=True,  # there for SB3's signature: the environments always start anew
+    trusted: bool = False,  # read pickled fields, and archives of SB3; only of files you or somebody you trust made
+    **kwargs,  # arguments to change, such as `gamma`
+) -> "DoubleDQN":
+    "Return a saved agent. Raises `RunError` for files with pickles, damaged ones, and classes that may not be named."
+    if trusted and _is_pickle(path):
+        return super(DoubleDQN, cls).load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+    tree, where = _tree_of(path, "agent")
+    given = dict(custom_objects or {}, **kwargs)
+    try:
+        wanted = [
+            name
+            for name in (*_ARGUMENTS, "policy_class", "observation_space", "action_space")
+            if name in tree["fields"]
+        ]
+        fields = {name: _value(name, tree["fields"][name], where, trusted) for name in wanted if name not in given}
+        parameters = tree["parameters"]
+        counted = {name: tree["counted"][name] for name in _COUNTED}
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        if isinstance(e, RunError):
+            raise
+        raise RunError(f"{where} is damaged ({e})") from None
+    fields |= {name: given.pop(name) for name in list(given) if name in (*_ARGUMENTS, "policy_class")}
+    if "gamma" in kwargs and "replay_buffer_kwargs" not in kwargs and "gamma" in fields["replay_buffer_kwargs"]:
+        fields["replay_buffer_kwargs"] = dict(fields["replay_buffer_kwargs"], gamma=kwargs["gamma"])
+    if env is None:
+        fields["n_envs"] = counted["n_envs"]
+    model = cls(fields.pop("policy_class"), env, device=device, terms=given.pop("terms", ()), _init_setup_model=False)
+    if env is not None:
+        check_for_correct_spaces(model.env, fields["observation_space"], fields["action_space"])
+    vars(model).update(fields)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`n_steps=.* is ignored")  # SB3's, of a buffer that it chose itself
+        model._setup_model()
+    model.set_parameters(parameters, exact_match=True, device=device)
+    vars(model).update({name: value for name, value in counted.items() if name != "n_envs"} | given)
+    return model
+
+
+@patch
+def set_parameters(self: DoubleDQN, load_path_or_dict, exact_match=True, device="auto"):
+    "Load weights and optimiser from a saved agent, or from what `get_parameters` gave. Raises `RunError`."
+    given = load_path_or_dict
+    if not isinstance(given, dict):
+        given = _tree_of(given, "agent")[0]["parameters"]
+    super(DoubleDQN, self).set_parameters(given, exact_match, device)
+
+# %% ../../nbs/agents/00_double_dqn.ipynb #0d982d2d
+def _mark_seam(buffer):
+    "Mark the newest transitions of a replay buffer as cut off there, so that no n-step return crosses to the next ones"
+    if buffer is not None and buffer.size() and hasattr(buffer, "timeouts"):
+        last = (buffer.pos - 1) % buffer.buffer_size
+        buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1 - buffer.dones[last])
+
+
+_KEPT = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def _buffer_state(buffer):
+    "Return what a replay buffer holds. Raises `TypeError` for one of another kind that has no `state`."
+    if hasattr(buffer, "state"):
+        return buffer.state()
+    if type(buffer) not in (ReplayBuffer, NStepReplayBuffer) or buffer.optimize_memory_usage:
+        raise TypeError(f"{type(buffer).__name__} cannot be saved: give it the methods state() and load_state(state)")
+    return {name: getattr(buffer, name)[: buffer.size()] for name in _KEPT} | dict(pos=buffer.pos, full=buffer.full)
+
+
+def _load_buffer_state(buffer, state):
+    "Put a replay buffer where `_buffer_state` found it. Raises `ValueError` for one of another size or shape."
+    if hasattr(buffer, "load_state"):
+        return buffer.load_state(state)
+    n = len(state["rewards"])
+    for name in _KEPT:
+        there, here = state[name].shape[1:], getattr(buffer, name).shape[1:]
+        if there != here or n > buffer.buffer_size or state["full"] != (n == buffer.buffer_size):
+            raise ValueError(
+                f"it holds {n} rows of {name} {there}, this buffer has {buffer.buffer_size} rows of {here}"
+            )
+    for name in _KEPT:
+        getattr(buffer, name)[:n] = state[name]
+    buffer.pos, buffer.full = state["pos"], state["full"]
+
+
+def _returns_of(buffer):
+    "Return what defines the returns of a buffer: discount and length, None where it has none of its own"
+    return dict(gamma=getattr(buffer, "gamma", None), n_steps=getattr(buffer, "n_steps", 1))
+
+
+@patch
+def save_replay_buffer(
+    self: DoubleDQN,
+    path,  # file to write; `.safetensors` is added where it has no ending
+):
+    "Write the transitions of the replay buffer. Raises `TypeError` for a buffer without `state`, `OSError`."
+    tree = dict(kind="replay buffer", returns=_returns_of(self.replay_buffer), state=_buffer_state(self.replay_buffer))
+    _write(path, pack_tree(tree))
+
+
+@patch
+def load_replay_buffer(
+    self: DoubleDQN,
+    path,  # what `save_replay_buffer` wrote
+    truncate_last_traj: bool = True,  # of a pickled buffer, see SB3
+    trusted: bool = False,  # read a pickle of SB3; only of files you or somebody you trust made
+):
+    """Fill the replay buffer with saved transitions. Raises `ValueError` for a buffer of another discount, length of
+    returns, size or shape, `RunError` for a pickled or damaged file."""
+    if trusted and _is_pickle(path):
+        super(DoubleDQN, self).load_replay_buffer(path, truncate_last_traj)
+        return self._demand_one_gamma()
+    tree, where = _tree_of(path, "replay buffer")
+    for name, here in _returns_of(self.replay_buffer).items():
+        there = tree["returns"][name]
+        if there != here:
+            raise ValueError(
+                f"{where} was filled with {name}={there}, this agent has {name}={here}: give both the same"
+            )
+    try:
+        _load_buffer_state(self.replay_buffer, tree["state"])
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise RunError(f"{where} is damaged ({type(e).__name__}: {e})") from None
+    except ValueError as e:
+        raise ValueError(f"{where} does not fit this agent: {e}") from None

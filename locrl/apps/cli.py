@@ -1,4 +1,4 @@
-"""`locrl demo`, `download`, `cache`, `train`, `sweep`, `iterate`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`, `locate`, `pack`
+"""`locrl demo`, `download`, `cache`, `train`, `sweep`, `iterate`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`, `locate`, `pack`, `convert`
 
 Docs: https://locrl.github.io/locrl/apps/cli.html.md"""
 
@@ -7,11 +7,12 @@ Docs: https://locrl.github.io/locrl/apps/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'Steps', 'On', 'Processes', 'Split', 'Confidence', 'Runs',
            'Folder', 'Baselines', 'main', 'configs', 'iterations', 'download', 'cache', 'show_data', 'train', 'sweep',
-           'iterate', 'evaluate', 'diagnose', 'compare', 'transfer', 'show', 'draw', 'locate', 'pack', 'demo']
+           'iterate', 'evaluate', 'diagnose', 'compare', 'transfer', 'show', 'draw', 'locate', 'pack', 'convert',
+           'demo']
 
 # %% ../../nbs/apps/05_cli.ipynb #44a7c9da
 """The command `locrl`: `demo`, `download`, `cache`, `data`, `train`, `sweep`, `iterate`, `evaluate`, `diagnose`,
-`compare`, `transfer`, `show`, `locate`, `pack`, `configs`, `iterations`."""
+`compare`, `transfer`, `show`, `locate`, `pack`, `convert`, `configs`, `iterations`."""
 
 # %% ../../nbs/apps/05_cli.ipynb #1512651f
 import math
@@ -285,7 +286,7 @@ def train(
     minutes: Annotated[
         float | None,
         typer.Option(
-            help="Stop at the first checkpoint after so many minutes; the same command goes on from there.",
+            help="Stop, with a checkpoint, after so many minutes; the same command goes on from there.",
             callback=_positive,
         ),
     ] = None,
@@ -749,6 +750,28 @@ def pack(
     if "measured" in packed.about:
         for name in ("run", "packed"):
             print(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in packed.about["measured"][name].items()))
+
+# %% ../../nbs/apps/05_cli.ipynb #c04f00c1
+@app.command()
+def convert(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that an older locrl saved in pickles.")],
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Unpickle best.pt, last.pt and prototypes.pt. A pickle can run code, so say this only of runs that you or "
+            "somebody you trust made; classes that a run does not need are refused even then.",
+        ),
+    ] = False,
+):
+    """Rewrite runs of an older locrl without pickles, in their folders, once.
+
+    Example: `locrl convert runs/demo/seed-0 --trust`
+    """
+    from locrl.experiments.convert import convert_run
+
+    for run in runs:
+        print(f"converted: {convert_run(run, trust)}")
 
 # %% ../../nbs/apps/05_cli.ipynb #f0a71d22
 def _planned(data, select, report, name, steps, leave_out, seed, root, device):

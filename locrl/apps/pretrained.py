@@ -370,6 +370,7 @@ def pack(
         classes=list(config.data.classes),
         encoder=dict(name=repr(encoder), fingerprint=encoder.fingerprint),
         versions=versions(),
+        made=agent.made,
         command=command,
         results=told,
     )

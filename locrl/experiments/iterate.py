@@ -16,11 +16,12 @@ import re
 from pathlib import Path
 
 from .config import AFTER_TRAINING, Config, ConfigError, difference
+from ..checkpoints import RunFolder, locked, pack_tree, unpack_tree
 from ..files import write_atomic
 from .iterations import ITERATIONS
 from .results import report, save_results
 from .sweep import Trial, run_sweep, trials
-from .train import load_checkpoint, save_checkpoint
+from .train import FILES
 
 # %% ../../nbs/experiments/06_iterate.ipynb #56505ff4
 class SweepError(ValueError):
@@ -33,7 +34,7 @@ def results_file(
     split: str,  # "report" or "select"
     out: Path,  # folder
 ) -> Path:
-    "Where the results of an iteration are written"
+    "Return the file that the results of an iteration are written to"
     return (
         out
         / f"{iteration}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.encoder.name)}{'-select' * (split == 'select')}.json"
@@ -65,21 +66,16 @@ def take_over(
     alike = all(
         line.split(":")[0] in AFTER_TRAINING for line in difference(source.config.to_dict(), trial.config.to_dict())
     )
-    if trial.folder.exists() or not (alike and source.seed == trial.seed and source.finished):
+    begun = "config.json" in (RunFolder(trial.folder).manifest() or {"files": {}})["files"]
+    if begun or not (alike and source.seed == trial.seed and source.finished):
         return False
-    about = json.loads((source.folder / "config.json").read_text()) | dict(
-        config=trial.config.to_dict(), taken_over=source.config.name
-    )
-    write_atomic(trial.folder / "config.json", json.dumps(about, indent=1))
-    for name in ("projection.npz", "prototypes.pt"):
-        if (source.folder / name).exists():
-            write_atomic(trial.folder / name, (source.folder / name).read_bytes())
-    for name in ("best.pt", "last.pt"):
-        state: dict = load_checkpoint(source.folder / name)  # there, as the run is finished
-        save_checkpoint(trial.folder / name, state | dict(about=about) if "about" in state else state)
-    write_atomic(
-        trial.folder / "metrics.jsonl", (source.folder / "metrics.jsonl").read_bytes()
-    )  # last: without it the run is not finished
+    with locked(trial.folder):
+        manifest, files = RunFolder(source.folder).manifest(), RunFolder(source.folder).read(*FILES)
+        changed = dict(config=trial.config.to_dict(), taken_over=source.config.name)
+        about = json.loads(files["config.json"]) | changed
+        state = unpack_tree(files["last"], source.folder)
+        files |= {"config.json": json.dumps(about, indent=1).encode(), "last": pack_tree(state | dict(about=about))}
+        RunFolder(trial.folder).commit(files, step=manifest["step"], made=manifest["made"])
     return True
 
 

@@ -47,7 +47,7 @@ from ..vision.region_pooling import FeatureBank
 from ..evaluation.multi import attended_regions, score_multi
 from ..figures import Episode, table
 from ..evaluation.statistics import interval
-from .train import Agent, versions
+from .train import Agent, provenance, versions
 
 # %% ../../nbs/experiments/04_results.ipynb #e13e80e3
 def bank_digest(
@@ -293,6 +293,7 @@ def report(
         ),
         command=command,
         versions=versions(),
+        provenance=dict(evaluated=provenance(), trained=[a.made for a in agents]),
         seeds=[a.seed for a in agents],
         config=config.to_dict(),
         budget=dict(steps=config.learning.steps, minutes=[_minutes(a.folder) for a in agents]),

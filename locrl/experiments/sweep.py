@@ -38,6 +38,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .config import LOOKS, Config, ConfigError, check_device, config_fields, difference, prepare
+from ..checkpoints import RunFolder
 from ..files import cache_root, check_writable, write_atomic
 from ..vision.feature_store import demand_mounted
 from .iterations import find_config
@@ -83,7 +84,8 @@ class Trial:
         demand_mounted(self.folder)
         if there := _config_of(self.folder):
             _demand_config(self.folder, there, self.config, self.seed)
-        return self.step >= self.config.learning.steps and (self.folder / "best.pt").exists()
+        manifest = RunFolder(self.folder).manifest() or {}
+        return manifest.get("step", 0) >= self.config.learning.steps and "best" in manifest["files"]
 
 # %% ../../nbs/experiments/05_sweep.ipynb #501681d8
 def _word(value):
@@ -237,7 +239,7 @@ def _in_process(trial, threads, device, answer):
         sys.stdout = sys.stderr = open(trial.folder / "log.txt", "a", buffering=1)
         train(trial.config, trial.seed, trial.root, device=device, progress=False)
         if not trial.finished:
-            raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
+            raise ConfigError(f"{trial.folder} was not trained to its end: delete the folder to start anew")
     except Exception as e:
         answer.send(_said(e))
         if sys.stderr is not sys.__stderr__:
@@ -307,9 +309,9 @@ def run_here(
 
 # %% ../../nbs/experiments/05_sweep.ipynb #b7f64289
 def _fetch(source, folder):
-    "Put the run folder `source` at `folder`; the log, which says how far the run is, comes last"
-    for file in sorted(Path(source).rglob("*"), key=lambda f: f.name == "metrics.jsonl"):
-        if file.is_file():
+    "Put the run folder `source` at `folder`; the manifest, which says what belongs to it, comes last"
+    for file in sorted(Path(source).rglob("*"), key=lambda f: f.name == "manifest.json"):
+        if file.is_file() and file.name[0] != ".":
             write_atomic(folder / file.relative_to(source), file.read_bytes())
 
 
@@ -335,7 +337,7 @@ def _on_worker(params, keyed, device, threads, travels):
             step = trial.step
             train(trial.config, trial.seed, trial.root, world, device, stop_after=1, progress=False)
             if trial.step == step:
-                raise ConfigError(f"{trial.folder} has lost metrics.jsonl or best.pt: delete the folder to start anew")
+                raise ConfigError(f"{trial.folder} was not trained to its end: delete the folder to start anew")
             tune.report(
                 dict(step=trial.step), checkpoint=tune.Checkpoint.from_directory(trial.folder) if travels else None
             )

@@ -20,7 +20,7 @@ from ..vision.region_pooling import fit_prototypes
 from ..evaluation.average_precision import Detections
 from .results import agents_of, aggregate, answers_of, opened, searches_of
 from ..evaluation.statistics import Paired, paired
-from .train import Agent, versions
+from .train import Agent, provenance, versions
 
 # %% ../../nbs/experiments/07_transfer.ipynb #78d64d8e
 def elsewhere(
@@ -113,6 +113,7 @@ def transfer(
         ),
         command=command,
         versions=versions(),
+        provenance=dict(evaluated=provenance(), trained=[a.made for a in agents]),
         seeds=[a.seed for a in agents],
         config=config.to_dict(),
         budget=dict(steps=config.learning.steps),

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from locrl.apps import cli
 from locrl.experiments import config
+from locrl.checkpoints import RunFolder
 from locrl.experiments.train import load_checkpoint
 from tiny import TINY
 
@@ -158,10 +159,10 @@ def tiny_demo():
 
 def test_from_training_to_results_and_pictures(tiny_demo, tiny_runs, tmp_path):
     run, invoke = tiny_runs[1], CliRunner().invoke
-    (run / "last.pt.previous").replace(run / "last.pt")  # killed half-way: the command goes on to the same end
+    RunFolder(run).roll_back()  # killed half-way: the command goes on to the same end
     result = invoke(cli.app, ["train", "demo", "--seed", "1", "--root", str(run.parents[1])])
     assert result.exit_code == 0, result.exception
-    assert load_checkpoint(run / "last.pt")["model"]["counters"]["num_timesteps"] == TINY.learning.steps
+    assert load_checkpoint(run)["model"]["counters"]["num_timesteps"] == TINY.learning.steps
     result = invoke(cli.app, ["evaluate", str(run), "--out", str(tmp_path / "results.json")])
     assert result.exit_code == 0, result.exception
     assert "planning oracle" in result.output and "agent (1 seed)" in result.output

@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
 
 
 def same_weights(a, b):
-    x, y = load_checkpoint(a / "last.pt"), load_checkpoint(b / "last.pt")
+    x, y = load_checkpoint(a), load_checkpoint(b)
     return all(torch.equal(v, y["model"]["policy"][k]) for k, v in x["model"]["policy"].items())
 
 
@@ -146,7 +146,7 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "cores", lambda: 1)
     stopped, taken, finished, _ = trials("tiny", seeds=2, values={"learning.gamma": [0.9, 0.5]}, root=tmp_path)
     train(finished.config, 1, tmp_path, prepare(TINY), progress=False)
-    before = (finished.folder / "last.pt").stat().st_mtime_ns
+    before = (finished.folder / "manifest.json").stat().st_mtime_ns
     taken.folder.parent.mkdir(parents=True)
     taken.folder.write_text("in the way")
     shots = []
@@ -174,7 +174,7 @@ def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
     runs = [stopped, taken, finished]
     again = run_sweep(runs, 1, progress=False)
     assert again.keys() == {taken} and "holds another run" in again[taken] and stopped.finished
-    assert (finished.folder / "last.pt").stat().st_mtime_ns == before and same_weights(stopped.folder, whole[0])
+    assert (finished.folder / "manifest.json").stat().st_mtime_ns == before and same_weights(stopped.folder, whole[0])
     text = str(sweep_table(runs, again))
     assert (
         "| tiny | 2 of 2 |" in text

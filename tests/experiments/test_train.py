@@ -18,11 +18,14 @@ import torch
 from stable_baselines3.common.callbacks import CallbackList
 
 from conftest import ROOT
+from locrl import checkpoints
 from locrl.experiments import train as training
 from locrl.data.boxes import Moves
 from locrl.experiments.config import AFTER_TRAINING, LOOKS, ConfigError, config_fields, prepare
-from locrl.experiments.train import CLOCK, Agent, load_checkpoint, make_model, model_state, save_checkpoint, train
+from locrl.experiments.train import CLOCK, Agent, load_checkpoint, make_model, model_state, train
+from locrl.checkpoints import RunError, RunFolder, pack_tree, unpack_tree
 from tiny import TINIEST as TINY
+from tiny import amend, rewrite
 
 pytestmark = pytest.mark.usefixtures("film_left_out")
 
@@ -54,11 +57,11 @@ def half(stopped, tmp_path):
 
 def same_run(a, b):
     "Weights, replay, and the log but for the clock"
-    x, y = load_checkpoint(a / "last.pt"), load_checkpoint(b / "last.pt")
-    for k in ("policy", "optimizer", "counters", "replay", "env", "random"):
+    x, y = load_checkpoint(a), load_checkpoint(b)
+    for k in ("policy", "optimizer", "counters", "replay", "env", "log", "random"):
         assert same_state(x["model"][k], y["model"][k]), k
     assert (
-        same_weights(load_checkpoint(a / "best.pt")["policy"], load_checkpoint(b / "best.pt")["policy"])
+        same_weights(load_checkpoint(a, "best")["policy"], load_checkpoint(b, "best")["policy"])
         and x["best"] == y["best"]
     )
     rows = [
@@ -88,7 +91,9 @@ sys.path[:0] = [sys.argv[2]]
 from locrl.experiments import diagnostics
 from locrl.experiments.config import prepare
 from locrl.experiments.train import train
-from tiny import TINIEST as TINY, no_film
+from locrl.checkpoints import BusyError, RunError, RunFolder, pack_tree, unpack_tree
+from tiny import TINIEST as TINY
+from tiny import amend, rewrite, no_film
 diagnostics.filmstrip = no_film
 random.seed(int(sys.argv[3]))
 world, kills = prepare(TINY), 0
@@ -121,21 +126,26 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_bits(whole, tmp_path
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, half, world, tmp_path):
-    file = half / "last.pt"
+    file = newest(half)
     damaged = bytearray(file.read_bytes())
     damaged[random.randrange(len(damaged))] ^= 1 << random.randrange(8)
     file.write_bytes(damaged)
-    with pytest.warns(UserWarning, match="last.pt is damaged"):
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged .*goes on from the checkpoint before"):
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
     assert same_run(whole, half)
 
 
+def newest(run, role="last"):
+    "The file of a checkpoint"
+    return run / RunFolder(run).manifest()["files"][role]["file"]
+
+
 def test_nothing_whole_left_is_said(half, world, tmp_path):
-    for name in ("last.pt", "last.pt.previous"):
-        (half / name).write_bytes((half / name).read_bytes()[:1000])
+    for file in half.glob("last-*"):
+        file.write_bytes(file.read_bytes()[:1000])
     with (
         warnings.catch_warnings(),
-        pytest.raises(ConfigError, match="no whole checkpoint at .*last.pt: delete the run's folder"),
+        pytest.raises(RunError, match=r"last-\d+.safetensors is damaged .*delete .* to train anew"),
     ):
         warnings.simplefilter("ignore")
         train(TINY, seed=5, root=tmp_path, world=world, progress=False)
@@ -158,9 +168,9 @@ def test_a_run_of_another_config_is_refused(whole, world, change, named):
 
 
 def test_a_finished_run_is_left_as_it_is(whole, world):
-    before = {f: (whole / f).read_bytes() for f in ("last.pt", "best.pt", "metrics.jsonl")}
+    before = {f: f.read_bytes() for f in whole.iterdir() if "events" not in f.name}
     train(TINY, seed=5, root=whole.parent.parent, world=world, progress=False)
-    assert {f: (whole / f).read_bytes() for f in before} == before
+    assert {f: f.read_bytes() for f in before} == before
 
 
 def test_training_leaves_arithmetic_as_it_was(whole):
@@ -170,9 +180,7 @@ def test_training_leaves_arithmetic_as_it_was(whole):
 
 def test_another_seed_is_another_run(whole, world, tmp_path):
     other = train(TINY, seed=6, root=tmp_path, world=world, progress=False)
-    assert other.name == "seed-6" and not same_weights(
-        *(load_checkpoint(f / "last.pt")["model"]["policy"] for f in (whole, other))
-    )
+    assert other.name == "seed-6" and not same_weights(*(load_checkpoint(f)["model"]["policy"] for f in (whole, other)))
 
 
 def test_an_agent_is_loaded_with_what_it_needs(whole, world, tmp_path):
@@ -210,11 +218,11 @@ def test_a_state_goes_on_exactly(world, tmp_path):
         return model
 
     a, b = fresh(0), fresh(1)
-    save_checkpoint(tmp_path / "state", go(a, 60))  # beyond the size of the replay buffer
+    saved = pack_tree(go(a, 60))  # beyond the size of the replay buffer
     assert a.replay_buffer.full
     ends = []
     for model in (a, b):
-        training.load_model_state(model, load_checkpoint(tmp_path / "state"))
+        training.load_model_state(model, unpack_tree(saved))
         ends.append(go(model, 20))
     assert same_state(*ends)
 
@@ -226,10 +234,15 @@ def quiet(model):
 
 
 def test_chunks_by_minutes_give_the_same_bits(whole, world, tmp_path):
-    "A call that has no minute to spare stops at the first checkpoint; four of them are the whole run"
-    for steps in (160, 320, 480, 640):
+    "A call that has no minute to spare does one step and saves it, also between validations"
+    for steps in (8, 16, 24):
         run = train(TINY, seed=5, root=tmp_path, world=world, minutes=0, progress=False)
-        assert load_checkpoint(run / "last.pt")["model"]["counters"]["num_timesteps"] == steps
+        assert load_checkpoint(run)["model"]["counters"]["num_timesteps"] == steps
+    train(TINY, seed=5, root=tmp_path, world=world, stop_after=100, progress=False)
+    for steps in (168, 176):
+        train(TINY, seed=5, root=tmp_path, world=world, minutes=0, progress=False)
+        assert load_checkpoint(run)["model"]["counters"]["num_timesteps"] == steps
+    train(TINY, seed=5, root=tmp_path, world=world, progress=False)
     assert same_run(whole, run)
 
 
@@ -239,17 +252,16 @@ def test_a_chunk_with_time_left_goes_on(whole, world, tmp_path):
 
 def test_the_clock_goes_on_where_it_stopped(half, world, tmp_path):
     "Minutes count those of the chunks before, and not the time between"
-    state = load_checkpoint(half / "last.pt")
-    save_checkpoint(half / "last.pt", state | dict(minutes=30.0))
+    amend(half, last=load_checkpoint(half) | dict(minutes=30.0))
     train(TINY, seed=5, root=tmp_path, world=world, progress=False)
     minutes = [json.loads(row)["minutes"] for row in (half / "metrics.jsonl").read_text().splitlines()]
     assert minutes[1] < 5 and 30 <= minutes[2] <= minutes[3] < 35
-    assert minutes[3] - 0.02 <= load_checkpoint(half / "last.pt")["minutes"] < 35
+    assert minutes[3] - 0.02 <= load_checkpoint(half)["minutes"] < 35
 
 
 def flaky(monkeypatch, fails):
-    "Every file's first `fails` writes end in an input/output error; waits take no time. Gives the names that were written"
-    counts, real = {}, training.write_atomic
+    "Every file's first `fails` writes end in an input/output error; waits take no time. Returns the files written"
+    counts, real = {}, checkpoints.write_atomic
 
     def write(file, content):
         counts[file] = counts.get(file, 0) + 1
@@ -257,8 +269,8 @@ def flaky(monkeypatch, fails):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(file, content)
 
-    monkeypatch.setattr(training, "write_atomic", write)
-    monkeypatch.setattr(training, "WAIT", 0.0)
+    monkeypatch.setattr(checkpoints, "write_atomic", write)
+    monkeypatch.setattr(checkpoints, "WAIT", 0.0)
     return counts
 
 
@@ -268,35 +280,24 @@ def test_a_disk_that_fails_twice_at_each_file_changes_nothing(whole, world, tmp_
     assert {
         "config.json",
         "projection.npz",
-        "prototypes.pt",
+        "prototypes.safetensors",
         "metrics.jsonl",
-        "best.pt.new",
-        "last.pt.new",
-        "last.pt.sha256",
+        "last-2.safetensors",
+        "best-2.safetensors",
+        "manifest.json",
     } <= {f.name for f in counts}
 
 
 def test_a_disk_that_fails_for_good_loses_nothing(whole, half, world, tmp_path, monkeypatch):
-    before = (half / "last.pt").read_bytes()
+    before = {f: f.read_bytes() for f in half.iterdir() if "events" not in f.name}
     with monkeypatch.context() as m:
         flaky(m, 10**6)
         with pytest.raises(
-            OSError, match="cannot write .*(metrics.jsonl|best.pt): .*Input/output error.*run the same command again"
+            OSError, match=r"cannot write .*metrics.jsonl: .*Input/output error.*run the same command again"
         ):
             train(TINY, seed=5, root=tmp_path, world=world, progress=False)
-    assert (half / "last.pt").read_bytes() == before
+    assert {f: f.read_bytes() for f in before} == before
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
-
-
-def rewrite(run, change):
-    "Change what `config.json` and the checkpoint say of the run"
-    about = json.loads((run / "config.json").read_text())
-    change(about)
-    (run / "config.json").write_text(json.dumps(about))
-    state = load_checkpoint(run / "last.pt")
-    if "about" in state:
-        change(state["about"])
-    save_checkpoint(run / "last.pt", state)
 
 
 def test_another_encoder_is_refused_with_both_fingerprints(half, world, tmp_path):
@@ -309,9 +310,8 @@ def test_another_encoder_is_refused_with_both_fingerprints(half, world, tmp_path
 
 def test_a_checkpoint_put_into_another_folder_is_refused(half, world, tmp_path):
     other = train(TINY, seed=6, root=tmp_path, world=world, stop_after=1, progress=False)
-    for name in ("last.pt", "last.pt.sha256"):
-        (other / name).write_bytes((half / name).read_bytes())
-    with pytest.raises(ConfigError, match="last.pt holds another run .seed: 5 -> 6"):
+    amend(other, last=load_checkpoint(half))  # with a manifest that lists it
+    with pytest.raises(ConfigError, match="the last checkpoint in .* holds another run .seed: 5 -> 6"):
         train(TINY, seed=6, root=tmp_path, world=world, progress=False)
 
 
@@ -339,12 +339,10 @@ def test_a_finished_run_of_another_version_is_left_as_it_is(whole, world, tmp_pa
 
 def test_a_run_that_noted_neither_encoder_nor_more_goes_on(whole, half, world, tmp_path):
     "As runs did before fingerprints were kept"
-    about = json.loads((half / "config.json").read_text())
-    del about["encoder"]
-    (half / "config.json").write_text(json.dumps(about))
-    state = load_checkpoint(half / "last.pt")
+    rewrite(half, lambda about: about.pop("encoder", None))
+    state = load_checkpoint(half)
     del state["about"]
-    save_checkpoint(half / "last.pt", state)
+    amend(half, last=state)
     assert Agent.load(half).world().encoder.fingerprint == world.encoder.fingerprint
     assert same_run(whole, train(TINY, seed=5, root=tmp_path, world=world, progress=False))
 
@@ -420,7 +418,7 @@ def learned(world, tmp_path_factory):
     def again(changes):
         config, root = EVERYTHING.replace(changes), tmp_path_factory.mktemp("fields")
         folder = train(config, seed=0, root=root, world=world, progress=False)
-        return load_checkpoint(folder / "last.pt")["model"]["policy"]
+        return load_checkpoint(folder)["model"]["policy"]
 
     base = again({})
     assert same_weights(base, again({}))
@@ -429,7 +427,7 @@ def learned(world, tmp_path_factory):
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_no_field_is_idle(field, learned):
-    "Each field that learning depends on changes what is learned; `margin_end` and the like would otherwise be read by nobody, unnoticed"
+    "Each field that learning depends on changes what is learned: otherwise one could be read by nobody, unnoticed"
     shared = {"exploration.trigger_share": 0.0} if field == "exploration.guided" else {}  # which needs it
     assert attrgetter(field)(EVERYTHING) != CHANGED[field]
     assert not same_weights(learned(shared), learned(shared | {field: CHANGED[field]}))

@@ -9,8 +9,13 @@ import pytest
 from locrl.experiments import train as training
 from locrl.experiments.config import Config
 from locrl.vision.feature_store import FeatureError
-from locrl.experiments.train import load_checkpoint, save_checkpoint
-import contextlib
+from locrl import checkpoints
+from locrl.checkpoints import RunError, RunFolder, pack_tree
+from locrl.experiments.train import load_checkpoint
+
+
+def save_checkpoint(folder, content):
+    RunFolder(folder).commit({"last": pack_tree(content)})
 
 
 class Kill(BaseException):
@@ -20,7 +25,7 @@ class Kill(BaseException):
 @pytest.mark.parametrize("before", range(4))
 def test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint(tmp_path, monkeypatch, before):
     "Kill at every renaming and writing in turn, twice in a row, and always find the newest whole checkpoint"
-    file = tmp_path / "last.pt"
+    file = tmp_path
     for step in range(before):
         save_checkpoint(file, {"step": step})
     newest, left = before - 1, [0]
@@ -53,20 +58,18 @@ def test_a_kill_between_any_two_writes_leaves_a_whole_checkpoint(tmp_path, monke
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    file = tmp_path / "last.pt"
+    file = tmp_path
     save_checkpoint(file, {"step": 1})
+    names = {"last-1.safetensors", "manifest.json"}
 
     def full(fd):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(training.time, "sleep", lambda s: pytest.fail("waiting does not empty a disk"))
-    with pytest.raises(OSError, match="cannot write the checkpoint .*last.pt.*No space left on device.*free space"):
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda s: pytest.fail("waiting does not empty a disk"))
+    with pytest.raises(OSError, match="cannot write .*last-2.safetensors.*No space left on device.*free space"):
         save_checkpoint(file, {"step": 2})
-    assert load_checkpoint(file) == {"step": 1} and {f.name for f in tmp_path.iterdir()} == {
-        "last.pt",
-        "last.pt.sha256",
-    }
+    assert load_checkpoint(file) == {"step": 1} and {f.name for f in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize("fails", [1, 2, 4])
@@ -75,7 +78,7 @@ def test_a_disk_that_answers_late(tmp_path, monkeypatch, fails):
     waits = []
     left = {}
     real = {name: getattr(os, name) for name in ("replace", "fsync")}
-    monkeypatch.setattr(training.time, "sleep", waits.append)
+    monkeypatch.setattr(checkpoints.time, "sleep", waits.append)
 
     def failing(name):
         def call(*args):
@@ -90,55 +93,46 @@ def test_a_disk_that_answers_late(tmp_path, monkeypatch, fails):
         monkeypatch.setattr(os, name, failing(name))
     for step in range(3):
         left["n"] = fails
-        save_checkpoint(tmp_path / "last.pt", {"step": step})
-    assert load_checkpoint(tmp_path / "last.pt") == {"step": 2}
-    assert waits == [training.WAIT * 2**k for k in range(fails)] * 3
-    (tmp_path / "last.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="last.pt is damaged"):
-        assert load_checkpoint(tmp_path / "last.pt") == {"step": 1}
+        save_checkpoint(tmp_path, {"step": step})
+    assert load_checkpoint(tmp_path) == {"step": 2}
+    assert waits == [checkpoints.WAIT * 2**k for k in range(fails)] * 3
+    left["n"] = 0
+    (tmp_path / "last-3.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="last-3.safetensors is damaged"):
+        load_checkpoint(tmp_path)
+    RunFolder(tmp_path).roll_back()
+    assert load_checkpoint(tmp_path) == {"step": 1}
 
 
 def test_a_disk_that_never_answers(tmp_path, monkeypatch):
-    file = tmp_path / "last.pt"
+    file = tmp_path
     for step in range(2):
         save_checkpoint(file, {"step": step})
-    monkeypatch.setattr(training, "WAIT", 0.0)
+    monkeypatch.setattr(checkpoints, "WAIT", 0.0)
 
     def never(*args, **kwargs):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as m:
         m.setattr(os, "replace", never)
-        with pytest.raises(OSError, match=f"cannot write the checkpoint {file}: .*Input/output error"):
+        with pytest.raises(OSError, match=f"cannot write {file}/last-3.safetensors: .*Input/output error"):
             save_checkpoint(file, {"step": 2})
         m.setattr(type(file), "read_bytes", never)
-        with pytest.raises(OSError, match=f"cannot read the checkpoint {file}: .*Input/output error"):
+        with pytest.raises(OSError, match=f"cannot read {file}/manifest.json: .*Input/output error"):
             load_checkpoint(file)
     assert load_checkpoint(file) == {"step": 1}
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path, monkeypatch):
-    "The newest is damaged, and the next one is killed while it is written: the one before is still there"
-    file = tmp_path / "last.pt"
-    for step in range(2):
-        save_checkpoint(file, {"step": step})
-    real, left = os.replace, [0]
-
-    def killed(*args):
-        left[0] -= 1
-        if left[0] < 0:
-            raise Kill
-        return real(*args)
-
-    monkeypatch.setattr(os, "replace", killed)
-    for calls in range(5):
+def test_going_back_twice_is_refused(tmp_path):
+    "There are two generations: where both are damaged, nothing older is taken"
+    for step in range(3):
+        save_checkpoint(tmp_path, {"step": step})
+    for file in tmp_path.glob("last-*"):
         file.write_bytes(b"damaged")
-        left[0] = calls
-        with contextlib.suppress(Kill):
-            save_checkpoint(file, {"step": 2})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert load_checkpoint(file)["step"] in (0, 2)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(RunError, match="last-2.safetensors is damaged"):
+        RunFolder(tmp_path).roll_back()
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_run_on_a_drive_that_is_not_mounted_is_refused():
