@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import time
 import warnings
 from contextlib import contextmanager, suppress
@@ -148,7 +149,13 @@ def locked(
         raise PermissionError(errno.EACCES, f"cannot write in {folder}: make it writable, or give another folder")
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            print(f"{folder} is being written by another process: waiting for {lock.lock_file}", file=sys.stderr)
+            lock.acquire()
     except Timeout:
         raise BusyError(
             f"{folder} is being written by another process, which holds the lock {lock.lock_file}: "

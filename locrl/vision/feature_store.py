@@ -29,6 +29,7 @@ import torch
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
+from ..checkpoints import locked
 from ..files import cache_root, read_json, read_npz, safe_name, write_atomic
 from .encoders import Encoder, UnknownClassError
 
@@ -244,6 +245,11 @@ def _store_folder(root, about, data, encoder):
     return old if old != path and old.is_dir() else path
 
 
+def _missing_shards(path, data, shard_size):
+    "Return the numbers of the shards that are yet to be made"
+    return [k for k in range(-(-len(data) // shard_size)) if not (path / f"shard-{k:05d}.json").exists()]
+
+
 def build_store(
     data,  # a data set: `name`, `fingerprint`, `classes`, `image(i)`
     encoder: Encoder,  # what sees
@@ -270,15 +276,20 @@ def build_store(
                 f"{path / 'store.json'} is of something else ({', '.join(other)}): delete {path} and build it again"
             )
         shard_size = there["shard_size"]  # a store keeps its own
-    todo = [k for k in range(-(-len(data) // shard_size)) if not (path / f"shard-{k:05d}.json").exists()]
+    todo = _missing_shards(path, data, shard_size)
     if todo:
         _make_folder(path, len(todo) * shard_size * _picture_bytes(encoder, projection, classes))
-        if not (path / "store.json").exists():
-            whole = about | dict(shard_size=shard_size)
-            _write(path / "store.json", json.dumps(whole | dict(digest=_digest(whole)), indent=1))
-        _encode_shards(
-            path, todo, data, encoder, projection, classes, flip, shard_size, batch_size or encoder.batch_size
-        )
+        with locked(path, wait=True):
+            for part in path.glob(".*.tmp"):  # left by a killed build: nobody else writes here now
+                part.unlink()
+            if not (path / "store.json").exists():
+                whole = about | dict(shard_size=shard_size)
+                _write(path / "store.json", json.dumps(whole | dict(digest=_digest(whole)), indent=1))
+            shard_size = _about(path)["shard_size"]
+            todo = _missing_shards(path, data, shard_size)
+            if todo:
+                batch_size = batch_size or encoder.batch_size
+                _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size)
     if not (path / "projection.npz").exists():
         _write(path / "projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
