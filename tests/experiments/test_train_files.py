@@ -33,6 +33,7 @@ from locrl.agents.double_dqn import DoubleDQN
 from locrl.apps.localizer import Localizer
 from locrl.apps.pretrained import load_pretrained
 from locrl.checkpoints import BusyError, RunError, RunFolder, locked, pack_tree, unpack_tree
+from locrl.data.formats import load_pictures
 from locrl.data.voc import open_image, read_xml
 from locrl.evaluation.confidence import RegionClassifier
 from locrl.experiments import results
@@ -155,6 +156,7 @@ LOADERS = {
     "locrl.apps.localizer.Localizer.from_run": as_run(Localizer.from_run),
     "locrl.apps.pretrained.load_pretrained": with_ending(load_pretrained, ".npz"),
     "locrl.checkpoints.RunFolder.read": as_run(lambda f: unpack_tree(RunFolder(f).read("last")["last"])),
+    "locrl.data.formats.load_pictures": with_ending(lambda p: load_pictures(f"coco:{p}"), ".json"),
     "locrl.data.voc.open_image": open_image,
     "locrl.data.voc.read_xml": read_xml,
     "locrl.envs.localization.Search.load_state": None,
@@ -269,7 +271,7 @@ def unsafe_calls(path):
             found.add("torch.load(weights_only=True)" if words.get("weights_only") == "True" else "torch.load")
         if name.endswith("np.load") and words.get("allow_pickle", "False") != "False":
             found.add("np.load(allow_pickle)")
-        if name.split(".")[-1] in ("json_to_data", "load_from_pkl", "load_from_zip_file", "read_pickle"):
+        if name.split(".")[-1] in ("json_to_data", "load_from_pkl", "load_from_zip_file", "read_pickle", "unsafe_load"):
             found.add(name)
     return sorted(found)
 
