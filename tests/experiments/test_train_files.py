@@ -35,7 +35,7 @@ from locrl.apps.pretrained import load_pretrained
 from locrl.checkpoints import BusyError, RunError, RunFolder, locked, pack_tree, unpack_tree
 from locrl.data.formats import load_pictures
 from locrl.data.voc import open_image, read_xml
-from locrl.evaluation.confidence import RegionClassifier
+from locrl.agents.predictions import RegionClassifier
 from locrl.experiments import results
 from locrl.experiments.config import ConfigError, prepare
 from locrl.experiments.convert import convert_run
@@ -161,7 +161,7 @@ LOADERS = {
     "locrl.data.voc.read_xml": read_xml,
     "locrl.envs.localization.Search.load_state": None,
     "locrl.envs.localization.LocalizationVecEnv.load_state": None,
-    "locrl.evaluation.confidence.RegionClassifier.load": RegionClassifier.load,
+    "locrl.agents.predictions.RegionClassifier.load": RegionClassifier.load,
     "locrl.experiments.config.load_data": None,
     "locrl.experiments.convert.convert_run": as_run(lambda f: convert_run(f, trust=True)),
     "locrl.experiments.results._read": lambda p: results._read(p, "key", SimpleNamespace),
