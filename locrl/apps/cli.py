@@ -799,6 +799,7 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
     start = time.monotonic()
     from locrl.figures import training_curves
     from locrl.experiments.config import prepare
+    from locrl.experiments.iterations import cloned
     from locrl.experiments.results import good_example, history, report, results_table, save_results
     from locrl.experiments.train import Agent, train as run
 
@@ -807,6 +808,7 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
     if history(folder)[-1]["step"] < config.learning.steps:
         print(f"{folder}\nstopped after --minutes {minutes:g}; the same command goes on from there")
         return
+    run(cloned(config), seed, root, world, device=device)
     result = report([folder], command=_command(), world=world, progress=True)
     print(f"\n{results_table(result)}\n")
     save_results(result, out / "results.json")

@@ -40,6 +40,7 @@ from ..evaluation.confidence import fit_region_classifier
 from .config import ConfigError, World, difference
 from ..files import array_digest, write_atomic
 from .diagnostics import Probe, watch
+from .iterations import CLONING
 from ..vision.encoders import weights_digest
 from ..envs.localization import Targets
 from ..evaluation.protocols import all_queries, baselines, score
@@ -256,7 +257,7 @@ def report(
     split: str = "report",  # "report" or "select"
     command: str = "",  # what to type to get the same again; kept beside the numbers
     world: World | None = None,  # to share between calls
-    with_baselines: bool = True,  # score the baselines too
+    with_baselines: bool = True,  # score the baselines too; behaviour cloning where `cloned` runs lie beside the others
     progress: bool = False,  # show progress bars
     confidence: str | None = None,  # source of the ranking; default the configuration's
     multi: bool = False,  # also search for several objects: terminal (TR) and all attended regions (AAR)
@@ -306,7 +307,25 @@ def report(
         out["baselines"] = {
             name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()
         }
+        clones = [Agent.load(folder) for folder in _clones(folders)]
+        if clones:
+            scores = [score(answers_of(a, bank, confidence, progress), data, bank.classes, confidence) for a in clones]
+            out["baselines"]["behaviour cloning"] = _mean([e.to_dict() for e in scores])
     return out
+
+
+def _clones(folders):
+    "Return the runs of the behaviour-cloning baseline that belong to the runs in `folders`, where they were trained"
+    beside = [Path(folder).parent / CLONING / Path(folder).name for folder in folders]
+    return [folder for folder in beside if (folder / "metrics.jsonl").exists()]
+
+
+def _mean(results):
+    "Return the mean over seeds of equal, nested dictionaries; None where a seed has no number"
+    first = results[0]
+    if isinstance(first, dict):
+        return {name: _mean([result[name] for result in results]) for name in first}
+    return None if None in results else float(np.mean(results))
 
 
 @dataclass(frozen=True, eq=False)
