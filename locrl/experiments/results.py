@@ -325,6 +325,8 @@ def _mean(results):
     first = results[0]
     if isinstance(first, dict):
         return {name: _mean([result[name] for result in results]) for name in first}
+    if isinstance(first, str):
+        return first
     return None if None in results else float(np.mean(results))
 
 
