@@ -192,3 +192,23 @@ def test_a_seed_counts_once(tiny_runs):
     "The same run twice, or two runs of one seed, is no interval over two seeds"
     with pytest.raises(results.ConfigError, match="the same seed twice"):
         report([tiny_runs[0], tiny_runs[0]])
+
+
+def test_behaviour_cloning_stands_among_the_baselines_once_it_is_trained(tiny_runs, tmp_path):
+    "The row is the mean over the seeds of the clones beside the runs, scored as the agents are; without clones there is none"
+    from locrl.experiments.iterations import cloned
+    from locrl.experiments.train import Agent, train
+
+    config = TINY.replace({"demonstrations.ratio": 0.1, "demonstrations.episodes": 50, "learning.steps": 400})
+    folder = train(config, 0, tmp_path, progress=False)
+    assert "behaviour cloning" not in report([folder])["baselines"]
+    clone = train(cloned(config).replace({"demonstrations.warmup": 50}), 0, tmp_path, progress=False)
+    row = report([folder])["baselines"]["behaviour cloning"]
+    _, _, bank, data = opened([clone], "report")
+    again = evaluate(Agent.load(clone).policy, bank, data, confidence=config.evaluation.confidence)
+    assert row == results._mean([again.to_dict()]) and row["hit_rate"] == pytest.approx(again.localisation.hit_rate)
+    assert results._mean([{"a": 1, "b": {"c": None}, "d": "x"}, {"a": 2, "b": {"c": 3}, "d": "x"}]) == {
+        "a": 1.5,
+        "b": {"c": None},
+        "d": "x",
+    }
