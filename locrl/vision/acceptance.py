@@ -276,7 +276,7 @@ def _published_activation(encoder):
     config = open_clip.get_model_config(parts[0]) or {}
     return ("QuickGELU" if config.get("quick_gelu") else "GELU"), f"open_clip's configuration of {parts[0]}"
 
-# %% ../../nbs/vision/05_acceptance.ipynb #c6e9be19
+# %% ../../nbs/vision/05_acceptance.ipynb #ec6cb104
 def _formula_error():
     "Largest difference between `attention_weights` and the published formulas, on fixed numbers"
     rng = np.random.default_rng(0)
@@ -309,7 +309,7 @@ def check_attention(encoder: Encoder) -> Check | None:  # None for an encoder wi
         "attention",
         f"largest difference {error:.1g}",
         "at most 0.001",
-        "SCLIP, arXiv 2312.01597, eq. 5; the method 'vanilla' is open_clip's own block",
+        "SCLIP, arXiv 2312.01597; the method 'vanilla' is open_clip's own block",
         "Report it: the last block and open_clip's differ in this version",
         error <= 1e-3,
     )
@@ -417,7 +417,7 @@ def check_reference(encoder: Encoder) -> Check | None:  # None where there are n
         error <= 0.01,
     )
 
-# %% ../../nbs/vision/05_acceptance.ipynb #5a6b4189
+# %% ../../nbs/vision/05_acceptance.ipynb #7049e44e
 def _similarity(encoder, pictures, names):
     "Cosine (pictures, names) of whole pictures with names, by the network's own embedding"
     images = F.normalize(
@@ -463,9 +463,7 @@ def check_sprites(encoder: Encoder, each: int = 3) -> Check:
     cure = "The weights are wrong, of another model or loaded in part: load them anew"
     if hasattr(encoder, "texts"):
         share = float((_similarity(encoder, pictures, classes).argmax(1) == truth).mean())
-        why = (
-            f"chance is {1 / len(classes):.2f}; ViT-L/14 names 60% of the drawings of ImageNet-Sketch, arXiv 2103.00020"
-        )
+        why = f"chance is {1 / len(classes):.2f}; CLIP names 60% of ImageNet-Sketch, arXiv 2103.00020, table 16"
         return Check("sprites named", f"{share:.2f} of {len(names)}", "at least 0.50", why, cure, share >= 0.5)
     presence = encoder.presence(encoder.encode(list(pictures)), classes).cpu().numpy()
     area = float(np.mean([area_under_curve(presence[:, k], truth == k) for k in range(len(classes))]))
