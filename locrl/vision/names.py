@@ -35,7 +35,7 @@ def dictionary() -> dict[str, tuple[str, ...]]:  # word in small letters -> its 
             found.setdefault(word, []).append(definition.lower())
     return {word: tuple(definitions) for word, definitions in found.items()}
 
-# %% ../../nbs/vision/06_names.ipynb #823cce71
+# %% ../../nbs/vision/06_names.ipynb #e5d45a23
 _OPENING = re.compile(
     r"^(?:\([^)]*\) *)?(?:(?:any|one|a|an|the) )?(?:(?:of|various|several|numerous|many|the|two|three) )*"
     r"(?:(?:large|small|old|young|common|widespread|particular) )*"
@@ -78,6 +78,7 @@ _ENDS = frozenset(
         "characterized",
         "propelled",
         "drawn",
+        "driven",
         "powered",
         "moved",
         "carrying",
@@ -102,6 +103,8 @@ def general_terms(
     definition: str,  # e.g. "a young dog"
 ) -> list[str]:  # candidates for its head, longest first, e.g. ["dog"]
     "Return what a definition says that its word is a kind of"
+    definition = re.sub(r"^.{0,60}\b(?:breed|kind|type|sort|variety) of ", "", definition)
+    definition = definition.replace("small to medium-sized ", "")
     first = re.split(r"[,;:(]", _OPENING.sub("", definition))[0].split()
     end = next((i for i, word in enumerate(first) if word in _ENDS and i), len(first))
     phrase = first[:end]
