@@ -1,8 +1,9 @@
 """Rehearse nbs/tutorials/train_clip.ipynb with random weights in the place of CLIP's real ones.
 
-Every code cell runs in order in one process, as in Colab. The script notes time, peak memory of host and GPU, and disk
-of each. The random weights are written as a checkpoint file, and the notebook's configuration is pointed at it. No number
-that comes out is a result of the method. What is rehearsed is time, memory, disk, and going on after an interruption.
+Every code cell runs in order in one process, as in Colab. The script notes time, peak memory of host and GPU, and
+disk of each. The random weights are written as a checkpoint file, and the notebook's configuration is pointed at
+it. No number that comes out is a result of the method. What is rehearsed is time, memory, disk, and going on after
+an interruption.
 
     python benchmarks/rehearse_clip.py --tiny                # a minute, for CI
     python benchmarks/rehearse_clip.py --device cuda --steps 50000 --out rehearsal.json

@@ -35,7 +35,7 @@ def dictionary() -> dict[str, tuple[str, ...]]:  # word in small letters -> its 
             found.setdefault(word, []).append(definition.lower())
     return {word: tuple(definitions) for word, definitions in found.items()}
 
-# %% ../../nbs/vision/06_names.ipynb #e5d45a23
+# %% ../../nbs/vision/06_names.ipynb #0084527f
 _OPENING = re.compile(
     r"^(?:\([^)]*\) *)?(?:(?:any|one|a|an|the) )?(?:(?:of|various|several|numerous|many|the|two|three) )*"
     r"(?:(?:large|small|old|young|common|widespread|particular) )*"
@@ -79,6 +79,9 @@ _ENDS = frozenset(
         "propelled",
         "drawn",
         "driven",
+        "thought",
+        "called",
+        "known",
         "powered",
         "moved",
         "carrying",

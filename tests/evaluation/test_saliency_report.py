@@ -47,10 +47,10 @@ def random_encoder(tmp_path, seed):
 
 
 def test_random_clip_reads_chance(tmp_path, monkeypatch):
-    "Mean over four random models: no method is above chance by more than noise, in any measure"
+    "Mean over three random models: no method is above chance by more than noise, in any measure"
     monkeypatch.setenv("LOCRL_CACHE", str(tmp_path))
     data, gaps = scenes(), {method: [] for method in METHODS}
-    for seed in range(4):
+    for seed in range(3):
         for s in saliency_report(data, random_encoder(tmp_path, seed)):
             gaps[s.method].append(
                 (
@@ -61,7 +61,7 @@ def test_random_clip_reads_chance(tmp_path, monkeypatch):
                 )
             )
     for method, found in gaps.items():
-        assert len(found) == 4
+        assert len(found) == 3
         assert (np.abs(np.mean(found, axis=0)) < 0.15).all(), (method, np.mean(found, axis=0))
 
 
