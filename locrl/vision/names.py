@@ -10,13 +10,12 @@ __all__ = ['LEAST_NEARNESS', 'dictionary', 'general_terms', 'nearest_name']
 # %% ../../nbs/vision/06_names.ipynb #199af10f
 """`nearest_name` leads a phrase to the nearest known name by the definitions of a dictionary."""
 
-# %% ../../nbs/vision/06_names.ipynb #01040fff
+# %% ../../nbs/vision/06_names.ipynb #18906a00
 import re
 from collections.abc import Collection
 from functools import lru_cache
 
-from .clip import forms
-from .encoders import UnknownClassError, ensure_torchvision
+from .encoders import UnknownClassError, ensure_torchvision, forms
 
 # %% ../../nbs/vision/06_names.ipynb #330d597c
 LEAST_NEARNESS = 0.25  # three steps in the dictionary

@@ -716,3 +716,13 @@ def test_a_run_from_pictures_to_scores(tmp_path, monkeypatch, evidence):
             agent.policy, agent.world().bank("select"), world.data["select"]
         )  # made anew from the run's folder
     assert np.array_equal(result.predictions.box, again.predictions.box) and 0 <= result.detection.map11 <= 1
+
+
+def test_prompts_are_data():
+    "The file holds what was in the code, every entry with its source; the templates are CLIP's own"
+    prompts = clip.PROMPTS
+    assert [t.format("dog") for t in clip.TEMPLATES] == [t("dog") for t in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    assert all(len(entry["source"]) > 20 for name, entry in prompts.items() if name != "about")
+    assert clip.SYNONYMS["person"] == ("person", "man", "woman", "child")
+    assert len(BACKGROUND) == len(set(BACKGROUND)) == 24
+    assert all(template.count("{}") == 1 for template in (*clip.TEMPLATES, clip.SINGLE_PROMPT))
