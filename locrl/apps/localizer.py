@@ -11,7 +11,7 @@ __all__ = ['EXAMPLE', 'picture', 'PictureBank', 'CutPictures', 'Location', 'Loca
 """`Localizer` searches a user's pictures for what a phrase names; a `Location` is a prediction with the path to it."""
 
 # %% ../../nbs/apps/01_localizer.ipynb #8fa4dedd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -146,6 +146,7 @@ class Location:
     q_values: np.ndarray  # (T, n_actions) before each action
     believed: np.ndarray  # (T,) float32 in [0, 1], IoU that the network predicted for the box before each action
     saliency: np.ndarray  # (16, 16) in [0, 1], where the class seems to be
+    nearness: float = 1.0  # of the class to the phrase: 1 / (1 + steps in a dictionary), see `locrl.vision.names`
 
     @property
     def pixels(self) -> tuple:
@@ -187,7 +188,8 @@ class Location:
     def __repr__(self):
         end = "triggered" if self.triggered else "never triggered"
         found = f"{self.class_name!r}, pixels {self.pixels}, confidence {self.confidence:.2f}"
-        return f"Location({found}, {len(self.actions)} actions, {end})"
+        near = "" if self.nearness == 1 else f", nearness {self.nearness:.2f}"
+        return f"Location({found}, {len(self.actions)} actions, {end}{near})"
 
 # %% ../../nbs/apps/01_localizer.ipynb #287b3508
 class Localizer:
@@ -250,50 +252,84 @@ class Localizer:
         self,
         phrase: str,  # e.g. "a sheep"
     ) -> str:  # e.g. "sheep"
-        "Return the class that a phrase names. Raises `UnknownClassError` with the nearest known ones."
+        "Return the class that a phrase names, or the nearest one. Raises `UnknownClassError` where none is near."
+        return self.name_of(phrase)[0]
+
+    def name_of(
+        self,
+        phrase: str,  # e.g. "a lamb"
+    ) -> tuple[str, float]:  # e.g. "sheep", 0.5: the class, and how near it is to the phrase (1: it is what was said)
+        """Return the class that a phrase names. An encoder without a text tower is led to the nearest name it has, by a
+        dictionary (`locrl.vision.names`). Raises `UnknownClassError` where none is near."""
         names, config = forms(phrase), self.agent.config
         for name in names:
             if name in config.data.classes:
-                return name
-        if self.closed:
-            raise UnknownClassError(
-                names[0],
-                config.data.classes,
-                "This agent, or its confidence, has a code for each class of its training and none for others.",
+                return name, 1.0
+        known = set(config.data.classes)
+        cure = "This agent, or its confidence, has a code for each class of its training and none for others."
+        if not self.closed:
+            for name in names:
+                if self._knows(name):
+                    return name, 1.0
+            known |= {name for name in IMAGENET_GROUPS if self._knows(name)}
+            cure = (
+                f"{self.encoder.name} has no text tower: give an example (locate(picture, example=crop)); "
+                "a run on an open_clip encoder takes any phrase."
             )
-        for name in names:
-            try:
-                self.encoder.class_embeddings([name])
-            except UnknownClassError:
-                continue
-            return name
-        raise UnknownClassError(
-            names[0],
-            {*config.data.classes, *IMAGENET_GROUPS},
-            f"{self.encoder.name} has no text tower; a run on an open_clip encoder takes any phrase.",
-        )
+        try:
+            from locrl.vision.names import nearest_name
+
+            return nearest_name(phrase, known)
+        except UnknownClassError:
+            raise UnknownClassError(names[0], known, cure) from None
+
+    def _knows(self, name):
+        "Whether the encoder has a name for a class"
+        try:
+            self.encoder.class_embeddings([name])
+        except UnknownClassError:
+            return False
+        return True
 
     def locate(
         self,
         images,  # a picture as `picture` takes it, or several: a list, an array (N, H, W, 3), a tensor (N, 3, H, W)
-        phrases,  # what to look for, or a list: one for each picture, or several for a single one
+        phrases=None,  # what to look for, or a list: one for each picture, or several for a single one
+        example=None,  # instead of phrases: a crop of what to look for, or (picture, box) with xyxy in [0, 1]
     ):  # `Location`; a list of them where pictures or phrases are several
         """Search, and return one box for each picture and phrase. Raises `DataError` for a picture that cannot be used,
         `UnknownClassError` for a phrase that names no class, `ValueError` for lists whose lengths differ."""
+        if (phrases is None) == (example is None):
+            raise ValueError("say what to look for: give phrases, or an example")
         several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         pictures = [self._picture(i, image) for i, image in enumerate(images)] if several else [picture(images)]
-        names = [self.class_of(p) for p in ([phrases] if isinstance(phrases, str) else phrases)]
-        if several and len(names) not in (1, len(pictures)):
+        if example is not None:
+            return self._locate_like(pictures, example, several)
+        named = [self.name_of(p) for p in ([phrases] if isinstance(phrases, str) else phrases)]
+        if several and len(named) not in (1, len(pictures)):
             raise ValueError(
-                f"{len(pictures)} pictures and {len(names)} phrases: give one phrase, or one for each picture"
+                f"{len(pictures)} pictures and {len(named)} phrases: give one phrase, or one for each picture"
             )
-        if several:
-            queries = [(i, names[i % len(names)]) for i in range(len(pictures))]
-        else:
-            queries = [(0, name) for name in names]
+        which = range(len(pictures)) if several else [0] * len(named)
+        asked = [(i, named[k % len(named)]) for k, i in enumerate(which)]
+        queries = [(i, name) for i, (name, _) in asked]
         found = self._search(pictures, list(dict.fromkeys(queries))) if queries else {}
-        locations = [found[query] for query in queries]
+        locations = [replace(found[i, name], nearness=nearness) for i, (name, nearness) in asked]
         return locations if several or not isinstance(phrases, str) else locations[0]
+
+    def _locate_like(self, pictures, example, several):
+        "Return a `Location` for each picture, of what an example shows"
+        from locrl.vision.example import THIS, example_of
+
+        if self.closed:
+            raise ValueError(
+                "this agent, or its confidence, has a code for each class of its training: it takes no example"
+            )
+        image, box = example if isinstance(example, (tuple, list)) else (example, None)
+        like = example_of(self.encoder, self.agent.projection, picture(image), box)
+        found = self._search(pictures, [(i, THIS) for i in range(len(pictures))], like) if pictures else {}
+        locations = [found[i, THIS] for i in range(len(pictures))]
+        return locations if several else locations[0]
 
     def _picture(self, i, image):
         "Return picture `i` of several; an error says which it is"
@@ -302,10 +338,10 @@ class Localizer:
         except DataError as e:
             raise DataError(f"picture {i}: {e}") from None
 
-    def _search(self, pictures, queries):
+    def _search(self, pictures, queries, prototypes=None):
         "Return a `Location` for each (picture, class name) of `queries`, by query"
         policy, config = self.agent.policy, self.agent.config
-        bank = self._bank(pictures, dict.fromkeys(name for _, name in queries))
+        bank = self._bank(pictures, dict.fromkeys(name for _, name in queries), prototypes)
         image = np.array([i for i, _ in queries])
         label = np.array([bank.classes.index(name) for _, name in queries])
         steps = search(policy, bank, image, label, config.moves, config.observation.max_steps)
@@ -329,12 +365,13 @@ class Localizer:
             )
         return locations
 
-    def _bank(self, pictures, names):
-        "Return the features of `pictures`, with evidence for the classes `names` at least"
+    def _bank(self, pictures, names, prototypes=None):
+        "Return the features of `pictures`, with evidence for the classes `names` at least; `prototypes` may give it"
         config = self.agent.config
         kind = PictureBank if config.encoder.regions == "pooled" else CutPictures
         classes = tuple(config.data.classes if self.closed else names)
-        return kind(pictures, self.encoder, self.agent.projection, classes, self.agent.prototypes, self.device)
+        prototypes = prototypes or self.agent.prototypes
+        return kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device)
 
     def _score(self, predictions):
         "Return the confidence of each prediction; products, which `CONFIDENCE` keeps as logarithms, as products"
@@ -352,7 +389,7 @@ class Localizer:
         cut out and cannot be marked, from windows. Raises as `locate` does."""
         from locrl.evaluation.multi import regions_of, repeated_search, suppress
 
-        image, name, config = picture(image), self.class_of(phrase), self.agent.config
+        image, (name, nearness), config = picture(image), self.name_of(phrase), self.agent.config
         bank = self._bank([image], [name])
         restarts = config.search.restarts if config.encoder.regions == "pooled" else "windows"
         query = np.array([0]), np.array([bank.classes.index(name)])
@@ -363,7 +400,8 @@ class Localizer:
         best = suppress(regions, score, overlap)
         order = best[np.argsort(-score[best], kind="stable")]
         saliency = bank.saliency[0, query[1][0]].cpu().numpy()
-        return [self._location(image, name, steps, row, score[row], saliency) for row in order if score[row] >= least]
+        found = [self._location(image, name, steps, row, score[row], saliency) for row in order if score[row] >= least]
+        return [replace(location, nearness=nearness) for location in found]
 
     def _location(self, image, name, steps, row, score, saliency):
         "Return the box at `row` of `steps` with the path that leads to it, and the trigger there"

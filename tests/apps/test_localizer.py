@@ -324,13 +324,51 @@ def test_unknown_words(localizer, scenes):
         localizer.locate(scenes[0], "a doge")
     with pytest.raises(UnknownClassError, match="no text tower"):
         localizer.locate(scenes[0], "person")
-    with pytest.raises(UnknownClassError):
-        localizer.locate(scenes[0], "the black dog")
+    with pytest.raises(UnknownClassError, match="give an example"):
+        localizer.locate(scenes[0], "a mitten")
     for nothing in ("", "  ", None, 3):
         with pytest.raises((ValueError, TypeError)):
             localizer.locate(scenes[0], nothing)
     with pytest.raises(UnknownClassError):
         localizer.locate_stream(iter(()), "unicorn")
+
+
+def test_a_near_word_is_answered_and_says_how_near(localizer, scenes):
+    "The box is that of the class it is led to; one and the same class may be asked for in two ways at once"
+    dog, puppy = localizer.locate(scenes[0], ["dog", "a puppy"])
+    assert (puppy.class_name, puppy.nearness, dog.nearness) == ("dog", 0.5, 1.0)
+    assert (puppy.box == dog.box).all() and "nearness 0.50" in repr(puppy) and "nearness" not in repr(dog)
+    assert localizer.name_of("the black dog") == ("dog", 0.5)
+    assert all(found.nearness == 0.5 for found in localizer.locate_all(scenes[0], "puppies", least=0.0))
+
+
+def test_find_this(localizer, scenes, world):
+    "An example gives the saliency that the agent is shown; pictures are searched as by name"
+    from locrl.vision.example import example_of
+
+    box = (0.1, 0.2, 0.6, 0.9)
+    found = localizer.locate(scenes[:3], example=(scenes[3], box))
+    assert [one.class_name for one in found] == ["this"] * 3
+    like = example_of(localizer.encoder, localizer.agent.projection, scenes[3], box)
+    bank = PictureBank(scenes[:3], localizer.encoder, localizer.agent.projection, ("this",), like)
+    np.testing.assert_allclose(found[1].saliency, bank.saliency[1, 0], atol=1e-6)
+    single = localizer.locate(scenes[1], example=(scenes[3], box))
+    same(single, found[1])
+    assert localizer.locate(scenes[0], example=np.asarray(scenes[3])).class_name == "this"
+    assert localizer.locate([], example=scenes[3]) == []
+
+
+def test_find_this_is_refused(localizer, scenes):
+    with pytest.raises(ValueError, match="give phrases, or an example"):
+        localizer.locate(scenes[0])
+    with pytest.raises(ValueError, match="give phrases, or an example"):
+        localizer.locate(scenes[0], "cat", example=scenes[1])
+    with pytest.raises(ValueError, match="box"):
+        localizer.locate(scenes[0], example=(scenes[1], (0.5, 0.5, 0.5, 0.6)))
+    coded = Localizer(localizer.agent, localizer.encoder)
+    coded.closed = True
+    with pytest.raises(ValueError, match="takes no example"):
+        coded.locate(scenes[0], example=scenes[1])
 
 
 def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes):
