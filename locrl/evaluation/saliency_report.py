@@ -143,7 +143,7 @@ def saliency_report(
     encoder: Encoder,  # what sees
     methods: Sequence[str] = METHODS,  # of an open_clip encoder
     fit_on=None,  # data set whose boxes prototypes are estimated on; None: no prototypes
-    dim: int | None = 256,  # channels of the features that prototypes read; a configuration's own finds its cached store
+    dim: int | None = 256,  # channels of the features that prototypes read; a configuration's own reads its cache
 ) -> list[MapScores]:  # one for each method
     "Compare each kind of saliency that an encoder can give with the boxes of a data set"
     found = []

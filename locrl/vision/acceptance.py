@@ -1,4 +1,4 @@
-"""Does an encoder see what it should? A test that real weights pass and wrong ones fail, on pictures that the package has
+"""Does an encoder see what it should? Real weights pass, wrong ones fail, on pictures that the package has
 
 Docs: https://locrl.github.io/locrl/vision/acceptance.html.md"""
 
