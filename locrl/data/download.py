@@ -192,25 +192,76 @@ def fetch(
 _UNPACKED = ("Annotations", "ImageSets", "JPEGImages")  # folders of VOCdevkit/VOC<year>
 
 
+def _wanted(file, tar):
+    "Return the files to unpack from an open archive. Raises `DataError` where any of its members is unsound."
+    left = os.path.getsize(tar)
+    wanted = []
+    for member in file:
+        parts = member.name.split("/")
+        plain = (member.isfile() or member.isdir()) and not member.issparse()
+        left -= member.size
+        if not plain or member.name.startswith("/") or ".." in parts or re.search(r"[\\:]", member.name):
+            raise DataError(f"{tar} holds {member.name!r}, which no VOC archive does: delete it and download again")
+        if left < 0:
+            raise DataError(f"{tar} declares more in {member.name!r} than it has: delete it and download again")
+        if member.isfile() and parts[:1] == ["VOCdevkit"] and parts[2:3] and parts[2] in _UNPACKED:
+            wanted.append(member)
+    return wanted
+
+
+def _half(tar, root):
+    "Return the folder that an archive is unpacked into first; while it is there, the unpacking has not ended"
+    return Path(root) / f".{Path(tar).name}.unpacking"
+
+
+def _empty(folder):
+    "Remove what is in a folder of folders"
+    for inner in folder.iterdir():
+        shutil.rmtree(inner)
+
+
 def unpack(
     tar,  # a VOC archive
     root,  # VOCdevkit is made in here
+    keep_archive=True,  # whether the archive stays
 ):
-    "Unpack images, annotations and lists. Raises `DataError` for a member that leaves the folder or is too large."
-    left = os.path.getsize(tar)
+    """Unpack images, annotations and lists; no file of `VOCdevkit` is ever there in part.
+    Raises `DataError` for a member that leaves the folder or is too large."""
+    half = _half(tar, root)
+    data_only = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(tar, "r:") as file:
-        for member in file:
-            parts = member.name.split("/")
-            plain = (member.isfile() or member.isdir()) and not member.issparse()
-            left -= member.size
-            if not plain or member.name.startswith("/") or ".." in parts or re.search(r"[\\:]", member.name):
-                raise DataError(f"{tar} holds {member.name!r}, which no VOC archive does: delete it and download again")
-            if left < 0:
-                raise DataError(f"{tar} declares more in {member.name!r} than it has: delete it and download again")
-            if parts[:1] == ["VOCdevkit"] and parts[2:3] and parts[2] in _UNPACKED:
-                file.extract(member, root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        wanted = _wanted(file, tar)
+        half.mkdir(parents=True, exist_ok=True)
+        _empty(half)  # of what a process that was killed left
+        try:
+            for member in wanted:
+                file.extract(member, half, **data_only)
+        except Exception:
+            _empty(half)
+            raise
+    for member in wanted:
+        place = Path(root) / member.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(half / member.name, place)
+    if not keep_archive:
+        os.unlink(tar)
+    shutil.rmtree(half)
 
 # %% ../../nbs/data/02_download.ipynb #2a3725f3
+def _is_there(year, archive, root):
+    "Whether an archive was fetched and unpacked to the end"
+    half = _half(archive.name, root)
+    if half.exists() and (root / archive.name).exists():
+        return False
+    try:
+        VOC(year, archive.split, root=root)
+    except DataError:
+        return False
+    if half.exists():  # the archive is removed after the last file is in its place
+        shutil.rmtree(half, ignore_errors=True)
+    return True
+
+
 def download(
     year,  # '2007' (trainval and test) or '2012' (trainval)
     root=None,  # the folder to hold VOCdevkit; `data_root()` where None
@@ -222,15 +273,12 @@ def download(
         raise DataError(f"no archive of VOC {year}: there are {', '.join(ARCHIVES)}")
     root = Path(root or data_root())
     for archive in ARCHIVES[str(year)]:
-        try:
-            VOC(year, archive.split, root=root)
-        except DataError:
-            pass
-        else:
+        if _is_there(year, archive, root):
             continue
         try:
             root.mkdir(parents=True, exist_ok=True)
-            there = sum(p.stat().st_size for p in root.glob(archive.name + "*"))
+            there = [*root.glob(archive.name + "*"), *_half(archive.name, root).rglob("*")]
+            there = sum(p.stat().st_size for p in there if p.is_file())
             need, free = 2 * archive.size - there, shutil.disk_usage(root).free
             if free < need:
                 raise DataError(
@@ -238,9 +286,7 @@ def download(
                     "free: make room or set LOCRL_DATA to a larger disk"
                 )
             tar = fetch(archive, root, **kwargs)
-            unpack(tar, root)
-            if not keep_archive:
-                tar.unlink()
+            unpack(tar, root, keep_archive)
         except tarfile.TarError as e:
             raise DataError(f"{root / archive.name} cannot be unpacked ({e}): delete it and try again") from None
         except OSError as e:

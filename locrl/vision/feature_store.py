@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -277,11 +277,9 @@ def build_store(
             )
         shard_size = there["shard_size"]  # a store keeps its own
     todo = _missing_shards(path, data, shard_size)
-    if todo:
+    if todo or not (path / "projection.npz").exists():
         _make_folder(path, len(todo) * shard_size * _picture_bytes(encoder, projection, classes))
-        with locked(path, wait=True):
-            for part in path.glob(".*.tmp"):  # left by a killed build: nobody else writes here now
-                part.unlink()
+        with _only_writer(path):
             if not (path / "store.json").exists():
                 whole = about | dict(shard_size=shard_size)
                 _write(path / "store.json", json.dumps(whole | dict(digest=_digest(whole)), indent=1))
@@ -290,8 +288,8 @@ def build_store(
             if todo:
                 batch_size = batch_size or encoder.batch_size
                 _encode_shards(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size)
-    if not (path / "projection.npz").exists():
-        _write(path / "projection.npz", projection.save)
+            if not (path / "projection.npz").exists():
+                _write(path / "projection.npz", projection.save)
     return FeatureStore(path, encoder=encoder, data=data)
 
 # %% ../../nbs/vision/03_feature_store.ipynb #7fb95102
@@ -325,10 +323,21 @@ def _make_folder(path, bytes_needed):
             f"{path} needs {bytes_needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. "
             "Free some space, or set LOCRL_CACHE to another disk"
         )
-    for old in path.glob(".*.tmp"):  # left by a killed build; a young one may be another process's
-        with suppress(FileNotFoundError):
-            if time.time() - old.stat().st_mtime > 600:
-                old.unlink()
+
+
+@contextmanager
+def _only_writer(folder):
+    """Hold the lock of a folder that is there; another process that holds it is waited for, and its lock named.
+    Half-written files are removed: a build that was killed left them. Raises `FeatureError`."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder, wait=True))
+            for part in folder.glob(".*.tmp"):
+                part.unlink()
+        except OSError as e:
+            cure = "Set LOCRL_CACHE to a folder that can be written"
+            raise FeatureError(f"cannot write to {folder} ({e.strerror or e}). {cure}") from e
+        yield
 
 
 def _fitted(root, data, encoder, dim):
@@ -338,7 +347,8 @@ def _fitted(root, data, encoder, dim):
     if not path.exists():
         _make_folder(root, 1 << 24)
         projection = fit_projection(data, encoder, dim)
-        _write(path, projection.save)
+        with _only_writer(root):
+            _write(path, projection.save)
     return Projection.load(path)
 
 # %% ../../nbs/vision/03_feature_store.ipynb #e136a78d

@@ -198,6 +198,93 @@ def test_download(server, tar, tmp_path, monkeypatch):
     assert (folder / "JPEGImages" / "b.jpg").exists() and (tmp_path / "some.tar").exists() and len(server.asked) == 2
 
 
+class Killed(BaseException):
+    "In place of a SIGKILL: no `except Exception` hears of it"
+
+
+def files_of(root):
+    "Name and content of every file below a folder"
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+class Moments:
+    "Counts the steps of unpacking that may be the last, and kills at one of them, a file being half-written"
+
+    def __init__(self, monkeypatch, last=None):
+        self.steps, self.last = [], last
+        self.copy = tarfile.copyfileobj
+        monkeypatch.setattr(tarfile, "copyfileobj", self.half)
+        for module, name in ((downloads.os, "replace"), (downloads.os, "unlink"), (downloads.shutil, "rmtree")):
+            monkeypatch.setattr(module, name, self.before(name, getattr(module, name)))
+
+    def step(self, name):
+        "Whether this is the last step"
+        self.steps.append(name)
+        return len(self.steps) - 1 == self.last
+
+    def half(self, source, target, length=None, *args, **kwargs):
+        if self.step("copy"):
+            target.write(source.read(length // 2))
+            target.flush()
+            raise Killed
+        return self.copy(source, target, length, *args, **kwargs)
+
+    def before(self, name, real):
+        def act(*args, **kwargs):
+            if self.step(name):
+                raise Killed
+            return real(*args, **kwargs)
+
+        return act
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_download_killed_at_any_moment_of_unpacking_ends_as_one_that_was_not(
+    server, tar, tmp_path, monkeypatch, keep
+):
+    server.files["tar"] = tar
+    monkeypatch.setitem(downloads.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
+    with monkeypatch.context() as m:
+        moments = Moments(m)
+        download("2007", tmp_path / "whole", keep_archive=keep)
+    want = files_of(tmp_path / "whole")
+    assert ("some.tar" in want) == keep and not [name for name in want if "unpacking" in name]
+    assert moments.steps.count("copy") >= 5 and (moments.steps.count("unlink"), moments.steps[-1]) == (
+        not keep,
+        "rmtree",
+    )
+    begin = moments.steps.index("copy")
+    for last in range(begin, len(moments.steps)):
+        root = tmp_path / f"{last}"
+        with monkeypatch.context() as m, pytest.raises(Killed):
+            Moments(m, last)
+            download("2007", root, keep_archive=keep)
+        now = {name: content for name, content in files_of(root).items() if name.startswith("VOCdevkit")}
+        assert all(want[name] == content for name, content in now.items())
+        asked = len(server.asked)
+        download("2007", root, keep_archive=keep)
+        assert files_of(root) == want and len(server.asked) == asked
+        assert sorted(p.name for p in root.iterdir()) == ["VOCdevkit", "some.tar"][: 1 + keep]
+
+
+def test_unpacking_onto_a_full_disk_leaves_nothing(server, tar, tmp_path, monkeypatch):
+    root = tmp_path / "here"
+    server.files["tar"] = tar
+    monkeypatch.setitem(downloads.ARCHIVES, "2007", (archive(server, "tar", body=tar),))
+
+    def full(source, target, length=None, *args, **kwargs):
+        target.write(source.read(length // 2))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as m:
+        m.setattr(tarfile, "copyfileobj", full)
+        with pytest.raises(DataError, match="cannot write to .*No space left"):
+            download("2007", root)
+    assert list(files_of(root)) == ["some.tar"]
+    download("2007", root)
+    assert [p.name for p in root.iterdir()] == ["VOCdevkit"] and len(server.asked) == 1
+
+
 def test_download_wants_room(server, tar, tmp_path, monkeypatch):
     monkeypatch.setitem(downloads.ARCHIVES, "2007", (Archive("some.tar", "", 10**18, (server.url,), "test"),))
     with pytest.raises(DataError, match="GB free: make room"):
