@@ -9,7 +9,7 @@ __all__ = ['SumTree', 'Samples', 'PrioritizedReplayBuffer', 'DemoReplayBuffer', 
            'demo_accuracy', 'pretrain']
 
 # %% ../../nbs/agents/01_replay.ipynb #dae1d7fc
-"""`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on the demonstrations; `pretrain` before interaction."""
+"""`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on them; `pretrain` before interaction."""
 
 # %% ../../nbs/agents/01_replay.ipynb #c5ea192b
 from typing import NamedTuple
@@ -57,7 +57,7 @@ class SumTree:
         self,
         n: int,  # number of draws
     ) -> np.ndarray:  # (n,) int64 slots
-        "Slots with probability weight/total, one from each of `n` equal slices of the total (Schaul et al. 2016, B.2.1)"
+        "Draw slots with probability weight/total, one from each of `n` equal slices (Schaul et al. 2016, B.2.1)"
         rest = (np.arange(n) + np.random.random(n)) * (self.total / n)
         at = np.ones(n, np.int64)
         for _ in range(self.depth):
@@ -89,7 +89,7 @@ _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "
 
 
 class PrioritizedReplayBuffer(ReplayBuffer):
-    """SB3's `ReplayBuffer` with n-step returns and proportional prioritised sampling. Raises `ValueError` for impossible settings.
+    """SB3's `ReplayBuffer` with n-step returns and proportional prioritised sampling. Raises `ValueError`.
     Source: Schaul et al. 2016, section 3 and algorithm 1. Takes all arguments of `ReplayBuffer`, and:"""
 
     def __init__(
@@ -283,11 +283,13 @@ def load_state(self: PrioritizedReplayBuffer, state: dict):
     n, shape = len(state["rewards"]), state["observations"].shape[1:]
     if shape != self.observations.shape[1:] or n > self.buffer_size or (state["full"] and n != self.buffer_size):
         raise ValueError(
-            f"the state holds {n} rows of {shape}, {'full' if state['full'] else 'not full'}; this buffer has {self.buffer_size} rows of {self.observations.shape[1:]}"
+            f"the state holds {n} rows of {shape}, {'full' if state['full'] else 'not full'}; "
+            f"this buffer has {self.buffer_size} rows of {self.observations.shape[1:]}"
         )
     if ("priorities" in state) != bool(self.alpha):
         raise ValueError(
-            f"the state was saved with{'' if 'priorities' in state else 'out'} priorities, this buffer has alpha={self.alpha}"
+            f"the state was saved with{'' if 'priorities' in state else 'out'} priorities, "
+            f"this buffer has alpha={self.alpha}"
         )
     for k in _ARRAYS:
         getattr(self, k)[:n] = state[k]
@@ -300,14 +302,14 @@ def load_state(self: PrioritizedReplayBuffer, state: dict):
 
 # %% ../../nbs/agents/01_replay.ipynb #ad7f8cd4
 class DemoReplayBuffer(PrioritizedReplayBuffer):
-    """`PrioritizedReplayBuffer` with demonstrations that are never evicted. Raises `ValueError` for impossible settings.
-    Source: Hester et al. 2018, Deep Q-learning from Demonstrations. Takes all arguments of `PrioritizedReplayBuffer`, and:"""
+    """`PrioritizedReplayBuffer` with demonstrations that are never evicted. Raises `ValueError`. Takes all of its
+    arguments, and more. Source: Hester et al. 2018, Deep Q-learning from Demonstrations."""
 
     def __init__(
         self,
         *args,
         demo_ratio: float = 0.0,  # share of each batch that are demonstrations, at least
-        demo_mixed: bool = False,  # more of them while the buffer holds little else: their share of all that is remembered
+        demo_mixed: bool = False,  # at first more: their share of all that is remembered
         **kwargs,  # for `PrioritizedReplayBuffer`
     ):
         super().__init__(*args, **kwargs)
@@ -324,8 +326,9 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
 
     @property
     def demo_share(self) -> float:
-        """Share of the next batch that are demonstrations. With `demo_mixed` it begins at 1 and falls to `demo_ratio` as the agent's
-        own transitions come in, as in DQfD, where both lie in one memory: what a warm-up taught is not overrun by the first of them."""
+        """Share of the next batch that are demonstrations. With `demo_mixed` it begins at 1 and falls to `demo_ratio` as
+        the agent's own transitions come in. So it is in DQfD, where both lie in one memory: the first transitions do not
+        overrun what the warm-up taught."""
         if not self.demo_mixed or not self.n_demos:
             return self.demo_ratio
         return max(self.demo_ratio, self.n_demos / (self.n_demos + self.size() * self.n_envs))
@@ -403,7 +406,7 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
         batch_size: int,  # number of transitions
         env=None,  # `VecNormalize` that normalises them
     ) -> Samples:
-        "Draw transitions, the demonstrations last. Raises `ValueError` when there ought to be demonstrations and are none."
+        "Draw transitions, the demonstrations last. Raises `ValueError` when demonstrations are missing."
         n = round(batch_size * self.demo_share)
         if n and self.demos is None:
             raise ValueError(
@@ -438,17 +441,17 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
 
 # %% ../../nbs/agents/01_replay.ipynb #9992013a
 class LargeMarginLoss:
-    """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. The loss is a mean
-    over the demonstrations of the batch, so that its weight does not depend on their share. Its violation adds to the priority of
-    the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
+    """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. The loss
+    is a mean over the demonstrations of the batch, so that its weight does not depend on their share. Its violation adds
+    to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
 
     def __init__(
         self,
         margin: float = 0.8,  # in units of return; 0.8 was tuned for clipped Atari rewards
         weight: float = 1.0,  # of the loss
-        labels: str = "set",  # "set": all of the expert's actions are right; "single": only the one taken, as in the paper
-        schedule: Callable[[float], float]
-        | None = None,  # factor of `weight`, given the progress remaining (from 1 to 0), such as SB3's `LinearSchedule`; default 1
+        labels: str = "set",  # "set": all of the expert's actions are right; "single": only the one taken (DQfD)
+        # factor of `weight`, given the progress remaining (from 1 to 0), such as SB3's `LinearSchedule`; default 1
+        schedule: Callable[[float], float] | None = None,
     ):
         if labels not in ("set", "single"):
             raise ValueError(f"LargeMarginLoss(labels={labels!r}): use 'set' or 'single'")
@@ -496,7 +499,7 @@ def imitation_loss(
     expert: torch.Tensor,  # (B, n_actions) bool
     temperature: float = 1.0,  # Q-values are divided by it
 ) -> torch.Tensor:
-    "Cross-entropy to a set: minus the logarithm of the probability that softmax(q/temperature) gives to the expert's actions together"
+    "Return minus the logarithm of the probability that softmax(q/temperature) gives to the expert's actions together"
     q = q / temperature
     return (q.logsumexp(1) - q.masked_fill(~expert, -torch.inf).logsumexp(1)).mean()
 
@@ -525,7 +528,7 @@ def pretrain(
     loss: str = "cross_entropy",  # "cross_entropy", or "dqfd": temporal differences and margin
     temperature: float = 1.0,  # of the cross-entropy
     margin: LargeMarginLoss | None = None,  # of "dqfd" where the agent's terms hold none; default `LargeMarginLoss()`
-    target_update_interval: int = 100,  # updates between copies to the target network; there is one at the end in any case
+    target_update_interval: int = 100,  # updates between copies to the target network; the last is at the end
     progress: bool = True,  # show a progress bar
 ) -> list[tuple[int, float]]:  # (updates, accuracy on all demonstrations) after each tenth
     "Learn from the demonstrations alone, before the agent acts. Raises `ValueError` when it cannot."
