@@ -161,6 +161,7 @@ def changed(config, values):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     "Originals: a VOC folder, two seeds of a run on it, its store, a packed agent, a picture"
+    importlib.import_module("open_clip")  # its first import takes long; the rows below are timed
     home = tmp_path_factory.mktemp("originals")
     voc = VocFolder(home)
     for id in "abcd":

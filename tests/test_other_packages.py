@@ -101,7 +101,8 @@ def foreign_names() -> set[str]:
 def test_private_names_are_listed():
     "Every private name of another package has its reason here, and every reason is needed"
     listed = REASONS.keys() | PUBLIC.keys()
-    ours_too = {"_excluded_save_params", "_sample_action", "_n_updates", "_setup_learn", "_custom_logger"}  # our subclass defines or sets them too
+    # our subclass defines or sets them too
+    ours_too = {"_excluded_save_params", "_sample_action", "_n_updates", "_setup_learn", "_custom_logger"}
     assert foreign_names() <= listed, "use a public way, or give the reason in REASONS and a test below"
     assert listed - ours_too <= foreign_names(), "no longer used: take it out of the list"
 

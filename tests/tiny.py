@@ -66,7 +66,7 @@ def rewrite(run, change):
 
 
 def no_film(episode, n):
-    "In place of the film of a validation, which takes longer than the rest of a tiny one; tests/test_diagnostics.py draws it"
+    "Stand in for the film of a validation, which takes longer than the rest; tests/test_diagnostics.py draws it"
     import matplotlib.pyplot as plt
 
     return plt.figure()

@@ -116,8 +116,20 @@ Processes = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="report or select.", callback=_one_of("report", "select"))]
+
+
+def _confidence(name):
+    "Callback that refuses a confidence that there is not"
+    if name is not None:
+        from locrl.experiments.config import check_confidence
+
+        check_confidence(name)
+    return name
+
+
 Confidence = Annotated[
-    str | None, typer.Option(help="Source of the ranking, e.g. presence*iou. Default: the configuration's.")
+    str | None,
+    typer.Option(help="Source of the ranking, e.g. presence*iou. Default: the configuration's.", callback=_confidence),
 ]
 
 # %% ../../nbs/apps/06_cli.ipynb #80ac2d1a
@@ -245,7 +257,7 @@ def cache(
     from locrl.experiments.config import check_run, prepare
 
     chosen = _config(config, context=context)
-    check_run(chosen, device=device)
+    check_run(chosen, device=device, splits=("train", "select", "report"))
     world = prepare(chosen, device)
     for split in ("select", "report"):
         world.bank(split)
@@ -426,7 +438,9 @@ def sweep(
         list[str] | None,
         typer.Option(
             "--set",
-            help="FIELD=VALUE,VALUE: a field of the configuration and the values to try, e.g. learning.gamma=.8,.9, observation.grid=1,3 or network.net_arch=[256,256],[512,512]. Once for each field; every combination is a trial.",
+            help="FIELD=VALUE,VALUE: a field of the configuration and the values to try, e.g. learning.gamma=.8,.9, "
+            "observation.grid=1,3 or network.net_arch=[256,256],[512,512]. Once for each field; every combination is a "
+            "trial.",
         ),
     ] = None,
     processes: Processes = None,
@@ -435,14 +449,16 @@ def sweep(
         typer.Option(
             "--ray",
             metavar="ADDRESS",
-            help="Train on a Ray cluster: its address, auto (the one this machine belongs to) or local. Needs the extra ray.",
+            help="Train on a Ray cluster: its address, auto (the one this machine belongs to) or local. "
+            "Needs the extra ray.",
         ),
     ] = None,
     ray_storage: Annotated[
         str | None,
         typer.Option(
             metavar="URI",
-            help="Where checkpoints travel if the nodes share no disk, e.g. s3://bucket/sweeps. Default: the run folders are on a disk that all nodes see.",
+            help="Where checkpoints travel if the nodes share no disk, e.g. s3://bucket/sweeps. "
+            "Default: the run folders are on a disk that all nodes see.",
         ),
     ] = None,
     root: Root = None,
@@ -497,8 +513,8 @@ def iterate(
 ):
     """One iteration from its seeds to its verdict: trains what is missing, evaluates, writes the results file, judges.
 
-    The verdict is by the iteration's own criterion, against the results file of the iteration before. A results file that has
-    all that is asked for is taken as it stands.
+    The verdict is by the iteration's own criterion, against the results file of the iteration before. A results file
+    that has all that is asked for is taken as it stands.
 
     Example: `locrl iterate v11 --seeds 3`
     """
@@ -545,13 +561,17 @@ def evaluate(
     ] = None,
     with_baselines: Baselines = True,
 ):
-    "Score finished runs by both protocols, beside the baselines. Searches are kept in the run folders: a table is made again in seconds."
-    from locrl.apps.pages import class_records, evaluation_details, evaluation_parts
-    from locrl.experiments.results import report, results_table, save_results
-    from locrl.experiments.train import Agent
+    """Score finished runs by both protocols, beside the baselines.
 
-    world = Agent.load(runs[0]).world()
-    result = report(runs, split, _command(), world, with_baselines, progress=True, confidence=confidence, multi=multi)
+    Searches are kept in the run folders, so that a table is made again in seconds.
+    """
+    from locrl.apps.pages import class_records, evaluation_details, evaluation_parts
+    from locrl.experiments.results import evaluate_runs, opened, results_table, save_results
+
+    world = opened(runs, split)[1]
+    result = evaluate_runs(
+        runs, split, _command(), world, with_baselines, progress=True, confidence=confidence, multi=multi
+    )
     print(results_table(result))
     if out is not None and out.suffix == ".json":
         print(f"written: {save_results(result, out)}")
@@ -617,7 +637,8 @@ def transfer(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Names, with commas. Default: the VOC classes the runs were not trained on; on other data, the runs' own."
+            help="Names, with commas. Default: the VOC classes the runs were not trained on; on other data, "
+            "the runs' own."
         ),
     ] = None,
     data: Annotated[
@@ -742,7 +763,8 @@ def locate(
     run: Annotated[
         Path | None,
         typer.Option(
-            help="A run folder, or a packed agent (.npz). Default: the agent that comes with the package (cat, cow, dog, horse, sheep)."
+            help="A run folder, or a packed agent (.npz). "
+            "Default: the agent that comes with the package (cat, cow, dog, horse, sheep)."
         ),
     ] = None,
     every: Annotated[
@@ -786,7 +808,8 @@ def pack(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="Results file of the run (locrl evaluate RUN --multi --out FILE.json), whose numbers the agent is to carry."
+            help="Results file of the run (locrl evaluate RUN --multi --out FILE.json), "
+            "whose numbers the agent is to carry."
         ),
     ] = None,
     out: Annotated[
@@ -801,7 +824,10 @@ def pack(
         bool, typer.Option("--measure/--no-measure", help="Compare it with the run on the validation pictures.")
     ] = True,
 ):
-    "Write the agent of a run into one file of less than 2 MB, with its metrics. Anybody can load it, with no run and no data."
+    """Write the agent of a run into one file of less than 2 MB, with its metrics.
+
+    Anybody can load it, with no run and no data.
+    """
     from locrl.apps.pretrained import pack as run_
     from locrl.apps.pages import _private
 
@@ -819,8 +845,8 @@ def convert(
         bool,
         typer.Option(
             "--trust",
-            help="Unpickle best.pt, last.pt and prototypes.pt. A pickle can run code, so say this only of runs that you or "
-            "somebody you trust made; classes that a run does not need are refused even then.",
+            help="Unpickle best.pt, last.pt and prototypes.pt. A pickle can run code, so say this only of runs that "
+            "you or somebody you trust made; classes that a run does not need are refused even then.",
         ),
     ] = False,
 ):
@@ -841,7 +867,7 @@ def _planned(data, select, report, name, steps, leave_out, seed, root, device):
 
     planned = plan(data, select, report, name, steps, leave_out)
     config = planned.config
-    check_run(config, seed, root, device)
+    check_run(config, seed, root, device, splits=("train", "select", "report"))
     for split in ("train", "select", "report"):
         held = planned.data[split]
         print(f"{split}: {len(held):,} pictures, {len(held.ground_truth()):,} objects ({getattr(config.data, split)})")
@@ -860,7 +886,7 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
     from locrl.figures import training_curves
     from locrl.experiments.config import prepare
     from locrl.experiments.iterations import cloned
-    from locrl.experiments.results import good_example, history, report, results_table, save_results
+    from locrl.experiments.results import evaluate_runs, good_example, history, results_table, save_results
     from locrl.experiments.train import Agent, train as run
 
     world = prepare(config, device)
@@ -869,7 +895,7 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
         print(f"{folder}\nstopped after --minutes {minutes:g}; the same command goes on from there")
         return
     run(cloned(config), seed, root, world, device=device)
-    result = report([folder], command=_command(), world=world, progress=True)
+    result = evaluate_runs([folder], command=_command(), world=world, progress=True)
     print(f"\n{results_table(result)}\n")
     save_results(result, out / "results.json")
     episode = good_example(Agent.load(folder), world.bank("report"), world.data["report"])
@@ -897,9 +923,12 @@ def demo(
     ),
     root: Root = None,
 ):
-    "The main job in one go, on the embedded default: encode composed scenes, train, evaluate beside the baselines, draw a search."
+    """Do the main job in one go, on the embedded default.
+
+    It encodes composed scenes, trains, evaluates beside the baselines, and draws a search.
+    """
     from locrl.experiments.config import check_run
 
     config = _config("demo", steps, context)
-    check_run(config, seed, root)
+    check_run(config, seed, root, splits=("train", "select", "report"))
     _train_and_show(config, seed, root, out)

@@ -8,8 +8,8 @@ Docs: https://locrl.github.io/locrl/apps/colab.html.md"""
 __all__ = ['first_check', 'in_colab', 'persist', 'tensorboard']
 
 # %% ../../nbs/apps/04_colab.ipynb #a8cc99de
-"""`first_check` tries the installation, `persist` keeps features and runs on Google Drive, with a fallback; `tensorboard` shows a run beside the
-notebook."""
+"""`first_check` tries the installation, `persist` keeps features and runs on Google Drive, with a fallback;
+`tensorboard` shows a run beside the notebook."""
 
 # %% ../../nbs/apps/04_colab.ipynb #f962bd95
 import importlib.metadata
@@ -34,7 +34,10 @@ def first_check(
     model: str = "ViT-L-14",  # open_clip model that is tried, with random weights
 ):
     """Try the installation before anything long begins: versions, the GPU, and one region embedding by CLIP.
-    Raises `RuntimeError`, with the cure, where installing locrl moved a package of `before`, or CLIP or the GPU does not work."""
+
+    Raises `RuntimeError`, with the cure, where installing locrl moved a package of `before`, or where CLIP or the GPU
+    does not work.
+    """
     import torch
 
     versions = {name: importlib.metadata.version(name) for name in _SHOWN}
@@ -52,9 +55,10 @@ def first_check(
             f"{'; '.join(moved)}: restart the runtime, and install with pip's option -c as the first cell does"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(
-        f"device: {torch.cuda.get_device_name() if device == 'cuda' else 'the processor; in Colab choose Runtime, Change runtime type for a GPU'}"
-    )
+    if device == "cuda":
+        print(f"device: {torch.cuda.get_device_name()}")
+    else:
+        print("device: the processor; in Colab choose Runtime, Change runtime type for a GPU")
     try:
         start = time.monotonic()
         assert torch.ones(3, device=device).sum().item() == 3
@@ -95,7 +99,10 @@ def persist(
     folder: str = "locrl",  # inside "My Drive"
     mount: str = "/content/drive",  # where Colab shows the Drive
 ) -> Path:  # the cache folder from now on
-    "Keep features and runs on Google Drive from now on (`LOCRL_CACHE`); elsewhere, or where mounting fails, in the cache folder as always"
+    """Keep features and runs on Google Drive from now on (`LOCRL_CACHE`).
+
+    Elsewhere than in Colab, or where mounting fails, they stay in the cache folder.
+    """
     if in_colab():
         try:
             from google.colab import drive

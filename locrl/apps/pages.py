@@ -210,7 +210,7 @@ _MODES = {"one_shot": "one search", "tr": "TR", "aar": "AAR"}
 
 
 def class_records(
-    result: dict,  # what `locrl.experiments.results.report` gave
+    result: dict,  # what `locrl.experiments.results.evaluate_runs` gave
 ) -> list[dict]:  # seed, mode, class, ap11: a row each
     "The AP of every seed, mode of search and class"
     return [
@@ -223,7 +223,7 @@ def class_records(
 
 
 def class_table(
-    result: dict,  # what `locrl.experiments.results.report` gave
+    result: dict,  # what `locrl.experiments.results.evaluate_runs` gave
 ) -> Table:
     "Tabulate the 11-point AP of every class and mode of search, mean and interval over seeds; a dash without objects"
     mean = result["metrics"]["aggregate"]
@@ -291,7 +291,7 @@ def evaluation_details(
 
 
 def evaluation_parts(
-    result: dict,  # what `locrl.experiments.results.report` or `locrl.experiments.transfer.transfer` gave
+    result: dict,  # what `locrl.experiments.results.evaluate_runs` or `locrl.experiments.transfer.transfer` gave
     details: dict | None = None,  # what `evaluation_details` gave
 ) -> dict:  # heading -> part, for `write_folder`
     "What stands on the page of an evaluation"

@@ -50,6 +50,12 @@ class ObservationConfig:
             raise ValueError(
                 "an observation needs embedding, saliency, local_saliency or grid: without one the agent is blind"
             )
+        for name in ("local_saliency", "grid", "n_classes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative; 0 leaves the part out")
+        for name in ("n_actions", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.reach <= 0:
             raise ValueError(f"reach={self.reach}: must be positive")
         if self.context < 1:

@@ -9,10 +9,11 @@ __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'AFTER_TRAINING', 'ConfigError', 'DataC
            'LearningConfig', 'ExplorationConfig', 'ReplayConfig', 'DemonstrationConfig', 'SearchConfig',
            'EvaluationConfig', 'Config', 'config_fields', 'dotted', 'saved_fields', 'named_config', 'difference',
            'load_data', 'World', 'make_encoder', 'demand_encoder', 'checked_encoder', 'search_policy', 'prepare',
-           'check_device', 'check_seed', 'check_run']
+           'check_device', 'check_seed', 'check_run', 'check_confidence']
 
 # %% ../../nbs/experiments/00_config.ipynb #81f110fc
-"""`Config` defines a run, in groups of fields; `CONFIGS` holds the named ones; `prepare` loads the data and features they name."""
+"""`Config` defines a run, in groups of fields; `CONFIGS` holds the named ones; `prepare` loads the data and features
+they name."""
 
 # %% ../../nbs/experiments/00_config.ipynb #9b12c0c8
 import difflib
@@ -411,7 +412,7 @@ class Config(_Group):
             str, Any
         ],  # name -> value; "learning.gamma" for a field of a group, "observation" for a whole group
     ) -> "Config":
-        "Return this configuration with fields replaced. Raises `ConfigError` for an unknown field or an impossible value."
+        "Return this configuration with fields replaced. Raises `ConfigError` for an unknown field or a wrong value."
         known, whole, within = config_fields(), {}, {}
         for name, value in changes.items():
             group, _, field = name.partition(".")
@@ -513,12 +514,15 @@ _FLAT |= {f"demo_{name}": f"demonstrations.{name}" for name in ("ratio", "episod
 def saved_fields(
     values: dict,  # what `Config.to_dict` gave, now or before there were groups
 ) -> dict:  # dotted name -> value
-    "Return the fields of a saved configuration under the names they have now; fields younger than the file have their default"
+    """Return the fields of a saved configuration under the names they have now.
+
+    Fields younger than the file have their default.
+    """
     return dotted(Config().to_dict()) | dotted(_grouped(values))
 
 
 def _grouped(values):
-    "Return the fields of a run from before there were groups under the names they have now; a grouped one is left as it is"
+    "Return the fields of a run under the names they have now; one that has groups already is left as it is"
     if any(isinstance(values.get(group), dict) for group in _GROUPS):
         return values
     out = {}
@@ -676,14 +680,23 @@ def make_encoder(
     config: Config,
     device: str = "cpu",  # torch device
 ) -> Encoder:
-    "The encoder that `config` names. Raises `locrl.vision.clip.WeightsError` where an open_clip one has no weights to be had."
+    """Return the encoder that `config` names.
+
+    Raises `ConfigError` for an unknown name, and `locrl.vision.clip.WeightsError` where an open_clip encoder has no
+    weights to be had.
+    """
     c = config.encoder
     options = {}
     if c.name not in ENCODERS:
         options = dict(pretrained=c.pretrained, method=c.method, prompts=c.prompts, window=c.window, stride=c.stride)
     if c.input_size is not None:
         options["input_size"] = c.input_size
-    return load_encoder(c.name, device=device, **options)
+    try:
+        return load_encoder(c.name, device=device, **options)
+    except ValueError as e:
+        if type(e) is not ValueError:  # an error of the package already says what is wrong
+            raise
+        raise ConfigError(f"encoder: {e}") from e
 
 
 def demand_encoder(
@@ -777,10 +790,22 @@ def check_run(
     seed: int = 0,
     root=None,  # of the run folders; default `cache_root()/"runs"`
     device: str = "cpu",  # torch device
+    splits: tuple[str, ...] = ("train", "select"),  # that are needed; add "report" for an evaluation
 ):
-    "Raise `ConfigError` or `DataError` for what would stop a run later: seed, folder, device, and the names of the data sets"
+    """Check what would stop a run later: seed, folder, device, and the data of its splits.
+
+    Raises `ConfigError`, or `DataError` for a split that is not there.
+    """
     check_seed(seed)
     check_writable(Path(root or cache_root() / "runs") / config.name, ConfigError)
     check_device(device)
-    for spec in dict.fromkeys((config.data.train, config.data.select, config.data.report)):
+    for spec in dict.fromkeys(getattr(config.data, split) for split in splits):
         load_data(spec, config.data.classes)
+
+
+def check_confidence(
+    name: str | None,  # source of the ranking; None stands for the configuration's
+):
+    "Raise `ConfigError` for a confidence that there is not"
+    if name is not None and name not in CONFIDENCE:
+        raise ConfigError(f"no confidence called {name!r}: known are {', '.join(CONFIDENCE)}")

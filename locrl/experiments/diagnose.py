@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..agents.predictions import Predictions, confidence_of
 from ..agents.search import search
 from ..data.boxes import ACTIONS, TRIGGER, Moves, iou
-from .config import ConfigError, World
+from .config import ConfigError, World, check_confidence
 from ..files import array_digest
 from .diagnostics import Probe
 from ..envs.localization import Targets
@@ -550,6 +550,7 @@ def diagnose(
     "Measure where the mAP of finished runs is lost. Raises `ConfigError` when they are not of one configuration."
     if metric not in ("map11", "map_area"):
         raise ConfigError(f"metric={metric!r}: use 'map11' or 'map_area'")
+    check_confidence(confidence)
     agents, world, bank, data = opened(runs, split, world)
     config = agents[0].config
     moves = agents[0].config.moves

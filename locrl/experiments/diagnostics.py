@@ -9,8 +9,9 @@ __all__ = ['NAMES', 'Curve', 'applies', 'row_key', 'ActionValues', 'pearson', 'r
            'Diagnostics']
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #d58eb6ab
-"""`Diagnostics` measures a run at each validation and logs it; `NAMES` says what every curve is and how a healthy one looks. `Probe`
-asks how well the IoU can be read from the network, `watch` follows one search, `Events` writes TensorBoard's files."""
+"""`Diagnostics` measures a run at each validation and logs it; `NAMES` says what every curve is and how a healthy one
+looks. `Probe` asks how well the IoU can be read from the network, `watch` follows one search, `Events` writes
+TensorBoard's files."""
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #0b64fee6
 import warnings

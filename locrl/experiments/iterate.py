@@ -8,18 +8,18 @@ Docs: https://locrl.github.io/locrl/experiments/iterate.html.md"""
 __all__ = ['SweepError', 'results_file', 'take_over', 'iterate']
 
 # %% ../../nbs/experiments/06_iterate.ipynb #1c0d6df7
-"""`iterate` takes one iteration from its seeds to its results file and verdict; what is there already is not made again."""
+"""`iterate` takes one iteration from its seeds to its results file and verdict; what exists is not made again."""
 
 # %% ../../nbs/experiments/06_iterate.ipynb #c208771e
 import json
 import re
 from pathlib import Path
 
-from .config import AFTER_TRAINING, Config, ConfigError, difference
+from .config import AFTER_TRAINING, Config, ConfigError, check_confidence, difference
 from ..checkpoints import RunFolder, locked, pack_tree, unpack_tree
 from ..files import write_atomic
 from .iterations import ITERATIONS
-from .results import report, save_results
+from .results import evaluate_runs, save_results
 from .sweep import Trial, run_sweep, trials
 from .train import FILES
 
@@ -42,7 +42,10 @@ def results_file(
 
 
 def _there(file, config, seeds, confidence, multi):
-    "The results in `file` if they are of `config` and have all that is asked for, else None. Raises `ConfigError` for another configuration."
+    """Return the results in `file` if they are of `config` and have all that is asked for, else None.
+
+    Raises `ConfigError` where they are of another configuration.
+    """
     if not file.exists():
         return
     result = json.loads(file.read_text())
@@ -95,6 +98,7 @@ def iterate(
     "Train what is missing, evaluate, judge. Raises `SweepError` when a seed failed."
     if split not in ("report", "select"):
         raise ConfigError(f"split={split!r}: use 'report' or 'select'")
+    check_confidence(confidence)
     runs = trials(on, [iteration], seeds, root=root)
     config, out, before = runs[0].config, Path(out or Path("results") / on), ITERATIONS[iteration].after
     file = results_file(iteration, config, split, out)
@@ -105,8 +109,13 @@ def iterate(
                 take_over(t, former)
         if errors := run_sweep(runs, processes, device=device, progress=progress):
             raise SweepError("; ".join(f"{t}: {e}" for t, e in errors.items()))
-        command = f"locrl iterate {iteration} --on {on} --seeds {seeds} --split {split}{f' --confidence {confidence}' if confidence else ''}{'' if multi else ' --no-multi'}"
-        result = report([t.folder for t in runs], split, command, progress=progress, confidence=confidence, multi=multi)
+        command = f"locrl iterate {iteration} --on {on} --seeds {seeds} --split {split}"
+        if confidence:
+            command += f" --confidence {confidence}"
+        if not multi:
+            command += " --no-multi"
+        folders = [t.folder for t in runs]
+        result = evaluate_runs(folders, split, command, progress=progress, confidence=confidence, multi=multi)
         save_results(result, file)
         for t in runs:
             write_atomic(out / f"{iteration}-seed-{t.seed}.jsonl", (t.folder / "metrics.jsonl").read_bytes())

@@ -9,7 +9,8 @@ __all__ = ['ITERATIONS', 'MAP', 'CLONING', 'Verdict', 'seed_values', 'rises', 'g
            'add_iteration', 'cloned', 'find_config', 'changes_of']
 
 # %% ../../nbs/experiments/01_iterations.ipynb #7b1ad037
-"""`ITERATIONS`: paper, v5, v6, v7, v9.2, v10 and ours after it, as differences of configurations, each with hypothesis and success criterion."""
+"""`ITERATIONS`: paper, v5, v6, v7, v9.2, v10 and ours after it, as differences of configurations, each with hypothesis
+and success criterion."""
 
 # %% ../../nbs/experiments/01_iterations.ipynb #88b60496
 from dataclasses import dataclass, replace
@@ -148,7 +149,11 @@ def add_iteration(
     cited: str = "",
     changes: dict | None = None,  # fields of `Config` it replaces, for `Config.replace`
 ) -> Iteration:
-    "Declare an iteration. Raises `ConfigError` for a taken name, an unknown predecessor, or a field that `Config` does not have or that comes from the data."
+    """Declare an iteration.
+
+    Raises `ConfigError` for a taken name, an unknown predecessor, or a field that `Config` does not have or that comes
+    from the data.
+    """
     if name in ITERATIONS:
         raise ConfigError(f"there is an iteration called {name!r} already")
     if after is not None and after not in ITERATIONS:
@@ -169,7 +174,8 @@ def add_iteration(
 _GIVEN = (*LOOKS, "name", "learning.steps", "evaluation.eval_every")
 
 # %% ../../nbs/experiments/01_iterations.ipynb #8b342cdc
-MAP = "confidence.presence*iou.map11"  # one-shot mAP by the ranking that every iteration has, so that what is compared is the boxes
+# one-shot mAP by the ranking that every iteration has, so that what is compared is the boxes
+MAP = "confidence.presence*iou.map11"
 _NAIVE = ("whole image", "centre box", "random policy")
 
 
@@ -300,8 +306,8 @@ add_iteration(
     changes={
         "observation": ObservationConfig(saliency=False, local_saliency=12, grid=3, box=True, steps=True),
         "network.region_width": 64,
-        # v11 to v16 keep what they were trained with: the jump in the reward, cloning by cross-entropy, an epsilon that begins at 1,
-        # and a margin loss that was a mean over batches of 256 with 26 demonstrations each
+        # v11 to v16 keep what they were trained with: the jump in the reward, cloning by cross-entropy, an epsilon that
+        # begins at 1, and a margin loss that was a mean over batches of 256 with 26 demonstrations each
         "reward": "jump",
         "demonstrations.mixed": False,
         "demonstrations.warmup_loss": "cross_entropy",
@@ -388,8 +394,11 @@ CLONING = "cloning"  # behind the name of a configuration: its baseline
 def cloned(
     config: Config,
 ) -> Config:
-    """Return the behaviour-cloning baseline of `config`: data, observation and network are the same, and all it learns is to do what
-    the oracle did in the demonstrations. What reinforcement adds is measured against it."""
+    """Return the behaviour-cloning baseline of `config`.
+
+    Data, observation and network are the same, and all it learns is to do what the oracle did in the demonstrations.
+    What reinforcement adds is measured against it.
+    """
     demonstrations = config.demonstrations
     return config.replace(
         {
@@ -406,8 +415,10 @@ def cloned(
 def find_config(
     name: str,  # "animals-5", an iteration on it: "animals-5/v7", or the baseline of either: "animals-5/v7/cloning"
 ) -> Config:  # its `name` is the folder of its runs
-    """Return a named configuration, an iteration on the data, encoder and budget of one, or with "/cloning" behind either the
-    behaviour-cloning baseline of it. Raises `ConfigError` with the known names."""
+    """Return a named configuration, or an iteration on the data, encoder and budget of one.
+
+    With "/cloning" behind either it is their behaviour-cloning baseline. Raises `ConfigError` with the known names.
+    """
     if "/" not in name:
         return named_config(name)
     on, _, iteration = name.rpartition("/")

@@ -9,7 +9,8 @@ __all__ = ['METRICS', 'CITED', 'Cited', 'moved', 'told', 'Comparison', 'change_t
            'learning_figure', 'expectations', 'save_expectations', 'expectations_table', 'same_search']
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #5f237870
-"""`Leaderboard` reads a folder of results: table, plots, and each iteration beside the one before (`Comparison`). `CITED` holds what others published."""
+"""`Leaderboard` reads a folder of results: table, plots, and each iteration beside the one before (`Comparison`).
+`CITED` holds what others published."""
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #93eb302a
 import json
@@ -83,8 +84,11 @@ def moved(
     result: dict,  # a results file
     before: dict,  # that of another iteration
     metric: str,  # path within a seed's metrics, such as "one_shot.map11"
-):  # (mean, low, high) of the difference, 95 %; the mean alone where an interval cannot be had; None where the metric was not measured in both
-    "Difference of two means over seeds, with Welch's interval; where both are of the same agents, used otherwise, each seed against itself"
+):  # (mean, low, high) of the difference, 95 %; the mean alone without an interval; None where not measured in both
+    """Return the difference of two means over seeds, with Welch's interval.
+
+    Where both are of the same agents, used otherwise, each seed is compared with itself.
+    """
     new, old = seed_values(result, metric), seed_values(before, metric)
     if not new or not old:
         return None
@@ -142,7 +146,7 @@ class Comparison:
         return f"{self.changes._repr_html_()}{self.moves._repr_html_()}<p><b>{escape(str(self.verdict))}</b></p>"
 
 
-_RANKED = ("one-shot mAP", "TR mAP", "AAR mAP")  # by what `report` was asked to rank by
+_RANKED = ("one-shot mAP", "TR mAP", "AAR mAP")  # what `evaluate_runs` was asked to rank by
 
 
 def _ranking(result):
@@ -260,7 +264,10 @@ class Leaderboard:
         self,
         name: str,  # an iteration
     ) -> Comparison:
-        "Beside the one before: configuration, criterion, metrics. No difference is taken of mAPs that are ranked by different sources."
+        """Compare an iteration with the one before: configuration, criterion, metrics.
+
+        No difference is taken of mAPs that are ranked by different sources.
+        """
         result, before = self[name], self.results.get(ITERATIONS[name].after or "")
         known = before or dict(metrics=dict(seeds=[]))
         alike = before is None or _ranking(before) == _ranking(result)
@@ -289,7 +296,10 @@ class Leaderboard:
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #09c9d3d3
 def _cited_lines(ax, metric, names):
-    "A dashed line for each published number of a metric, named at its right end: the highest above the line, the others below"
+    """Draw a dashed line for each published number of a metric, named at its right end.
+
+    The name of the highest stands above its line, the others below.
+    """
     found = sorted((c for c in CITED if metric in c.numbers and c.iteration in names), key=lambda c: -c.numbers[metric])
     for k, c in enumerate(found):
         ax.axhline(c.numbers[metric], color=COLOURS["faint"], linestyle="--", linewidth=1, zorder=0)
@@ -437,7 +447,10 @@ def expectations_table(
     path,  # what `save_expectations` wrote
     names=None,  # iterations; None shows all
 ) -> Table:
-    "What the greedy policies expect of a search and what they are paid, mean and half width of the 95 % interval over seeds"
+    """Return what the greedy policies expect of a search and what they are paid.
+
+    Each is the mean and the half width of the 95 % interval over seeds.
+    """
     saved = json.loads(Path(path).read_text())["iterations"]
     rows = {name: {k: [s[k] for s in saved[name]] for k in ("expected", "paid")} for name in names or saved}
     return table(

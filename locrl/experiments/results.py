@@ -6,12 +6,12 @@ Docs: https://locrl.github.io/locrl/experiments/results.html.md"""
 
 # %% auto #0
 __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_file', 'classifier_of', 'answers_of', 'spread', 'aggregate',
-           'agents_of', 'opened', 'report', 'history', 'save_results', 'results_table', 'confidence_table',
+           'agents_of', 'opened', 'evaluate_runs', 'history', 'save_results', 'results_table', 'confidence_table',
            'episode_of', 'good_example']
 
 # %% ../../nbs/experiments/04_results.ipynb #8d098f5f
-"""`report` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps what it took long to
-find, `classifier_of` what ranks it, `episode_of` draws one search."""
+"""`evaluate_runs` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps the
+predictions, `classifier_of` the classifier that ranks them, `episode_of` draws one search."""
 
 # %% ../../nbs/experiments/04_results.ipynb #52bb7bfa
 import hashlib
@@ -26,7 +26,6 @@ import numpy as np
 
 from ..data.boxes import FULL, iou
 from locrl.agents.predictions import (
-    CONFIDENCE,
     ConfidenceError,
     Predictions,
     RegionClassifier,
@@ -37,7 +36,7 @@ from locrl.agents.predictions import (
 )
 from ..agents.search import SEARCH_FORMAT
 from ..evaluation.confidence import fit_region_classifier
-from .config import ConfigError, World, difference
+from .config import ConfigError, World, check_confidence, difference, load_data
 from ..files import array_digest, write_atomic
 from .diagnostics import Probe, watch
 from .iterations import CLONING
@@ -69,7 +68,10 @@ def kept(
     compute,  # function without arguments that finds them
     **depends,  # whatever else the answers depend on, for JSON
 ):  # a `made`
-    "The answers from the run's folder, or found and put there. A file that is damaged, or of something else, is named in a warning and made anew."
+    """Return the predictions from the run's folder, or make them and put them there.
+
+    A file that is damaged, or of something else, is named in a warning and made anew.
+    """
     c = agent.config
     about = dict(
         kind=kind,
@@ -146,7 +148,10 @@ def classifier_of(
     agent: Agent,  # of the run
     progress: bool = False,  # show progress bars
 ) -> RegionClassifier:
-    "The region classifier of a run's policy, from its folder, or fitted and put there. One that is damaged is named in a warning and made anew."
+    """Return the region classifier of a run's policy from the run's folder, or fit it and put it there.
+
+    A file that is damaged is named in a warning and made anew.
+    """
     file, world = classifier_file(agent), agent.world()
     if file.exists():
         try:
@@ -172,7 +177,10 @@ def answers_of(
     confidence: str,  # source of the ranking; one that asks the region classifier has it asked
     progress: bool = False,  # show progress bars
 ) -> Predictions:  # with `region` filled in where `confidence` needs it
-    "The answer to every picture and class of `bank`, chosen as the configuration says; made once, then read from the run's folder"
+    """Return the prediction for every picture and class of `bank`, chosen as the configuration says.
+
+    It is made once, then read from the run's folder.
+    """
     c, classifier = agent.config, classifier_of(agent, progress) if needs_classifier(confidence) else None
     if c.search.answer == "stop":
         found = searches_of(agent, bank, progress)
@@ -230,7 +238,7 @@ def agents_of(
         raise ConfigError("no run given: name at least one run folder")
     for a in agents[1:]:
         if changed := difference(agents[0].config.to_dict(), a.config.to_dict()):
-            raise ConfigError(f"{a.folder} is of another configuration ({'; '.join(changed)}): report it by itself")
+            raise ConfigError(f"{a.folder} is of another configuration ({'; '.join(changed)}): evaluate it by itself")
     seeds = [a.seed for a in agents]
     if twice := [str(a.folder) for a in agents if seeds.count(a.seed) > 1]:
         raise ConfigError(
@@ -248,11 +256,14 @@ def opened(
     agents = agents_of(folders)
     if split not in ("report", "select"):
         raise ConfigError(f"split={split!r}: use 'report' or 'select'")
-    world = world or agents[0].world()
+    if world is None:
+        data = agents[0].config.data
+        load_data(getattr(data, split), data.classes)  # a split that is not there is found before anything is encoded
+        world = agents[0].world()
     return agents, world, world.bank(split), world.data[split]
 
 # %% ../../nbs/experiments/04_results.ipynb #c00d8673
-def report(
+def evaluate_runs(
     folders,  # run folders of one configuration, one per seed
     split: str = "report",  # "report" or "select"
     command: str = "",  # what to type to get the same again; kept beside the numbers
@@ -262,12 +273,14 @@ def report(
     confidence: str | None = None,  # source of the ranking; default the configuration's
     multi: bool = False,  # also search for several objects: terminal (TR) and all attended regions (AAR)
 ) -> dict:
-    "Score finished runs on `split`, and the baselines beside them. Raises `ConfigError` when the runs are not of one configuration."
+    """Score finished runs on `split`, and the baselines beside them.
+
+    Raises `ConfigError` when the runs are not of one configuration, and for an unknown split or confidence.
+    """
+    check_confidence(confidence)
     agents, world, bank, data = opened(folders, split, world)
     config = agents[0].config
     confidence = confidence or config.final_confidence
-    if confidence not in CONFIDENCE:
-        raise ConfigError(f"no confidence called {confidence!r}: known are {', '.join(CONFIDENCE)}")
     probe, metrics = Probe(bank, Targets.of(data, bank.classes), config.moves, config.observation.max_steps), []
     for a in agents:
         e = score(answers_of(a, bank, confidence, progress), data, bank.classes, confidence)
@@ -396,7 +409,7 @@ def _training(folder):
 
 # %% ../../nbs/experiments/04_results.ipynb #f1a6e3dd
 def save_results(
-    result: dict,  # what `report` gave
+    result: dict,  # what `evaluate_runs` gave
     path,  # JSON file to write
 ) -> Path:
     "Write atomically"
@@ -404,9 +417,12 @@ def save_results(
 
 
 def results_table(
-    result: dict,  # what `report` gave, or its file read back
+    result: dict,  # what `evaluate_runs` gave, or its file read back
 ):  # `locrl.figures.Table`
-    "The agent and its baselines, a row each; of the agent, mean and interval over seeds, and a row for each search for several objects"
+    """Return a table of the agent and its baselines, a row each.
+
+    The agent's cells are mean and interval over seeds; each search for several objects has a row of its own.
+    """
     shown = {"mAP (11 pt)": "map11", "mAP (area)": "map_area", "recall ceiling": "recall_ceiling"}
 
     def row(name, m, cell, mode="one_shot"):
@@ -427,7 +443,7 @@ def results_table(
 
 # %% ../../nbs/experiments/04_results.ipynb #28550345
 def confidence_table(
-    result: dict,  # what `report` gave
+    result: dict,  # what `evaluate_runs` gave
 ):  # `locrl.figures.Table`
     "Detection by each confidence source, on the boxes of the same searches"
     rows = [
@@ -465,7 +481,10 @@ def good_example(
     rank: int = 0,  # 0 is the first of the shuffled questions that qualifies
     seed: int = 0,  # of the shuffle
 ) -> Episode:
-    "A search that ends in a trigger on an object that fills less than 40 % of the picture: the first such among shuffled questions"
+    """Return a search that ends in a trigger on an object that fills less than 40 % of the picture.
+
+    It is the first such among shuffled queries.
+    """
     targets = Targets.of(data, bank.classes)
     small = iou(FULL, targets.boxes).max(1) < 0.4
     order = np.random.default_rng(seed).permutation(np.flatnonzero(small if small.any() else ~small))

@@ -9,8 +9,8 @@ __all__ = ['Trial', 'with_values', 'parse_value', 'parse_values', 'trials', 'Pro
            'run_sweep', 'sweep_table']
 
 # %% ../../nbs/experiments/05_sweep.ipynb #e25b630c
-"""`trials` makes the runs of a sweep, `run_sweep` trains those that are missing, in processes of this machine or on Ray,
-`sweep_table` shows them."""
+"""`trials` makes the runs of a sweep, `run_sweep` trains those that are missing, in processes of this machine or on
+Ray, `sweep_table` shows them."""
 
 # %% ../../nbs/experiments/05_sweep.ipynb #3016a435
 import hashlib
@@ -154,9 +154,8 @@ def trials(
     for seed, config in product(range(seeds), configs):
         trial = Trial(config, seed, root)
         if made.setdefault(trial.folder, trial) != trial:
-            raise ConfigError(
-                f"two trials would share the folder {trial.folder}: {'; '.join(difference(made[trial.folder].config.to_dict(), config.to_dict()))}"
-            )
+            changed = difference(made[trial.folder].config.to_dict(), config.to_dict())
+            raise ConfigError(f"two trials would share the folder {trial.folder}: {'; '.join(changed)}")
     return list(made.values())
 
 # %% ../../nbs/experiments/05_sweep.ipynb #38de6360
@@ -236,7 +235,8 @@ def _in_process(trial, threads, device, answer):
     try:
         torch.set_num_threads(threads)
         trial.folder.mkdir(parents=True, exist_ok=True)
-        sys.stdout = sys.stderr = open(trial.folder / "log.txt", "a", buffering=1)
+        log = open(trial.folder / "log.txt", "a", buffering=1)  # noqa: SIM115 (open until the process ends)
+        sys.stdout = sys.stderr = log
         train(trial.config, trial.seed, trial.root, device=device, progress=False)
         if not trial.finished:
             raise ConfigError(f"{trial.folder} was not trained to its end: delete the folder to start anew")
@@ -360,8 +360,7 @@ def run_on_ray(
     todo: list[Trial],
     name: str = "sweep",  # of Tune's books
     address: str = "auto",  # of the cluster; "auto" finds it, "local" starts one on this machine
-    storage: str
-    | None = None,  # where checkpoints travel, as Tune's `storage_path`; None: the run folders are on a disk that all nodes see
+    storage: str | None = None,  # where checkpoints travel, Tune's `storage_path`; None: all nodes see the run folders
     device: str = "cpu",  # torch device; "cuda" takes a GPU a trial
     threads: int = 1,  # cores a trial takes
     retries: int = 3,  # times that a lost trial is picked up again
@@ -498,7 +497,10 @@ def run_sweep(
     device: str = "cpu",  # torch device
     progress: bool = True,  # show a bar
 ) -> dict:  # trial that failed -> its error
-    "Train the trials that are not finished. One that fails does not stop the others. Raises `ConfigError` for what can be known before."
+    """Train the trials that are not finished.
+
+    One that fails does not stop the others. Raises `ConfigError` for what can be known before.
+    """
     if processes is not None and processes < 1:
         raise ConfigError(f"processes={processes}: must be at least 1")
     if ray is None:

@@ -8,7 +8,8 @@ Docs: https://locrl.github.io/locrl/experiments/transfer.html.md"""
 __all__ = ['elsewhere', 'transfer', 'compare']
 
 # %% ../../nbs/experiments/07_transfer.ipynb #15f27977
-"""`transfer` scores runs on classes or data they were not trained on, beside the baselines. `compare` puts two configurations side by side on the same pictures."""
+"""`transfer` scores runs on classes or data they were not trained on, beside the baselines. `compare` puts two
+configurations side by side on the same pictures."""
 
 # %% ../../nbs/experiments/07_transfer.ipynb #11f89666
 from ..agents.predictions import confidence_of
@@ -31,7 +32,10 @@ def elsewhere(
     fit_on: str | None = None,  # data whose boxes the prototypes are estimated from; default the run's training split
     world: World | None = None,  # of the run, to share between calls
 ):  # bank, data
-    "Features, with evidence for `classes`, of the data set `spec`. Raises `ConfigError` for an agent that is told its class by a code."
+    """Return features, with evidence for `classes`, of the data set `spec`.
+
+    Raises `ConfigError` for an agent that is told its class by a code.
+    """
     if agent.config.observation.n_classes:
         raise ConfigError(
             f"{agent.folder} sees a one-hot code of its {agent.config.observation.n_classes} classes "
@@ -78,7 +82,7 @@ def transfer(
     world: World | None = None,  # of the run, to share between calls
     with_baselines: bool = True,  # score the baselines too
     progress: bool = False,  # show progress bars
-) -> dict:  # as `locrl.experiments.results.report`, with what was new to the agent under "transfer"
+) -> dict:  # as `locrl.experiments.results.evaluate_runs`, with what was new to the agent under "transfer"
     "Score runs where they were not trained. Raises `ConfigError` where nothing is new."
     agents = agents_of(runs)
     config, world = agents[0].config, world or agents[0].world()
@@ -87,7 +91,8 @@ def transfer(
     spec, new = data or getattr(config.data, split), [c for c in classes if c not in config.data.classes]
     if not new and spec in (config.data.train, config.data.select, config.data.report):
         raise ConfigError(
-            f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.report, or name other "
+            f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.evaluate_runs, or name "
+            "other "
             "classes or data"
         )
     bank, data = elsewhere(agents[0], classes, spec, evidence, fit_on, world)

@@ -1,4 +1,4 @@
-"""The replay buffer against an explicit loop and against SB3, its statistics, demonstrations, margin loss, warm-up and resuming."""
+"""The replay buffer against an explicit loop and against SB3; demonstrations, margin loss, warm-up and resuming."""
 
 import pickle
 
@@ -80,7 +80,7 @@ def demonstrations(lengths, terminated, seed=0, first=1000):
 
 
 def slow_return(episode, i, n, gamma):
-    "Return, discount, terminal and next observation of transition `i` in a list of (reward, done, timeout, next observation)"
+    "Return, discount, terminal and next observation of transition `i` of (reward, done, timeout, next observation)"
     total, k = 0.0, 0
     while True:
         reward, done, timeout, after = episode[i + k]
@@ -187,7 +187,7 @@ def test_frequencies(alpha):
 
 
 def test_weights_undo_the_bias():
-    "Exactly: the expectation of weight*x is the plain mean times a constant, for beta=1; and beta anneals with the progress"
+    "The expectation of weight*x is exactly the plain mean times a constant, for beta=1; beta anneals with the progress"
     per = fill(made(alpha=0.7, beta=0.5), 30)
     per.update_priorities(np.arange(80), np.random.default_rng(0).exponential(size=80))
     p = per.tree[np.arange(80)] / per.tree.total
@@ -206,7 +206,7 @@ def test_weights_undo_the_bias():
 
 
 def test_weights_across_the_regions():
-    "Own transitions and demonstrations are each weighted within their region, on one scale: n*probability = 1 means the same in both"
+    "Own transitions and demonstrations are weighted each within their region, on one scale of n*probability"
     buffer, rng = made(rows=10, alpha=1.0, beta=1.0, demo_ratio=0.5), np.random.default_rng(0)
     buffer.add_demonstrations(**demonstrations([5, 7], [True, False]))
     fill(buffer, 10)
@@ -389,7 +389,7 @@ class Still(gym.Env):
 
 
 def agent(n_envs=4, terms=(), cls=DoubleDQN, **switches):
-    "An agent whose buffer holds random transitions and demonstrations of the rule 'action 1 or 2 right of the middle, else 0'"
+    "An agent with random transitions and demonstrations of the rule 'action 1 or 2 right of the middle, else 0'"
     torch.set_num_threads(1)
     extra = dict(terms=terms) if cls is DoubleDQN else {}
     model = cls(
@@ -428,7 +428,7 @@ def shuffle(buffer):
 
 
 def test_margin_term_only_where_it_was_demonstrated():
-    "No loss and no gradient on the agent's own samples; the schedule and the importance weights count; violations become priorities"
+    "Its own samples give no loss and no gradient; schedule and importance weights count; violations become priorities"
     model = agent(alpha=0.6, demo_ratio=0.5, n_steps=2)
     shuffle(model.replay_buffer)
     batch = model.replay_buffer.sample(64)
@@ -536,7 +536,7 @@ def test_agent_without_switches_is_sb3():
 
 
 def test_agent_weights_and_priorities():
-    "Weights scale the loss; absolute TD errors of the update, and the margin's violation, come back as priorities; beta anneals"
+    "Weights scale the loss; absolute TD errors and the margin's violation come back as priorities; beta anneals"
     model = agent(alpha=1.0, demo_ratio=0.5, terms=(LargeMarginLoss(0.5),))
     buffer, seen = model.replay_buffer, {}
     shuffle(buffer)

@@ -1,4 +1,4 @@
-"""The command line as a user types it: one line for a mistake, and the way from training to a picture on a tiny configuration."""
+"""The command line as typed: one line for a mistake, and from training to a picture on a tiny configuration."""
 
 import json
 import subprocess

@@ -1,4 +1,6 @@
-"""The folder of an evaluation: a page that stands alone, says all, and names no folder of the machine; CSV and JSON that can be read back."""
+"""The folder of an evaluation: a page that stands alone, says all, and names no folder of the machine.
+
+Its CSV and JSON can be read back."""
 
 import base64
 import csv
@@ -29,14 +31,14 @@ from locrl.apps.pages import (
     write_folder,
 )
 from locrl.figures import table
-from locrl.experiments.results import report
+from locrl.experiments.results import evaluate_runs
 from locrl.experiments.transfer import transfer
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 class Page(HTMLParser):
-    "Sections, pictures, links and text of a page; fails where a tag is not closed in its turn, or something is fetched or run"
+    "Sections, pictures, links and text of a page; fails on a tag left open, or where something is fetched or run"
 
     def __init__(self, file):
         super().__init__()
@@ -200,7 +202,8 @@ def test_no_folder_of_the_machine(tmp_path, monkeypatch):
     for name, folder in (("HOME", home), ("USERPROFILE", home), ("LOCRL_CACHE", cache), ("LOCRL_DATA", voc)):
         monkeypatch.setenv(name, str(folder))
     monkeypatch.chdir(here)
-    said = f"locrl x {cache}/runs/demo/seed-0 {here}/runs/b --root {home}/c --data={voc}/VOC2007 {tmp_path}/else/where/a/b/c"
+    said = f"locrl x {cache}/runs/demo/seed-0 {here}/runs/b --root {home}/c --data={voc}/VOC2007"
+    said += f" {tmp_path}/else/where/a/b/c"
     assert (
         _private(said) == "locrl x $LOCRL_CACHE/runs/demo/seed-0 runs/b --root ~/c --data=$LOCRL_DATA/VOC2007 …/a/b/c"
     )
@@ -276,7 +279,7 @@ def test_classes_by_hand():
 
 def test_page_of_an_evaluation(tiny_world, tiny_runs, tmp_path):
     world, runs = tiny_world, tiny_runs
-    result = report(runs, world=world, multi=True)
+    result = evaluate_runs(runs, world=world, multi=True)
     details = evaluation_details(runs, world=world)
     page = Page(
         write_folder(

@@ -22,7 +22,7 @@ from locrl.evaluation.protocols import all_queries
 from locrl.apps.localizer import EXAMPLE, Localizer, PictureBank
 from locrl.evaluation.multi import attended_regions, suppress
 from locrl.apps.pretrained import AGENTS, LIMIT, PackError, load_pretrained, pack, pretrained_names
-from locrl.experiments.results import report, save_results
+from locrl.experiments.results import evaluate_runs, save_results
 from locrl.experiments.train import Agent, train
 
 TINY = Config().replace(
@@ -60,7 +60,7 @@ def run(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(run, world, tmp_path_factory):
-    return save_results(report([run], world=world, multi=True), tmp_path_factory.mktemp("results") / "tiny.json")
+    return save_results(evaluate_runs([run], world=world, multi=True), tmp_path_factory.mktemp("results") / "tiny.json")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_results_of_another_run_are_refused(run, results, tmp_path):
 
 @pytest.mark.parametrize("eight", pretrained._EIGHT)
 def test_shrunk_and_grown_again(eight):
-    "Half floats keep three digits, eight bits the nearest of 255 steps up to the largest weight of an output, small arrays everything"
+    "Half floats keep three digits, eight bits the nearest of 255 steps to the largest weight; small arrays stay exact"
     rng = np.random.default_rng(0)
     arrays = {
         "projection/matrix": rng.normal(size=(100, 64)),
@@ -230,10 +230,9 @@ def test_changed_numbers_and_other_versions(file):
         load_pretrained(file)
     about = json.loads(arrays["about"].tobytes()) | {"format": pretrained.FORMAT + 1}
     np.savez(file, **arrays | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
-    with pytest.raises(
-        PackError,
-        match=rf"format {pretrained.FORMAT + 1}, this locrl reads format {pretrained.FORMAT}: install the locrl that wrote it \(0",
-    ):
+    known = pretrained.FORMAT
+    said = rf"format {known + 1}, this locrl reads format {known}: install the locrl that wrote it \(0"
+    with pytest.raises(PackError, match=said):
         load_pretrained(file)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from locrl.data.boxes import nms
 from locrl.evaluation.average_precision import (
     Detections,
     MetricError,
@@ -40,8 +41,10 @@ def found(*detections):
 
 
 def random_set(seed, n_classes=3, n_images=8, n_objects=25, n_detections=60, difficult=0.0, grid=None):
-    """A random split and detections: half of them jittered objects, so that matches, duplicates and misses all occur. With `grid`,
-    corners are multiples of 1/grid, so that equal IoUs and IoUs of exactly one half occur; scores are a permutation."""
+    """A random split and detections: half of them jittered objects, so that matches, duplicates and misses all occur.
+
+    With `grid`, corners are multiples of 1/grid, so that equal IoUs and IoUs of exactly one half occur; scores are a
+    permutation."""
     rng = np.random.default_rng(seed)
 
     def boxes(n):
@@ -87,7 +90,7 @@ def test_one_right_one_wrong_one_missed():
 
 
 def test_duplicate_is_a_false_positive():
-    # One object, found twice: TP then FP. Recall is 1 at precision 1; what follows does not lower the envelope there: AP 1.
+    # One object, found twice: TP then FP. Recall is 1 at precision 1; what follows does not lower the envelope: AP 1.
     # A second object found after the duplicate: recall 1/2, 1/2, 1; precision 1, 1/2, 2/3: area 1/2 + 1/2 * 2/3 = 5/6;
     # 11-point: 0 ... 0.5 get 1 (6 points), 0.6 ... 1 get 2/3 (5 points): (6 + 10/3)/11 = 28/33.
     gt = truth((0, 0, WHOLE), (1, 0, WHOLE))
@@ -98,8 +101,8 @@ def test_duplicate_is_a_false_positive():
 
 
 def test_difficult_match_is_ignored_and_not_counted():
-    # Objects: LEFT ordinary, RIGHT difficult: npos 1. The best-scored detection matches the difficult one and vanishes, twice;
-    # the third is a TP: recall 1, precision 1 (the two ignored are not false positives): AP 1.
+    # Objects: LEFT ordinary, RIGHT difficult: npos 1. The best-scored detection matches the difficult one and vanishes,
+    # twice; the third is a TP: recall 1, precision 1 (the two ignored are not false positives): AP 1.
     gt = truth((0, 0, LEFT), (0, 0, RIGHT, True))
     det = found((0, 0, RIGHT, 0.9), (0, 0, RIGHT, 0.8), (0, 0, LEFT, 0.7))
     m = match(det, gt, 0)
@@ -114,15 +117,17 @@ def test_difficult_match_is_ignored_and_not_counted():
 
 
 def test_only_the_best_object_counts():
-    # WHOLE-ish detection d overlaps A = [0,0,1,.9] with IoU .9 and B = WHOLE with IoU 1. The first d takes B. The second d also has B as its
-    # best object and is a FP, though A (IoU .9) is still free: VOC does not fall back to the second best, COCO does.
+    # WHOLE-ish detection d overlaps A = [0,0,1,.9] with IoU .9 and B = WHOLE with IoU 1. The first d takes B. The
+    # second d also has B as its best object and is a FP, though A (IoU .9) is still free: VOC does not fall back to the
+    # second best, COCO does.
     gt = truth((0, 0, [0, 0, 1, 0.9]), (0, 0, WHOLE))
     m = match(found((0, 0, WHOLE, 0.9), (0, 0, WHOLE, 0.8)), gt, 0)
     assert m.tp.tolist() == [True, False] and m.object.tolist() == [1, 1]
 
 
 def test_threshold_is_inclusive_and_ties_go_to_the_first_object():
-    # WHOLE against LEFT: overlap 1/2, union 1, IoU exactly 1/2: a match. RIGHT has the same IoU; `ov > ovmax` keeps LEFT.
+    # WHOLE against LEFT: overlap 1/2, union 1, IoU exactly 1/2: a match. RIGHT has the same IoU; `ov > ovmax` keeps
+    # LEFT.
     gt = truth((0, 0, LEFT), (0, 0, RIGHT))
     m = match(found((0, 0, WHOLE, 1.0)), gt, 0)
     assert m.tp.tolist() == [True] and m.object.tolist() == [0] and m.iou.tolist() == [0.5]
@@ -137,8 +142,8 @@ def test_other_class_and_other_image_never_match():
 
 
 def test_eleven_recalls_are_exact():
-    # Ten objects, three found, no mistakes: recall reaches 3/10 exactly, so 0, .1, .2, .3 get precision 1: 4/11 (with thresholds summed from
-    # steps of 0.1 the fourth, 0.30000000000000004, would be missed).
+    # Ten objects, three found, no mistakes: recall reaches 3/10 exactly, so 0, .1, .2, .3 get precision 1: 4/11 (with
+    # thresholds summed from steps of 0.1 the fourth, 0.30000000000000004, would be missed).
     gt = truth(*((i, 0, WHOLE) for i in range(10)))
     for k in range(11):
         det = Detections(np.arange(k), np.zeros(k, dtype=int), np.tile(WHOLE, (k, 1)), np.arange(k))
@@ -185,7 +190,8 @@ def test_ties_keep_the_order_given():
 
 
 def test_dropping_difficult_objects_lowers_ap():
-    # A detector that finds everything, difficult objects first: without them in the ground truth its boxes on them become false positives.
+    # A detector that finds everything, difficult objects first: without them in the ground truth its boxes on them
+    # become false positives.
     _, gt = random_set(3, difficult=0.4)
     det = Detections(gt.image, gt.label, gt.boxes, gt.difficult + np.linspace(0, 0.5, len(gt.image)))
     keep = ~gt.difficult
@@ -237,7 +243,7 @@ def test_monotone_transforms_of_the_scores_change_nothing(seed, f):
 
 
 def devkit(det, gt, label, threshold=0.5):
-    "VOCevaldet.m step by step: loops, scalars, no shared code. Returns AP as area and at 11 points, None without positives."
+    "VOCevaldet.m in loops and scalars, no shared code. Returns AP as area and at 11 points, None without positives."
     taken = set()
     tp = []
     fp = []

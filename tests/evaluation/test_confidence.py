@@ -1,4 +1,4 @@
-"""Region classifier: learns what it should from features that tell, calibrated, stored without pickle; ablation and reliability."""
+"""Region classifier: learns what features tell, is calibrated, stored without pickle; ablation and reliability."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -184,7 +184,9 @@ def test_same_seed_same_classifier(fitted):
 
 
 def test_a_committee_is_the_mean_of_its_members(fitted, monkeypatch):
-    "Its log-odds are the mean of those of its members, who differ, and each of whom was calibrated on pictures that the others learned from"
+    """Its log-odds are the mean of those of its members, who differ.
+
+    Each was calibrated on pictures that the others learned from."""
     members = []
     held = []
     fit = module._fit
@@ -207,7 +209,9 @@ def test_a_committee_is_the_mean_of_its_members(fitted, monkeypatch):
 
 
 def test_what_is_learned_from_and_what_calibrates(monkeypatch):
-    "No picture, nor its mirror image, serves both; difficult objects serve neither; the mean probability where it was calibrated is the share that is right"
+    """No picture, nor its mirror image, serves both; difficult objects serve neither.
+
+    The mean probability where it was calibrated is the share that is right."""
     data = Squares(100)
     seen = {}
     fits = []

@@ -30,7 +30,7 @@ def test_each_kind():
 
 
 def test_own_class_comes_first():
-    # IoU .2 with the cat of its own class, 1 with the dog: the box is a badly placed cat; a free-standing one is a confusion
+    # IoU .2 with the cat of its own class, 1 with the dog: a badly placed cat; a free-standing box is a confusion
     gt = truth((0, 0, [0, 0, 0.2, 1]), (0, 1, WHOLE), (1, 1, WHOLE))
     assert kinds(found((0, 0, WHOLE, 0.9), (1, 0, WHOLE, 0.8)), gt, CLASSES[:2]) == ["localisation", "confusion"]
 
@@ -69,7 +69,7 @@ def test_what_became_of_each_object():
 
 
 def test_what_each_repair_is_worth():
-    # Two objects; scores down: a misplaced box, a hit, its duplicate. As measured: precision 1/2 at recall 1/2: area AP 1/4.
+    # Two objects; scores down: a misplaced box, a hit, its duplicate. Precision 1/2 at recall 1/2: area AP 1/4.
     gt = truth((0, 0, LEFT), (1, 0, WHOLE))
     e = analyse_errors(found((0, 0, [0, 0, 0.4, 0.4], 0.9), (1, 0, WHOLE, 0.8), (1, 0, WHOLE, 0.7)), gt, ["a"])
     assert e.ap == {"a": 0.25}

@@ -106,7 +106,9 @@ def test_coverage_is_what_is_drawn():
 
 
 def test_a_wide_bar_by_hand():
-    "On a 3 x 3 grid the bars of the whole image are 0.55 of the middle cells wide; with a reach of a cell they cover them, and 0.78 of the others"
+    """On a 3 x 3 grid the bars of the whole image are 0.55 of the middle cells wide.
+
+    With a reach of a cell they cover them, and 0.78 of the others."""
     plain, wide = coverage(FULL[None], 3, 3, reach=0)[0], coverage(FULL[None], 3, 3, reach=1)[0]
     np.testing.assert_allclose(
         plain, [[0, 3 * BAR, 0], [3 * BAR, 1 - (1 - 3 * BAR) ** 2, 3 * BAR], [0, 3 * BAR, 0]], atol=1e-6

@@ -55,7 +55,7 @@ def answers(data, box, confidence=None, triggered=True):
 
 
 def true_boxes(data, otherwise=FULL):
-    "For every question the first object of its class, `otherwise` where there is none; and whether there is one that counts"
+    "For every query the first object of its class, else `otherwise`; and whether there is one that counts"
     image, label = all_queries(len(data), len(data.classes))
     box, there = np.tile(otherwise, (len(image), 1)).astype(np.float32), np.zeros(len(image), bool)
     for k, (i, c) in enumerate(zip(image, label)):
@@ -136,7 +136,7 @@ def test_perfect_boxes_give_one():
 
 
 def test_constant_scores_give_the_square_of_the_hit_rate():
-    "The mark of an evaluator that ranks nothing: one box per positive picture, right with probability p, gives an area near p^2"
+    "One box per positive picture, right with probability p, gives an area near p^2, as nothing is ranked"
     data, p = Squares(3000, seed=4, classes=("cat",)), 0.6
     data.objects = [[(o[0][0], 0, False, False)] for o in data.objects]
     box, _ = true_boxes(data)
@@ -164,7 +164,7 @@ def test_order_of_answers_does_not_matter():
 
 
 def test_difficult_objects_are_neither():
-    "A box on a difficult object costs nothing; were the object not annotated, it would. No question is asked about its localisation."
+    "A box on a difficult object costs nothing, and would if it were not annotated. Its localisation is not scored."
     data = Squares(40, seed=6, classes=("cat",))
     data.objects = [[(o[0][0], 0, i < 10, False)] for i, o in enumerate(data.objects)]
     without = Squares(40, seed=6, classes=("cat",))
@@ -185,8 +185,8 @@ def test_classes_are_matched_by_name():
     image, label = all_queries(len(data), 2)
     box = np.tile(FULL, (len(image), 1))
     for k, (i, c) in enumerate(zip(image, label)):
-        b, l, difficult, _ = data.objects[i][0]
-        if l == data.classes.index(("cow", "cat")[c]) and not difficult:
+        b, found, difficult, _ = data.objects[i][0]
+        if found == data.classes.index(("cow", "cat")[c]) and not difficult:
             box[k] = b
     n = len(image)
     s = Predictions(
@@ -218,7 +218,7 @@ def test_evaluate_is_search_and_score(world):
 
 
 def test_baselines(world):
-    "The whole picture hits what fills half of it; the planner hits everything; no answer of the oracles needs more steps than there are"
+    "The whole picture hits what fills half of it; the planner hits everything; no oracle exceeds the step limit"
     data, bank, _ = world
     rows = baselines(bank, data)
     whole = iou(FULL, Targets.of(data).boxes).max(1)

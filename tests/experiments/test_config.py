@@ -1,4 +1,4 @@
-"What a configuration may ask of the encoder: sliding windows, regions cut out; what it may not; folders from before there were such fields"
+"What a configuration may ask of the encoder and what it may not; folders from before there were such fields"
 
 import json
 from dataclasses import asdict

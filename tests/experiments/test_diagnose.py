@@ -1,4 +1,4 @@
-"""The ladder of oracles: it adds up, a perfect agent loses only what one box must lose, each oracle costs what it should."""
+"""The ladder of oracles: it adds up, a perfect agent loses only what one box must, each oracle costs what it should."""
 
 import json
 from types import SimpleNamespace
@@ -210,8 +210,9 @@ def drawn_boxes(rng, *shape):
 
 @pytest.fixture
 def questioned():
-    """Twelve pictures, three classes, up to three objects of each in a picture, some of them difficult; answers near an object or
-    anywhere, and walks that pass by"""
+    """Twelve pictures, three classes, up to three objects of each in a picture, some of them difficult.
+
+    The predictions lie near an object or anywhere, and their walks pass by."""
     rng = np.random.default_rng(0)
     n = 12
     c = 3

@@ -133,7 +133,7 @@ def test_the_probe_asks_within_the_band_and_splits_by_picture(world):
     bank = world.bank("select")
     targets = Targets.of(world.data["select"], bank.classes)
     probe = Probe(bank, targets, n=700)
-    row = {(i, l): b for i, l, b in zip(targets.image, targets.label, targets.boxes)}
+    row = {(i, label): b for i, label, b in zip(targets.image, targets.label, targets.boxes)}
     truth = np.array([iou(k[2:6], row[int(k[0]), int(k[1])]).max() for k in probe.keys.numpy()])
     np.testing.assert_allclose(truth, probe.truth, atol=1e-6)
     assert truth.min() >= 0.5 and truth.max() <= 0.85 and len(truth) <= 700

@@ -114,7 +114,7 @@ def test_a_gain_is_of_each_seed_over_itself():
 
 @pytest.mark.parametrize("judge", [rises("x"), gains("x")])
 def test_a_verdict_in_numbers(judge):
-    "Mean difference with its interval, by hand, where each seed gains what the others do; two seeds suffice and one does not"
+    "Mean difference with its interval, by hand, where all seeds gain alike; two seeds suffice and one does not"
     old, new = (
         dict(metrics=dict(seeds=[dict(seed=s, x=x + up) for s, x in enumerate((0.25, 0.5))])) for up in (0, 0.125)
     )
@@ -186,9 +186,11 @@ def small(name):
 
 @pytest.mark.parametrize("name", NAMES[:6])
 def test_every_iteration_trains(name, world, tmp_path):
-    """Q-values stay within what the rewards allow and TRIGGER is used: by exploration from the start, and by the greedy policy of
-    v7 and v9.2, whose margin holds the demonstrations' policy (0.65 to 0.95 over four seeds). What the greedy policy of the others
-    does after so few steps is chance: seeds of torch 2.8 and 2.15 gave 0 to 0.85 for `paper` and 0.07 to 0.92 for `v10`."""
+    """Q-values stay within what the rewards allow and TRIGGER is used.
+
+    It is used by exploration from the start, and by the greedy policy of v7 and v9.2, whose margin holds the
+    demonstrations' policy (0.65 to 0.95 over four seeds). What the greedy policy of the others does after so few steps
+    is chance: seeds of torch 2.8 and 2.15 gave 0 to 0.85 for `paper` and 0.07 to 0.92 for `v10`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = small(name)
@@ -236,7 +238,7 @@ def test_the_cloning_baseline_differs_in_nothing_but_how_it_learns(world, tmp_pa
 
 
 def test_a_plan_to_learn_from_and_the_losses_of_dqfd(world, tmp_path):
-    "Demonstrations of the planning oracle, the warm-up by temporal differences and margin, a margin that fades, a share for TRIGGER: all at once"
+    "The planning oracle, a warm-up by temporal differences, a margin that fades and a share for TRIGGER, all at once"
     config = small("v10").replace(
         {
             "name": "all",

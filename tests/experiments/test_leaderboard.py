@@ -1,4 +1,4 @@
-"""The leaderboard and the notebooks of the iterations: rows from the committed results, nothing invented, saved pages in step with the files."""
+"""The leaderboard and the notebooks of the iterations: rows from committed results, pages in step with the files."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_rows_are_the_committed_numbers(board):
 
 
 def test_absent_stays_absent(tmp_path):
-    "A metric that was not measured is not in the row, a dash in the table, and never zero; one measured for some seeds is of those"
+    "A metric that was not measured is a dash in the table, never zero; one measured for some seeds is of those"
     made_up(tmp_path, "v6", [dict(hit_rate=0.5), dict(hit_rate=0.6)])
     made_up(tmp_path, "v7", [dict(hit_rate=0.7, mean_trigger_iou=None), dict(hit_rate=0.8, mean_trigger_iou=0.62)])
     board = Leaderboard(tmp_path)

@@ -1,4 +1,4 @@
-"""Predictions kept by content, and scoring elsewhere: read back without searching, told and made anew when damaged, not confused with others."""
+"""Predictions kept by content, and scoring elsewhere: read back without searching, made anew when damaged."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from locrl.experiments.config import ConfigError
 from locrl.evaluation.protocols import evaluate, all_queries
 from locrl.evaluation.multi import evaluate_multi
 from locrl.apps.pages import class_records, write_folder
-from locrl.experiments.results import answers_of, opened, report, results_table, searches_of
+from locrl.experiments.results import answers_of, evaluate_runs, opened, results_table, searches_of
 from locrl.experiments.transfer import compare, transfer
 from tiny import TINY
 
@@ -165,12 +165,12 @@ def test_answers_are_chosen_as_the_configuration_says(first, monkeypatch, answer
 
 
 def test_the_table_says_what_the_report_does(tiny_runs):
-    result = report(tiny_runs, multi=True)
+    result = evaluate_runs(tiny_runs, multi=True)
     made = results_table(result).rows
     (agent,), several = [[r for r in made if r["method"].startswith(s)] for s in ("agent", "the same")]
     assert (
         agent["method"] == "agent (2 seeds)"
-        and results_table(report(tiny_runs[:1])).rows[-1]["method"] == "agent (1 seed)"
+        and results_table(evaluate_runs(tiny_runs[:1])).rows[-1]["method"] == "agent (1 seed)"
     )
     assert (
         agent["hit rate"][0] == result["metrics"]["aggregate"]["hit_rate"]["mean"]
@@ -183,7 +183,7 @@ def test_the_table_says_what_the_report_does(tiny_runs):
 
 
 def test_report_has_both_kinds_of_search(tiny_runs):
-    m = report(tiny_runs, multi=True)["metrics"]["aggregate"]
+    m = evaluate_runs(tiny_runs, multi=True)["metrics"]["aggregate"]
     for mode in ("one_shot", "tr", "aar"):
         assert 0 <= m[mode]["map11"]["mean"] <= m[mode]["recall_ceiling"]["mean"] + 1 / 11
 
@@ -191,19 +191,19 @@ def test_report_has_both_kinds_of_search(tiny_runs):
 def test_a_seed_counts_once(tiny_runs):
     "The same run twice, or two runs of one seed, is no interval over two seeds"
     with pytest.raises(results.ConfigError, match="the same seed twice"):
-        report([tiny_runs[0], tiny_runs[0]])
+        evaluate_runs([tiny_runs[0], tiny_runs[0]])
 
 
 def test_behaviour_cloning_stands_among_the_baselines_once_it_is_trained(tiny_runs, tmp_path):
-    "The row is the mean over the seeds of the clones beside the runs, scored as the agents are; without clones there is none"
+    "The row is the mean over the seeds of the clones, scored as the agents are; without clones there is none"
     from locrl.experiments.iterations import cloned
     from locrl.experiments.train import Agent, train
 
     config = TINY.replace({"demonstrations.ratio": 0.1, "demonstrations.episodes": 50, "learning.steps": 400})
     folder = train(config, 0, tmp_path, progress=False)
-    assert "behaviour cloning" not in report([folder])["baselines"]
+    assert "behaviour cloning" not in evaluate_runs([folder])["baselines"]
     clone = train(cloned(config).replace({"demonstrations.warmup": 50}), 0, tmp_path, progress=False)
-    row = report([folder])["baselines"]["behaviour cloning"]
+    row = evaluate_runs([folder])["baselines"]["behaviour cloning"]
     _, _, bank, data = opened([clone], "report")
     again = evaluate(Agent.load(clone).policy, bank, data, confidence=config.evaluation.confidence)
     assert row == results._mean([again.to_dict()]) and row["hit_rate"] == pytest.approx(again.localisation.hit_rate)

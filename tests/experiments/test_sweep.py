@@ -1,4 +1,4 @@
-"""Sweeps: which trials there are, what is left of them after failures, kills and interruptions, and where they run; iterations to their verdict."""
+"""Sweeps: which trials there are, what failures, kills and interruptions leave, where they run; verdicts."""
 
 import json
 import multiprocessing
@@ -141,7 +141,7 @@ in_process = sweep._in_process
 
 
 def test_killed_failed_and_interrupted_trials(whole, tmp_path, monkeypatch):
-    "A trial is killed by the system, then interrupted by Ctrl-C, then goes on; another cannot be; a finished one is left alone"
+    "A trial is killed by the system, interrupted by Ctrl-C, then goes on; another fails; a finished one is left alone"
     monkeypatch.setattr(sweep, "_in_process", little_process)
     monkeypatch.setattr(sweep, "cores", lambda: 1)
     stopped, taken, finished, _ = trials("tiny", seeds=2, values={"learning.gamma": [0.9, 0.5]}, root=tmp_path)
