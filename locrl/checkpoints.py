@@ -1,4 +1,4 @@
-"""A run's files in formats that hold no code, the manifest that says which belong together, and the lock of who writes them
+"""A run's files in formats without code, the manifest that says which belong together, and the lock of the writer
 
 Docs: https://locrl.github.io/locrl/checkpoints.html.md"""
 

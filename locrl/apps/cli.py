@@ -1,4 +1,4 @@
-"""`locrl demo`, `download`, `cache`, `train`, `sweep`, `iterate`, `evaluate`, `diagnose`, `compare`, `transfer`, `show`, `locate`, `pack`, `doctor`, `saliency-report`, `convert`
+"""The command `locrl`: train, sweep, evaluate, diagnose and pack agents, look into data, and locate objects in a picture
 
 Docs: https://locrl.github.io/locrl/apps/cli.html.md"""
 
@@ -89,6 +89,13 @@ def _positive(value):
     return value
 
 
+def _seed(value):
+    "Callback that refuses what is no seed"
+    if not 0 <= value < 2**32:
+        raise typer.BadParameter(f"{value} is no seed: use a whole number from 0 to {2**32 - 1}.")
+    return value
+
+
 def _device(name):
     "Callback that refuses a device that there cannot be, without importing torch"
     kind, colon, index = name.partition(":")
@@ -102,7 +109,7 @@ Root = Annotated[
     typer.Option(help="Folder of the runs. Default: runs/ in the cache folder (LOCRL_CACHE).", callback=_folder),
 ]
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.", callback=_device)]
-Seed = Annotated[int, typer.Option(help="Seed of the run.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="Seed of the run.", callback=_seed)]
 Seeds = Annotated[int, typer.Option(help="How many: 0, 1, 2, ...", min=1)]
 Steps = Annotated[
     int | None,
@@ -782,6 +789,10 @@ def locate(
     """
     if not image.is_file():
         raise typer.BadParameter(f"there is no picture {image}")
+    if device != "cpu":
+        from locrl.experiments.config import check_device
+
+        check_device(device)
     import gc
 
     from locrl.apps.localizer import Localizer

@@ -19,6 +19,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class PretrainedAgent:
         "Return a `World` for the splits of the run, without its training set. Raises as `encoder` does."
         from locrl.experiments.train import Agent
 
-        return Agent.world(self, device)
+        return Agent.world(cast(Any, self), device)  # it has all that is read there
 
     def evaluate(
         self,
@@ -80,7 +81,7 @@ class PretrainedAgent:
         "Apply both protocols on `data`"
         from locrl.experiments.train import Agent
 
-        return Agent.evaluate(self, bank, data, progress)
+        return Agent.evaluate(cast(Any, self), bank, data, progress)
 
     def __repr__(self):
         size = sum(self.about["bytes"].values()) / 1e6

@@ -1,4 +1,4 @@
-"""200 actions for all objects of a class: restarts and a black cross on what was found, as in the paper, or many windows
+"""200 actions for all objects of a class: restarts and a black cross on finds, as in the paper, or many windows
 
 Docs: https://locrl.github.io/locrl/evaluation/multi.html.md"""
 
@@ -167,7 +167,7 @@ def regions_of(
     "Return the boxes that a search visited; where there were marks, presence and evidence are of the marked pictures"
     images, labels = np.asarray(image)[steps.query], np.asarray(label)[steps.query]
     presence, evidence = steps.presence, steps.evidence
-    if presence is None:
+    if presence is None or evidence is None:
         presence = bank.presence[images, labels].cpu().numpy()
         evidence = evidence_inside(bank, images, labels, steps.box)
     return Regions(

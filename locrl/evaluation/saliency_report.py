@@ -158,14 +158,16 @@ def saliency_report(
         store = evidence_store(data, seer)
         if set(data.classes) <= set(store.classes):
             features = torch.empty(0)  # not asked where the evidence is the encoder's own
-            score(getattr(seer, "method", "own head"), *class_evidence(store, features, data.classes, None), start)
+            saliency, presence = class_evidence(store, features, data.classes, None)
+            score(getattr(seer, "method", "own head"), saliency, presence, start)
     if fit_on is not None:
         start = time.monotonic()
         train = build_store(fit_on, encoder, dim)
         prototypes = fit_prototypes(train, fit_on, data.classes)
         store = build_store(data, encoder, projection=train.projection)
         features = torch.from_numpy(store.array("features"))
-        score("prototypes", *class_evidence(store, features, data.classes, prototypes), start)
+        saliency, presence = class_evidence(store, features, data.classes, prototypes)
+        score("prototypes", saliency, presence, start)
     return found
 
 

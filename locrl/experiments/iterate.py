@@ -1,4 +1,4 @@
-"""One command for an iteration: seeds, evaluation, results file, verdict
+"""One iteration from its seeds to its verdict: `iterations` defines it, `sweep` trains its seeds
 
 Docs: https://locrl.github.io/locrl/experiments/iterate.html.md"""
 

@@ -1,4 +1,4 @@
-"""The project's history as data: each iteration is the one before with named fields replaced, a hypothesis, and a criterion
+"""Definitions of what is tried; nothing runs here: `iterate` takes one to its verdict, `sweep` trains many
 
 Docs: https://locrl.github.io/locrl/experiments/iterations.html.md"""
 

@@ -1,4 +1,4 @@
-"""Every iteration in one table and one plot, made from the committed results: what was measured here, and beside it what others published
+"""Every iteration in one table and one plot, made from the committed results, beside what others published
 
 Docs: https://locrl.github.io/locrl/experiments/leaderboard.html.md"""
 

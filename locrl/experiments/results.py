@@ -1,4 +1,4 @@
-"""From finished runs to one table: several seeds, the baselines beside them, one JSON file with the command that made it
+"""From finished runs to one table: several seeds, the baselines beside them, one JSON file with its command
 
 Docs: https://locrl.github.io/locrl/experiments/results.html.md"""
 

@@ -1,4 +1,4 @@
-"""Iterations x seeds x values of fields, side by side on one machine or on a Ray cluster
+"""Many runs side by side (iterations x seeds x fields), none judged: `iterations` defines, `iterate` judges
 
 Docs: https://locrl.github.io/locrl/experiments/sweep.html.md"""
 

@@ -1,4 +1,4 @@
-"""The same agent, its weights untouched, on classes and pictures it was never trained on; and two configurations on the same pictures
+"""The same weights on classes and pictures they were never trained on; two configurations on the same pictures
 
 Docs: https://locrl.github.io/locrl/experiments/transfer.html.md"""
 
@@ -142,6 +142,8 @@ def compare(
     **options,  # of `locrl.evaluation.statistics.paired`: resamples, level, seed
 ) -> Paired:
     "Two configurations, each ranked by its own confidence. Raises `ConfigError` where they were not asked the same."
+    for runs in (a, b):
+        agents_of(runs)  # what is no run is found before anything is searched
     sides, seen = [], []
     for runs in (a, b):
         agents, _, bank, data = opened(runs, split)

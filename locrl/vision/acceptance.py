@@ -498,7 +498,7 @@ def check_scenes(encoder: Encoder, n: int = 16, fit_on: int = 24) -> list[Check]
     data = scenes("test", n)
     evidence = scene_evidence(encoder, data, fit_on)
     inside = scene_maps(data, tuple(evidence.shape[2:]))
-    there = inside.any((2, 3))
+    there: np.ndarray = inside.any((2, 3))
     areas = [area_under_curve(evidence[i, k], inside[i, k]) for i, k in zip(*np.nonzero(there))]
     presence = presence_score(evidence, top=0.05).numpy()
     ranks = [area_under_curve(row, held) for row, held in zip(presence, there)]

@@ -39,7 +39,8 @@ def write(path: Path, text: str) -> Path:
 def xml(objects=(), size=(W, H), filename="") -> str:
     "A VOC annotation; objects are (name, xmin, ymin, xmax, ymax)"
     body = "".join(
-        f"<object><name>{n}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+        f"<object><name>{n}</name>"
+        f"<bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
         for n, a, b, c, d in objects
     )
     size = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
