@@ -111,7 +111,7 @@ def attach(
 
 # %% ../../nbs/agents/03_policy.ipynb #9570c02e
 class IoULoss:
-    """Loss term of `DoubleDQN`: predict the IoU of the box of a state, by regression and by ranking pairs within a band.
+    """Loss term of `DoubleDQN`: predict the IoU of a state's box, by regression and by ranking pairs within a band.
     Every state of the batch counts alike: the importance weights of prioritised replay correct the Q-values only."""
 
     def __init__(

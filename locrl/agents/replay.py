@@ -1,4 +1,4 @@
-"""One replay buffer with n-step returns, prioritised sampling and permanent demonstrations, the large-margin loss, and a warm-up
+"""A replay buffer with n-step returns, priorities and permanent demonstrations, the large-margin loss, and a warm-up
 
 Docs: https://locrl.github.io/locrl/agents/replay.html.md"""
 
@@ -9,7 +9,7 @@ __all__ = ['SumTree', 'Samples', 'PrioritizedReplayBuffer', 'DemoReplayBuffer', 
            'demo_accuracy', 'pretrain']
 
 # %% ../../nbs/agents/01_replay.ipynb #dae1d7fc
-"""`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on them; `pretrain` before interaction."""
+"""`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on them; `pretrain` before acting."""
 
 # %% ../../nbs/agents/01_replay.ipynb #c5ea192b
 from typing import NamedTuple
@@ -326,9 +326,9 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
 
     @property
     def demo_share(self) -> float:
-        """Share of the next batch that are demonstrations. With `demo_mixed` it begins at 1 and falls to `demo_ratio` as
-        the agent's own transitions come in. So it is in DQfD, where both lie in one memory: the first transitions do not
-        overrun what the warm-up taught."""
+        """Share of the next batch that are demonstrations. With `demo_mixed` it begins at 1 and falls to `demo_ratio`
+        as the agent's own transitions come in. So it is in DQfD, where both lie in one memory: the first transitions do
+        not overrun what the warm-up taught."""
         if not self.demo_mixed or not self.n_demos:
             return self.demo_ratio
         return max(self.demo_ratio, self.n_demos / (self.n_demos + self.size() * self.n_envs))
@@ -441,9 +441,9 @@ class DemoReplayBuffer(PrioritizedReplayBuffer):
 
 # %% ../../nbs/agents/01_replay.ipynb #9992013a
 class LargeMarginLoss:
-    """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. The loss
-    is a mean over the demonstrations of the batch, so that its weight does not depend on their share. Its violation adds
-    to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError` for impossible settings."""
+    """Loss term of `DoubleDQN`: in a demonstrated state, the expert's action is ahead of the others by a margin. The
+    loss is a mean over the demonstrations of the batch, so that its weight does not depend on their share. Its
+    violation adds to the priority of the sample. Source: Hester et al. 2018, section 4.2. Raises `ValueError`."""
 
     def __init__(
         self,
