@@ -205,6 +205,12 @@ def _sealed(manifest):
     return json.dumps(dict(manifest, sha256=_digest(json.dumps(manifest, sort_keys=True).encode())), indent=1)
 
 
+def _demand_file(path, cure):
+    "Raise `RunError` where something else than a file stands in a file's place: a folder, a pipe, a device"
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is a folder, a pipe or a device, not a file: {cure}")
+
+
 class RunFolder:
     """The files of a run, and the manifest that lists them. A role with a dot in it is a file name. Any other role,
     such as `last`, is a checkpoint; its file has the generation in its name."""
@@ -236,6 +242,7 @@ class RunFolder:
     def stated(self) -> dict | None:
         "Return what `manifest.json` says, or None where there is none. Raises `RunError` for one that is damaged."
         file = self.path / "manifest.json"
+        _demand_file(file, self._anew())
         text = persistent(lambda: file.read_bytes() if file.exists() else None, f"read {file}")
         if text is None:
             return None
@@ -272,6 +279,7 @@ class RunFolder:
         "Read one file that the manifest lists. Raises `RunError`."
         file = self.path / entry["file"]
         cure = f"copy the file back from a backup of this run, or delete {self.path} to train anew"
+        _demand_file(file, cure)
         try:
             content = persistent(file.read_bytes, f"read {file}")
         except OSError as e:

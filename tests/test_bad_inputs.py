@@ -20,12 +20,12 @@ from locrl.apps import cli
 from locrl.apps.localizer import Localizer, picture
 from locrl.apps.pretrained import AGENTS, load_pretrained
 from locrl.data.voc import VOC
-from locrl.experiments import config as configs
+from locrl.experiments import config as configs, diagnostics
 from locrl.experiments.results import history
 from locrl.experiments.train import Agent, train
 from locrl.vision import encoders
 from locrl.vision.feature_store import FeatureStore
-from tiny import TINIEST
+from tiny import TINIEST, no_film
 from mosaic import Mosaic
 
 TABLE = Path(__file__).with_name("bad_inputs.md")
@@ -188,8 +188,12 @@ def world(tmp_path_factory):
         m.setitem(configs.CONFIGS, "demo", config)
         m.setenv("LOCRL_DATA", str(home))
         m.setenv("LOCRL_CACHE", str(home / "cache"))
-        for seed in (0, 1):
-            train(config, seed, home / "runs", progress=False)
+        with m.context() as briefly:
+            briefly.setattr(diagnostics, "filmstrip", no_film)
+            for seed in (0, 1):
+                train(config, seed, home / "runs", progress=False)
+        for events in home.rglob("events.out.tfevents.*"):  # nothing reads them, and every row would copy them
+            events.unlink()
         m.setattr(Localizer, "pretrained", shared(Localizer.pretrained))
         yield home
 
@@ -235,7 +239,7 @@ def limits():
 def box(world, tmp_path, monkeypatch, limits):
     "A copy of the originals; beside it a folder that nobody may touch"
     folder = tmp_path / "box"
-    shutil.copytree(world, folder)
+    shutil.copytree(world, folder, copy_function=shutil.copyfile)
     (tmp_path / "outside").mkdir()
     monkeypatch.setenv("LOCRL_DATA", str(folder))
     monkeypatch.setenv("LOCRL_CACHE", str(folder / "cache"))

@@ -12,14 +12,21 @@ from PIL import Image
 
 from locrl.apps.localizer import Localizer
 from locrl.data.scenes import Scenes
+from locrl.experiments import diagnostics
 from locrl.experiments.results import history
 from locrl.experiments.train import CLOCK, Agent, train
 from conftest import ROOT
 from mosaic import Mosaic, build
-from tiny import TINIEST
+from tiny import TINIEST, no_film
 
 CLASSES = ("cat", "dog", "sheep", "horse")
 THREADS = 8
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    "Draw no films while a run is trained, in forked processes too"
+    monkeypatch.setattr(diagnostics, "filmstrip", no_film)
 
 
 def told(found):
