@@ -351,9 +351,11 @@ def jobs(counts: dict, folder: Path):
         if not count:
             continue
         if name == "pack":
-            job = Train()
-            job.do(folder / "to-pack")
-            yield name, Pack(folder / "to-pack" / job.config.name / "seed-0")
+            whole = folder / "train" / "whole"  # the run that was never killed
+            if not whole.exists():
+                Train().do(whole)
+            (run,) = whole.glob("*/seed-0")
+            yield name, Pack(run)
         else:
             yield name, getattr(makers, name)()
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from locrl.apps.localizer import Localizer
+from locrl.checkpoints import RunFolder
 from locrl.data.scenes import Scenes
 from locrl.experiments import diagnostics
 from locrl.experiments.results import history
@@ -111,16 +112,16 @@ def weights(agent):
     return b"".join(v.numpy().tobytes() for _, v in sorted(agent.policy.state_dict().items()))
 
 
-def test_readers_beside_a_training_run(tmp_path, tiniest_world):
+def test_readers_beside_a_training_run(tmp_path, tiniest_world, alone):
     "Readers in tight loops see whole generations only, in order, and the run ends as it does alone"
-    alone = train(TINIEST, 0, tmp_path / "alone", tiniest_world, progress=False)
     folder = tmp_path / "shared" / TINIEST.name / "seed-0"
     over, faults, seen = threading.Event(), [], [[], []]
 
     def read(mine):
         while not over.wait(0.02):
             try:
-                if (folder / "config.json").exists() and any(folder.glob("best*")):
+                manifest = RunFolder(folder).manifest()
+                if manifest and "best" in manifest["files"]:
                     mine.append(Agent.load(folder).step)
             except Exception as e:  # a warning about damage, too
                 faults.append(repr(e))
@@ -152,7 +153,7 @@ def begin(root, seed, gate, answers, world, config):
         answers.put(str(e))
 
 
-def test_one_of_two_writers_is_refused(tmp_path, tiniest_world):
+def test_one_of_two_writers_is_refused(tmp_path, tiniest_world, alone):
     "Two processes, one folder: one trains, the other is told who does and where the lock is"
     context = multiprocessing.get_context("fork")
     gate, answers = context.Barrier(2), context.Queue()
@@ -165,7 +166,6 @@ def test_one_of_two_writers_is_refused(tmp_path, tiniest_world):
         process.join(60)
     refused = [said for said in found if said != "done"]
     assert len(refused) == 1 and "lock" in refused[0]
-    alone = train(TINIEST, 0, tmp_path / "alone", tiniest_world, progress=False)
     assert rows(tmp_path / TINIEST.name / "seed-0") == rows(alone)
 
 
@@ -176,6 +176,14 @@ def tiniest_world():
     world = prepare(TINIEST)
     world.bank("select")
     return world
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiniest_world):
+    "A run that nobody else reads or writes"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(diagnostics, "filmstrip", no_film)
+        return train(TINIEST, 0, tmp_path_factory.mktemp("alone"), tiniest_world, progress=False)
 
 
 def test_the_answers_told_differ_where_answers_do(localizer, photos):
