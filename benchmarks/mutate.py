@@ -43,6 +43,8 @@ MODULES = (
     "agents.double_dqn",
     "agents.replay",
     "agents.policy",
+    "agents.search",
+    "agents.predictions",
     "evaluation.average_precision",
     "evaluation.protocols",
     "evaluation.multi",
