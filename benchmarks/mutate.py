@@ -54,6 +54,7 @@ MODULES = (
 ELSEWHERE = {  # tests of a module that stand in another wing
     "data.boxes": ["tests/envs/test_oracle.py", "tests/envs/test_rewards.py"],
     "agents.policy": ["tests/experiments/test_train.py"],
+    "agents.predictions": ["tests/evaluation/test_confidence.py", "tests/apps/test_locate.py"],
 }
 SWAPS = {
     ast.Add: ast.Sub,
