@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -234,6 +235,28 @@ def test_types(tmp_path: Path):
         [sys.executable, "-m", "mypy", "--cache-dir", tmp_path], cwd=ROOT, capture_output=True, text=True
     )
     assert not done.returncode, done.stdout + done.stderr
+
+
+def test_type_checkers_see_the_public_face(tmp_path: Path):
+    "The stub offers what `locrl` offers, and a wrong call of a public name is an error of mypy"
+    import locrl
+
+    nodes = ast.parse((ROOT / "locrl/__init__.pyi").read_text(encoding="utf-8")).body
+    imported = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(alias.asname for alias in imported) == sorted(locrl.__all__)
+    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
+    good.write_text('import locrl\n\nconfig: locrl.Config = locrl.find_config("demo")\n')
+    bad.write_text("import locrl\n\nlocrl.find_config(3)\nlocrl.Config(nam='x')\nlocrl.localiser\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", "", "--follow-imports", "silent"]
+    command += ["--ignore-missing-imports", "--implicit-optional", "--cache-dir", tmp_path / "cache"]
+
+    def check(path):
+        environment = os.environ | {"MYPYPATH": str(ROOT)}
+        return subprocess.run([*command, path], capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    assert not check(good).returncode, check(good).stdout
+    said = check(bad).stdout
+    assert all(f"bad.py:{line}: error" in said for line in (3, 4, 5)), said
 
 
 def test_address_is_one_setting(tmp_path: Path):

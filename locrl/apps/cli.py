@@ -1,4 +1,4 @@
-"""The command `locrl`: train, sweep, evaluate, diagnose and pack agents, look into data, and locate objects in a picture
+"""The command `locrl`: train, evaluate, diagnose and pack agents, look into data, locate objects in a picture
 
 Docs: https://locrl.github.io/locrl/apps/cli.html.md"""
 

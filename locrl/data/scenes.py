@@ -208,7 +208,7 @@ class Scenes(Dataset):
         self.negatives = negatives
         self.distractors = distractors
         self._sizes = {}
-        self._latest = None, None
+        self._latest: tuple = None, None  # number and layout of the scene that was composed last
         self._distracting = (OTHER, *(c for c in VOC_CLASSES if c not in self.classes))
 
     def _rng(self, i, part):
@@ -227,7 +227,7 @@ def _layout(self: Scenes, i):
     rng = self._rng(i, 0)
     w, h = (int(s) for s in rng.integers(self.pixels[0], self.pixels[1] + 1, 2))
     n = 0 if rng.random() < self.negatives else int(rng.integers(self.objects[0], self.objects[1] + 1))
-    wanted = [int(k) for k in rng.integers(len(self.classes), size=n)]
+    wanted: list[int | None] = [int(k) for k in rng.integers(len(self.classes), size=n)]
     if n > 1 and rng.random() < 0.25:
         wanted[1] = wanted[0]
     wanted += [None] * int(rng.integers(self.distractors + 1))

@@ -291,7 +291,7 @@ def _read_list(folder, split):
         raise DataError(f"no list {path}: there are {others}")
     lines = [line.strip() for line in read_text(path, DataError).splitlines() if line.strip()]
     flagged = [_FLAGGED.fullmatch(line) for line in lines]
-    ids = [match[1] for match in flagged] if all(flagged) else lines
+    ids = [match[1] for match in flagged if match] if all(flagged) else lines
     if not ids:
         raise DataError(f"{path} lists no image: put one image id on each line, or choose another split")
     if len(set(ids)) < len(ids):

@@ -12,6 +12,7 @@ __all__ = ['Targets', 'random_windows', 'Search', 'LocalizationEnv', 'Localizati
 
 # %% ../../nbs/envs/03_localization.ipynb #7f4dbd81
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -215,7 +216,7 @@ class LocalizationEnv(gym.Env):
     """One search at a time, with the full observation. `reset(options={"episode": k})` begins query `k` of `targets`.
     It is registered as `locrl/Localization-v0`. Without arguments it searches Scenes through EfficientNet-Lite0."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ def _converted(value, kind, name):
     raise ConfigError(f"{name}={value!r}: must be {_in_words(kind)}")
 
 # %% ../../nbs/experiments/00_config.ipynb #5c1e77a0
+@dataclass(frozen=True)
 class _Group:
     "A part of a configuration: its fields get their declared types, then `_check` is called"
 

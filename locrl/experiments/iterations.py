@@ -71,10 +71,10 @@ def gains(
     "Criterion where the agents are those of the iteration before, used otherwise: each seed is compared with itself"
 
     def judge(result, before):
-        new, old = (dict(zip(seed_values(r, "seed"), seed_values(r, metric))) for r in (result, before))
-        if len(both := sorted(set(new) & set(old))) < 2:
+        now, then = (dict(zip(seed_values(r, "seed"), seed_values(r, metric))) for r in (result, before))
+        if len(both := sorted(set(now) & set(then))) < 2:
             return Verdict(None, f"{metric} is not there for two seeds of both")
-        new, old = ([values[s] for s in both] for values in (new, old))
+        new, old = ([values[s] for s in both] for values in (now, then))
         gaps = np.subtract(new, old)
         bounds = ttest_1samp(gaps, 0).confidence_interval() if np.ptp(gaps) else (gaps[0], gaps[0])
         return _risen(metric, old, new, "seed by seed a difference", gaps.mean(), bounds, by)
