@@ -44,7 +44,7 @@ MISTAKES = [
     ("train demo --learning.gamma", "--learning.gamma needs a value"),
     ("train demo --learning.gama .9", "do you mean learning.gamma"),
     ("train demo --learning .9", "No such option"),
-    ("train demo --data.report scenes:test", "no data called 'scenes:test'"),
+    ("demo --data.report scenes:test", "no data called 'scenes:test'"),
     ("train demo --data.select voc2007:vall", "vall"),
     ("train demo --reward gold", "no reward called 'gold'"),
     ("cache demo --data.select nowhere:val", "no data called"),
