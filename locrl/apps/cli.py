@@ -807,7 +807,9 @@ def locate(
     for found in locations:
         end = "" if found.triggered else ", never triggered"
         box = " ".join(map(str, found.pixels))
-        print(f"{found.class_name}: {box}, confidence {found.confidence:.2f}, {len(found.actions)} actions{end}")
+        n = len(found.actions)
+        actions = f"{n} action{'' if n == 1 else 's'}"
+        print(f"{found.class_name}: {box}, confidence {found.confidence:.2f}, {actions}{end}")
     if out is not None and locations:
         draw(locations[0].episode, out)
     gc.freeze()  # the last collection of the process would walk through all of PyTorch, which takes 0.7 s

@@ -189,7 +189,8 @@ class Location:
         end = "triggered" if self.triggered else "never triggered"
         found = f"{self.class_name!r}, pixels {self.pixels}, confidence {self.confidence:.2f}"
         near = "" if self.nearness == 1 else f", nearness {self.nearness:.2f}"
-        return f"Location({found}, {len(self.actions)} actions, {end}{near})"
+        n = len(self.actions)
+        return f"Location({found}, {n} action{'' if n == 1 else 's'}, {end}{near})"
 
 # %% ../../nbs/apps/01_localizer.ipynb #287b3508
 class Localizer:

@@ -1,4 +1,4 @@
-"""One frozen configuration, one call, one folder: train an agent, select it on validation images, stop and resume at will
+"""One frozen configuration, one call, one folder: train an agent, select it on validation, stop and resume at will
 
 Docs: https://locrl.github.io/locrl/experiments/train.html.md"""
 
