@@ -92,6 +92,21 @@ def _checked(file):
     return None
 
 
+def _today(
+    about: dict,  # what `config.json` of an old run says
+) -> dict:
+    """Return it with the two settings whose meaning has changed said in today's words. The reward "continuous" had a
+    jump at IoU 0.5, and the margin loss was a mean over the whole batch, not over its demonstrations."""
+    config = dict(about["config"])
+    if "learning" in config:  # it has groups, so it was written after the change
+        return about
+    if config["reward"] == "continuous":
+        config["reward"] = "jump"
+    if config.get("margin_weight"):
+        config["margin_weight"] *= round(config["batch_size"] * config["demo_ratio"]) / config["batch_size"]
+    return about | {"config": config}
+
+
 def convert_run(
     folder,  # of a run that an older locrl saved
     trust: bool = False,  # unpickle its files; only what you or somebody you trust made
@@ -115,6 +130,8 @@ def convert_run(
             blob = _checked(folder / f"{role}.pt")
             if blob is not None:
                 state = _unpickled(folder / f"{role}.pt", blob)
+                if "about" in state:
+                    state["about"] = _today(state["about"])
                 files[role] = pack_tree(state)
                 step = state["model"]["counters"]["num_timesteps"] if role == "last" else step
         if (folder / "prototypes.pt").exists():
@@ -124,7 +141,9 @@ def convert_run(
             files["prototypes.safetensors"] = prototypes_file(prototypes)
         rows = [row for row in files["metrics.jsonl"].splitlines() if json.loads(row)["step"] <= step]
         files["metrics.jsonl"] = b"".join(row + b"\n" for row in rows)
-        versions = json.loads(files["config.json"]).get("versions", {})
+        about = _today(json.loads(files["config.json"]))
+        files["config.json"] = json.dumps(about, indent=1).encode()
+        versions = about.get("versions", {})
         made = [dict(step=0, commit=None, clean=None, versions=versions)]
         RunFolder(folder).commit(files, step=step, made=made)
     return folder

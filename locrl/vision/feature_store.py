@@ -527,6 +527,8 @@ class FeatureStore:
         try:
             found = _sha256(file) if verify else sums[file.name]
             array = np.load(file, mmap_mode="r")
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive of arrays, not one array")
         except Exception as e:  # the array reader raises many kinds
             raise FeatureError(f"{file} cannot be read ({e}); {cure}") from None
         if found != sums[file.name]:

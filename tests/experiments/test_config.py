@@ -175,7 +175,8 @@ def test_numbers_of_numpy_are_numbers():
     assert Config().replace({"learning.steps": np.int64(40_000), "demonstrations.margin": 1}).learning.steps == 40_000
 
 
-SAVED = sorted(file for file in RESULTS.rglob("*.json") if '"config"' in file.read_text())
+SAVED = sorted(file for file in RESULTS.rglob("*.json") if isinstance(json.loads(file.read_text()), dict))
+SAVED = [file for file in SAVED if "config" in json.loads(file.read_text())]
 
 
 @pytest.mark.parametrize("file", SAVED, ids=lambda file: file.stem)
@@ -229,9 +230,22 @@ def flat(config):
 
 @pytest.mark.parametrize("name", [*CONFIGS, *(f"animals-5/{name}" for name in ITERATIONS)])
 def test_flat_configurations_are_read(name):
-    config = find_config(name)
+    config = find_config(name).replace({"demonstrations.mixed": False})  # there was no such field
     old = json.loads(json.dumps(flat(config)))
+    del old["mixed"]
     assert len(old) == 59 and Config.from_dict(old) == config
+
+
+def test_settings_that_have_changed_their_meaning_are_converted():
+    "The old reward called continuous had a jump; the old margin was a mean over the whole batch"
+    from locrl.experiments.convert import _today
+
+    old = flat(find_config("animals-5/v7").replace({"demonstrations.margin_weight": 1.0}))
+    new = _today({"config": old, "seed": 3})
+    assert (new["seed"], new["config"]["reward"]) == (3, "jump")
+    assert new["config"]["margin_weight"] == 26 / 256 and old["margin_weight"] == 1.0
+    today = {"config": find_config("animals-5/v7").to_dict()}
+    assert _today(today) == today
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""The page that asks whether each mechanism is in effect: what is switched off, and that its numbers are of today's settings."""
+
+import json
+import sys
+
+import pytest
+
+from conftest import ROOT
+from locrl.experiments.config import Config, difference
+
+sys.path.append(str(ROOT / "benchmarks"))
+from mechanisms import MECHANISMS, config_of  # noqa: E402  # the scripts are no package
+
+RESULTS = json.loads((ROOT / "results/mechanisms.json").read_text())
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_nothing_else_is_switched_off(mechanism):
+    "The configuration without a mechanism differs from the one with all of them in the named fields alone"
+    with_it, without = config_of(None).to_dict(), config_of(mechanism).to_dict()
+    changed = {line.split(":")[0] for line in difference(with_it, without)} - {"name"}
+    assert changed == set(MECHANISMS[mechanism][0])
+
+
+def test_the_results_are_of_todays_settings():
+    "A setting that has changed since asks for new runs"
+    assert difference(Config.from_dict(RESULTS["config"]).to_dict(), config_of(None).to_dict()) == []
+    assert {run["off"] for run in RESULTS["runs"]} <= {None, *MECHANISMS}
+
+
+def test_the_margin_and_the_warm_up_hold():
+    "With all mechanisms on the policy of the demonstrations is there at every reading; without the margin it is lost"
+    accuracy = {run["off"]: run["demo_accuracy_lowest"] for run in RESULTS["runs"] if run["seed"] == 0}
+    assert accuracy[None] >= 0.9 > 0.5 > accuracy["margin"]
