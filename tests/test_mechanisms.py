@@ -9,7 +9,7 @@ from conftest import ROOT
 from locrl.experiments.config import Config, difference
 
 sys.path.append(str(ROOT / "benchmarks"))
-from mechanisms import MECHANISMS, config_of  # noqa: E402  # the scripts are no package
+from mechanisms import MECHANISMS, config_of  # noqa: E402
 
 RESULTS = json.loads((ROOT / "results/mechanisms.json").read_text())
 
