@@ -1,4 +1,4 @@
-"""The page that asks whether each mechanism is in effect: what is switched off, and that its numbers are of today's settings."""
+"""The page that asks whether each mechanism is in effect: what is switched off, and numbers of the settings of today."""
 
 import json
 import sys
