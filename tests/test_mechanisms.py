@@ -1,4 +1,4 @@
-"""The page that asks whether each mechanism is in effect: what is switched off, and numbers of the settings of today."""
+"""The page that asks whether each mechanism is in effect: what is switched off, and numbers that belong to it."""
 
 import json
 import sys
