@@ -78,8 +78,12 @@ def _csv(rows, columns=None):
     def three(v):
         return v if isinstance(v, list) else [v, None, None]
 
+    def written(v):
+        return v.replace("\0", "\ufffd") if isinstance(v, str) else v  # the CSV of Python 3.10 holds no NUL
+
     for row in rows:
-        out.writerow([v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])])
+        values = [v for c in columns for v in (three(row.get(c)) if c in spread else [row.get(c)])]
+        out.writerow([written(v) for v in values])
     return text.getvalue()
 
 # %% ../../nbs/apps/03_pages.ipynb #e1902924

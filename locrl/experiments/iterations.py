@@ -134,7 +134,7 @@ class Iteration:
     hypothesis: str  # what should happen, and why
     success: str  # what would count, in words
     criterion: Callable  # `(result, result of the one before) -> Verdict`
-    cited: str = ""  # what the project's first author published for it; on other features and data, never comparable
+    cited: str = ""  # what the notes this project began with say of it; other features and data, not comparable
 
 
 ITERATIONS: dict[str, Iteration] = {}
@@ -244,7 +244,7 @@ add_iteration(
     "v6",
     "v5",
     "Double DQN cures the overestimation.",
-    "the mean Q-value of every batch average stays within [-2, 2] for the whole run",
+    "the mean Q-value, averaged from one validation to the next, stays within [-2, 2] for the whole run",
     within("training.q_mean", -2, 2),
     "mAP 0.257; Q-mean stayed within [-2, +2] for the whole run.",
     changes={

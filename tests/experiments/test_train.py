@@ -98,6 +98,7 @@ diagnostics.filmstrip = no_film
 random.seed(int(sys.argv[3]))
 world, kills = prepare(TINY), 0
 world.bank("select")
+parent = os.getppid()
 while True:
     child = os.fork()
     if not child:
@@ -105,7 +106,9 @@ while True:
         os._exit(0)
     time.sleep(random.uniform(.1, 1.))
     if kills < 6: os.kill(child, signal.SIGKILL); kills += 1
-    if os.waitpid(child, 0)[1] == 0: break
+    status = os.waitpid(child, 0)[1]
+    if status == 0: break
+    if os.WIFEXITED(status) or os.getppid() != parent: sys.exit("it failed by itself, or nobody waits any more")
 print(kills)
 """
 
