@@ -226,7 +226,7 @@ def search(
     label: np.ndarray,  # (E,) int, which class
     moves: Moves = Moves(),  # what actions do
     max_steps: int = MAX_STEPS,  # actions in an episode, at most
-    starts: np.ndarray = FULL[None],  # (S, 4) xyxy, windows in which each query is searched
+    starts: np.ndarray | None = None,  # (S, 4) xyxy, windows in which each query is searched; None: the whole picture
     restarts: np.ndarray | None = None,  # (R, 4) xyxy, windows for further episodes, in turn; None: one episode a start
     total_steps: int | None = None,  # actions a query gets in all, where there are `restarts`
     marked: Callable | None = None,  # (bank, image) -> bank of copies 0, 1, ... with a method `mark(which, boxes)`
@@ -236,7 +236,7 @@ def search(
 ) -> Steps:
     "Search greedily, all queries side by side. Source: Caicedo & Lazebnik 2015, sections 3.1 and 4.1."
     image, label = np.asarray(image), np.asarray(label)
-    starts = np.asarray(starts, np.float32)
+    starts = np.asarray(FULL[None] if starts is None else starts, np.float32)
     if (restarts is None) != (total_steps is None) or (restarts is not None and len(starts) > 1):
         raise ValueError("restarts and total_steps belong together, and go with a single start")
     network = policy.q_net
