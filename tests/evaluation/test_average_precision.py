@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from locrl.data.boxes import nms
 from locrl.evaluation.average_precision import (
     Detections,
     MetricError,
@@ -482,9 +481,3 @@ def test_localisation_by_hand():
         with pytest.raises(MetricError, match="expected a number in"):
             localisation([bad], [True], [1])
     assert localisation([float("nan")], [True], [1], [False]).n == 0
-
-
-def test_suppression_keeps_what_overlaps_by_the_threshold():
-    half = [WHOLE, LEFT]  # IoU exactly one half
-    assert nms(half, [0.9, 0.8], 0.5).tolist() == [0, 1] and nms(half, [0.9, 0.8], 0.49).tolist() == [0]
-    assert nms(half, [0.8, 0.9], 0.49).tolist() == [1] and nms(half, [0.9, 0.8]).tolist() == [0]

@@ -321,6 +321,10 @@ def test_suppression_by_hand():
     scores = np.array([0.8, 0.9, 0.5, 0.7])
     assert suppress(r, scores).tolist() == [1, 2]
     assert suppress(r, scores, 0.6).tolist() == [1, 2, 3]
+    half = make([[0, 0, 1, 1], [0, 0, 0.5, 1]])  # an IoU of exactly one half
+    assert suppress(half, np.array([0.9, 0.8]), 0.5).tolist() == [0, 1]
+    assert suppress(half, np.array([0.9, 0.8]), 0.49).tolist() == [0]
+    assert suppress(half, np.array([0.8, 0.9]), 0.49).tolist() == [1]
 
 
 def slow_nms(boxes, scores, threshold):

@@ -402,6 +402,7 @@ CHANGED = {
     "replay.alpha": 0.3,
     "replay.beta": 0.9,
     "demonstrations.ratio": 0.25,
+    "demonstrations.mixed": True,
     "demonstrations.episodes": 8,
     "demonstrations.oracle": "planning",
     "demonstrations.warmup": 6,
