@@ -9,14 +9,12 @@ those of the last validation, on scenes that it was not trained on; `expected` i
 cache folder.
 """
 
-import argparse
 import itertools
-import json
 from pathlib import Path
 
 from locrl.experiments.config import Config
 from locrl.experiments.iterations import find_config
-from small_runs import SMALL, measure_all, trained
+from small_runs import SMALL, measure_all, options_of, trained
 
 RESULTS = Path(__file__).resolve().parents[1] / "results/attribution.json"
 AXES = {
@@ -60,20 +58,12 @@ def measure(cell: dict, seed: int) -> dict:
 
 def main():
     "Measure what is missing"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, ...")
-    parser.add_argument("--processes", type=int, default=2, help="runs at once, one thread each")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
-    done = {(config_of(run).name, run["seed"]) for run in runs}
-    todo = [(c, seed) for seed in range(options.seeds) for c in cells() if (config_of(c).name, seed) not in done]
-    command = f"python benchmarks/attribution.py --seeds {options.seeds}"
-    order = [config_of(cell).name for cell in cells()].index
-    about = {"command": command, "config": config_of(cells()[-1]).to_dict()}
-    measure_all(
-        measure, todo, options.processes, options.out, lambda run: (order(config_of(run).name), run["seed"]), **about
-    )
+    options = options_of(__doc__, RESULTS).parse_args()
+    about = {
+        "command": f"python benchmarks/attribution.py --seeds {options.seeds}",
+        "config": config_of(cells()[-1]).to_dict(),
+    }
+    measure_all(options, measure, cells(), cells(), lambda cell: config_of(cell).name, **about)
 
 
 if __name__ == "__main__":

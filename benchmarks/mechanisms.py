@@ -8,8 +8,6 @@ it in the fields that are named. All numbers are of the last policy, on scenes t
 results/mechanisms.json after each run, run folders to the cache folder; the page nbs/mechanisms.ipynb shows them.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy as np
 from locrl.data.boxes import TRIGGER, iou
 from locrl.experiments.config import Config
 from locrl.experiments.iterations import find_config
-from small_runs import SMALL, measure_all, trained
+from small_runs import SMALL, measure_all, options_of, trained
 
 RESULTS = Path(__file__).resolve().parents[1] / "results/mechanisms.json"
 # mechanism -> fields that switch it off, what is read, what the reading does when the mechanism is in effect
@@ -84,27 +82,23 @@ def readings(agent, rows, bank, data) -> dict:
     }
 
 
-def measure(mechanism: str | None, seed: int) -> dict:
+def measure(task: dict, seed: int) -> dict:
     "Train one agent, or find it trained, and return its numbers"
-    return {"off": mechanism, "seed": seed} | readings(*trained(config_of(mechanism), seed))
+    return task | {"seed": seed} | readings(*trained(config_of(task["off"]), seed))
 
 
 def main():
     "Measure what is missing"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, ...")
+    parser = options_of(__doc__, RESULTS)
     parser.add_argument("--only", nargs="*", choices=list(MECHANISMS), help="mechanisms; default all")
-    parser.add_argument("--processes", type=int, default=2, help="runs at once, one thread each")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
-    done = {(run["off"], run["seed"]) for run in runs}
-    wanted = [None, *(options.only or MECHANISMS)]
-    todo = [(m, seed) for seed in range(options.seeds) for m in wanted if (m, seed) not in done]
-    command = f"python benchmarks/mechanisms.py --seeds {options.seeds}"
-    order = [None, *MECHANISMS].index
-    about = {"command": command, "config": config_of(None).to_dict()}
-    measure_all(measure, todo, options.processes, options.out, lambda run: (order(run["off"]), run["seed"]), **about)
+    tasks = [{"off": mechanism} for mechanism in (None, *MECHANISMS)]
+    wanted = [task for task in tasks if not options.only or task["off"] in (None, *options.only)]
+    about = {
+        "command": f"python benchmarks/mechanisms.py --seeds {options.seeds}",
+        "config": config_of(None).to_dict(),
+    }
+    measure_all(options, measure, tasks, wanted, lambda task: task["off"], **about)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the benchmarks that train many small agents share: the small budget, the last policy, a resumable pool."""
 
+import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,19 +36,35 @@ def trained(config: Config, seed: int):
     return agent, history(folder), world.bank("select"), world.data["select"]
 
 
+def options_of(
+    doc: str,  # of the script
+    results: Path,  # JSON file that it writes
+) -> argparse.ArgumentParser:
+    "Return the options that every such script has"
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, 2, ...")
+    parser.add_argument("--processes", type=int, default=2, help="runs at once, one thread each")
+    parser.add_argument("--out", type=Path, default=results)
+    return parser
+
+
 def measure_all(
-    measure: Callable,  # of a task's arguments; returns a row with their values
-    todo: list[tuple],  # arguments of each task
-    processes: int,  # at once
-    path: Path,  # JSON file; its "runs" are kept
-    order: Callable,  # sorts the rows
+    options: argparse.Namespace,  # what `options_of` read
+    measure: Callable,  # of a task and a seed; returns a row, with the task's values and the seed in it
+    tasks: list[dict],  # all there are, in the order of the rows
+    wanted: list[dict],  # those to be measured
+    name: Callable,  # of a task or a row: what tells tasks apart
     **about,  # what else the file says
 ) -> None:
-    "Measure task after task and write the file after each of them"
+    "Measure what the results file lacks, task after task, and write it after each of them"
+    path = options.out
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
-        waiting = [pool.submit(measure, *task) for task in todo]
+    done = {(name(run), run["seed"]) for run in runs}
+    todo = [(task, seed) for seed in range(options.seeds) for task in wanted if (name(task), seed) not in done]
+    order = [name(task) for task in tasks]
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
+        waiting = [pool.submit(measure, *each) for each in todo]
         for finished in tqdm(as_completed(waiting), total=len(waiting), desc="agents"):
             runs.append(finished.result())
-            runs.sort(key=order)
+            runs.sort(key=lambda run: (order.index(name(run)), run["seed"]))
             write_atomic(path, json.dumps(about | {"runs": runs}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Every row of bad_inputs.md, from Python and by the command line: a line that helps, no pickle, no file elsewhere."""
 
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -125,7 +126,10 @@ def damage(path, how, outside):
             with Image.open(path) as image:
                 image = image.convert("1" if rest in ("MSP", "XBM") else "F" if rest == "SPIDER" else "RGB")
                 image = image.resize((128, 128)) if rest in ("ICO", "ICNS") else image
-                image.save(path, rest)
+                image.save(
+                    buffer := io.BytesIO(), rest
+                )  # to a path, Pillow would take its ending for SPIDER ever after
+            path.write_bytes(buffer.getvalue())
         elif verb == "pickle":
             path.write_bytes(pickle.dumps(Canary(outside / "canary")))
         elif verb == "foreign":

@@ -247,7 +247,9 @@ def test_tensors_round_trip(tmp_path):
         "b": np.arange(4).reshape(2, 2).T,
         "empty": np.empty((0, 3)),
     }
-    path = files.write_tensors(tmp_path / "a.safetensors", arrays, {"classes": ("cat", "dog"), "n": 3})
+    path = files.write_atomic(
+        tmp_path / "a.safetensors", files.pack_tensors(arrays, {"classes": ("cat", "dog"), "n": 3})
+    )
     read, about = read_tensors(path, {"classes": [str], "n": int})
     assert about == {"classes": ["cat", "dog"], "n": 3} and read.keys() == arrays.keys()
     for name, array in arrays.items():

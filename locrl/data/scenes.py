@@ -316,7 +316,7 @@ def export_voc(
     for sub in "JPEGImages", "Annotations", "ImageSets/Main":
         (folder / sub).mkdir(parents=True, exist_ok=True)
     for i, id in enumerate(self.ids):
-        self.image(i).save(folder / "JPEGImages" / f"{id}.jpg", "JPEG", quality=quality)
+        self.image(i).save(folder / "JPEGImages" / f"{id}.jpg", quality=quality)
         (w, h), a = self.size(i), self.annotation(i)
         objects = "".join(
             f"<object><name>{self.classes[k]}</name><pose>Unspecified</pose><truncated>{t:d}</truncated>"

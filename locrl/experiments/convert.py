@@ -21,9 +21,9 @@ from types import SimpleNamespace
 
 import torch
 
-from ..checkpoints import RunError, RunFolder, locked, pack_tree
+from ..checkpoints import RunError, RunFolder, pack_tree
 from .config import ConfigError
-from .train import prototypes_file
+from ..files import locked
 from ..vision.encoders import Prototypes
 
 # %% ../../nbs/experiments/11_convert.ipynb #c04f0007
@@ -138,7 +138,7 @@ def convert_run(
             prototypes = _unpickled(folder / "prototypes.pt", (folder / "prototypes.pt").read_bytes())
             if not isinstance(prototypes, Prototypes):
                 raise RunError(f"{folder / 'prototypes.pt'} holds no prototypes: copy it back from a backup")
-            files["prototypes.safetensors"] = prototypes_file(prototypes)
+            files["prototypes.safetensors"] = prototypes.to_bytes()
         rows = [row for row in files["metrics.jsonl"].splitlines() if json.loads(row)["step"] <= step]
         files["metrics.jsonl"] = b"".join(row + b"\n" for row in rows)
         about = _today(json.loads(files["config.json"]))

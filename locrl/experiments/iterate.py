@@ -16,8 +16,8 @@ import re
 from pathlib import Path
 
 from .config import AFTER_TRAINING, Config, ConfigError, check_confidence, difference
-from ..checkpoints import RunFolder, locked, pack_tree, unpack_tree
-from ..files import write_atomic
+from ..checkpoints import RunFolder, pack_tree, unpack_tree
+from ..files import locked, write_atomic
 from .iterations import ITERATIONS
 from .results import evaluate_runs, save_results
 from .sweep import Trial, run_sweep, trials

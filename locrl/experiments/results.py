@@ -6,8 +6,8 @@ Docs: https://locrl.github.io/locrl/experiments/results.html.md"""
 
 # %% auto #0
 __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_file', 'classifier_of', 'answers_of', 'spread', 'aggregate',
-           'agents_of', 'opened', 'evaluate_runs', 'history', 'save_results', 'results_table', 'confidence_table',
-           'episode_of', 'good_example']
+           'agents_of', 'opened', 'evaluate_runs', 'results_of', 'history', 'save_results', 'results_table',
+           'confidence_table', 'episode_of', 'good_example']
 
 # %% ../../nbs/experiments/04_results.ipynb #8d098f5f
 """`evaluate_runs` scores finished runs of one configuration, `results_table` shows the outcome, `searches_of` keeps the
@@ -21,6 +21,7 @@ import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,25 +110,19 @@ def _read(file, key, made):
         warnings.warn(f"{file} is damaged or foreign ({e}): it is made anew", stacklevel=2)
 
 
+def _search(agent, bank, progress, *choice):
+    "Search for every picture and class of `bank`; `choice` is how `predict` picks a box, its confidence and classifier"
+    c, queries = agent.config, all_queries(len(bank), len(bank.classes))
+    return predict(agent.policy, bank, *queries, c.moves, c.observation.max_steps, *choice, progress=progress)
+
+
 def searches_of(
     agent: Agent,  # who searches
     bank: FeatureBank,  # features of the pictures
     progress: bool = False,  # show a progress bar
 ) -> Predictions:
     "One search for every picture and class of `bank`; made once, then read from the run's folder"
-    c = agent.config
-
-    def find():
-        return predict(
-            agent.policy,
-            bank,
-            *all_queries(len(bank), len(bank.classes)),
-            c.moves,
-            c.observation.max_steps,
-            progress=progress,
-        )
-
-    return kept(agent, bank, "one-shot", Predictions, find)
+    return kept(agent, bank, "one-shot", Predictions, lambda: _search(agent, bank, progress))
 
 # %% ../../nbs/experiments/04_results.ipynb #34c7b04c
 def classifier_file(
@@ -186,25 +181,12 @@ def answers_of(
         found = searches_of(agent, bank, progress)
         return with_region(found, classifier, bank) if classifier else found
 
-    def find():
-        return predict(
-            agent.policy,
-            bank,
-            *all_queries(len(bank), len(bank.classes)),
-            c.moves,
-            c.observation.max_steps,
-            c.search.answer,
-            confidence,
-            classifier,
-            progress=progress,
-        )
-
     return kept(
         agent,
         bank,
         c.search.answer,
         Predictions,
-        find,
+        lambda: _search(agent, bank, progress, c.search.answer, confidence, classifier),
         confidence=confidence,
         classifier=classifier and classifier.digest,
     )
@@ -295,14 +277,37 @@ def evaluate_runs(
                 confidence={n: dict(map11=d.map11, map_area=d.map_area) for n, d in sources.items()},
             )
         )
-    out = dict(
+    spec, minutes = getattr(config.data, split), [_minutes(a.folder) for a in agents]
+    out = results_of(agents, world, bank, data, spec, metrics, command, with_baselines, minutes=minutes)
+    clones = _clones(agents) if with_baselines else []
+    if clones:
+        scores = [score(answers_of(a, bank, confidence, progress), data, bank.classes, confidence) for a in clones]
+        out["baselines"]["behaviour cloning"] = _mean([e.to_dict() for e in scores])
+    return out
+
+
+def results_of(
+    agents: list[Agent],  # of one configuration
+    world: World,  # with their encoder
+    bank: FeatureBank,  # features of `data`
+    data,  # the data set they were scored on
+    spec: str,  # which names it
+    metrics: list[dict],  # of each agent, with its seed and step
+    command: str,  # what to type to get the same again
+    with_baselines: bool,  # score the baselines too
+    transfer: dict | None = None,  # what was new to the agents
+    **budget,  # what they took, beside their transitions
+) -> dict:
+    "Return what a results file says of scored runs: where from, on what, by which command, and the numbers"
+    config = agents[0].config
+    out: dict[str, Any] = dict(
         iteration=config.name,
         encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
         data=dict(
             train=config.data.train,
             select=config.data.select,
-            report=getattr(config.data, split),
-            classes=list(config.data.classes),
+            report=spec,
+            classes=list(bank.classes),
             images=len(data),
         ),
         command=command,
@@ -310,27 +315,24 @@ def evaluate_runs(
         provenance=dict(evaluated=provenance(), trained=[a.made for a in agents]),
         seeds=[a.seed for a in agents],
         config=config.to_dict(),
-        budget=dict(steps=config.learning.steps, minutes=[_minutes(a.folder) for a in agents]),
+        budget=dict(steps=config.learning.steps, **budget),
         metrics=dict(
             seeds=metrics,
             aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics]),
         ),
     )
+    if transfer is not None:
+        out["transfer"] = transfer
     if with_baselines:
-        out["baselines"] = {
-            name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()
-        }
-        clones = [Agent.load(folder) for folder in _clones(folders)]
-        if clones:
-            scores = [score(answers_of(a, bank, confidence, progress), data, bank.classes, confidence) for a in clones]
-            out["baselines"]["behaviour cloning"] = _mean([e.to_dict() for e in scores])
+        scores = baselines(bank, data, config.moves, config.observation.max_steps)
+        out["baselines"] = {name: e.to_dict() for name, e in scores.items()}
     return out
 
 
-def _clones(folders):
-    "Return the runs of the behaviour-cloning baseline that belong to the runs in `folders`, where they were trained"
-    beside = [Path(folder).parent / CLONING / Path(folder).name for folder in folders]
-    return [folder for folder in beside if (folder / "metrics.jsonl").exists()]
+def _clones(agents):
+    "Return the agents of the behaviour-cloning baseline that belong to `agents`, where they were trained"
+    beside = [agent.folder.parent / CLONING / agent.folder.name for agent in agents]
+    return [Agent.load(folder) for folder in beside if (folder / "metrics.jsonl").exists()]
 
 
 def _mean(results):

@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/experiments/train.html.md"""
 
 # %% auto #0
 __all__ = ['CLOCK', 'FILES', 'load_checkpoint', 'make_model', 'demonstrations', 'model_state', 'load_model_state', 'versions',
-           'provenance', 'run_folder', 'prototypes_file', 'LiveCurves', 'train', 'Agent']
+           'provenance', 'run_folder', 'LiveCurves', 'train', 'Agent']
 
 # %% ../../nbs/experiments/03_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses it."""
@@ -48,8 +48,8 @@ from locrl.experiments.config import (
     prepare,
     search_policy,
 )
-from ..checkpoints import RunError, RunFolder, locked, pack_tree, persistent, unpack_tree
-from ..files import cache_root
+from ..checkpoints import RunError, RunFolder, pack_tree, unpack_tree
+from ..files import cache_root, locked, persistent
 from .diagnostics import ActionValues, Diagnostics, Events
 from ..vision.encoders import Encoder, Prototypes
 from ..envs.localization import LocalizationVecEnv, Search
@@ -390,13 +390,6 @@ def _saved(save):
     return buffer.getvalue()
 
 
-def prototypes_file(prototypes: Prototypes) -> bytes:
-    "Return the content of `prototypes.safetensors`"
-    with tempfile.TemporaryDirectory() as folder:
-        prototypes.save(Path(folder) / "prototypes.safetensors")
-        return (Path(folder) / "prototypes.safetensors").read_bytes()
-
-
 def _resume(run, files, model, config, seed, about):
     "Put `model` where the last checkpoint was taken; return best score, minutes and rows until then, None without one"
     if "last" not in files:
@@ -422,7 +415,7 @@ def _begin(run, model, world, seed, about, progress):
             "metrics.jsonl": b"",
         }
         if world.prototypes is not None:
-            files["prototypes.safetensors"] = prototypes_file(world.prototypes)
+            files["prototypes.safetensors"] = world.prototypes.to_bytes()
         run.commit(files, step=0, made=_made(None, 0))
     if config.demonstrations.ratio:
         search = Search(

@@ -15,13 +15,13 @@ configurations side by side on the same pictures."""
 from ..agents.predictions import confidence_of
 from .config import ConfigError, World, load_data
 from ..data.voc import VOC_CLASSES
-from ..evaluation.protocols import baselines, relabelled, score
+from ..evaluation.protocols import relabelled, score
 from ..vision.feature_store import build_store
 from ..vision.region_pooling import fit_prototypes
 from ..evaluation.average_precision import Detections
-from .results import agents_of, aggregate, answers_of, opened, searches_of
+from .results import agents_of, answers_of, opened, results_of, searches_of
 from ..evaluation.statistics import Paired, paired
-from .train import Agent, provenance, versions
+from .train import Agent
 
 # %% ../../nbs/experiments/07_transfer.ipynb #78d64d8e
 def elsewhere(
@@ -92,46 +92,20 @@ def transfer(
     if not new and spec in (config.data.train, config.data.select, config.data.report):
         raise ConfigError(
             f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.evaluate_runs, or name "
-            "other "
-            "classes or data"
+            "other classes or data"
         )
     bank, data = elsewhere(agents[0], classes, spec, evidence, fit_on, world)
     metrics = [
         dict(seed=a.seed, step=a.step) | score(searches_of(a, bank, progress), data, bank.classes, confidence).to_dict()
         for a in agents
     ]
-    out = dict(
-        iteration=config.name,
-        encoder=dict(name=repr(world.encoder), fingerprint=world.encoder.fingerprint),
-        data=dict(
-            train=config.data.train,
-            select=config.data.select,
-            report=spec,
-            classes=list(bank.classes),
-            images=len(data),
-        ),
-        transfer=dict(
-            trained_on=list(config.data.classes),
-            new_classes=new,
-            evidence=evidence,
-            evidence_from=(fit_on or config.data.train) if evidence == "prototypes" else "encoder",
-        ),
-        command=command,
-        versions=versions(),
-        provenance=dict(evaluated=provenance(), trained=[a.made for a in agents]),
-        seeds=[a.seed for a in agents],
-        config=config.to_dict(),
-        budget=dict(steps=config.learning.steps),
-        metrics=dict(
-            seeds=metrics,
-            aggregate=aggregate([{k: v for k, v in m.items() if k not in ("seed", "step")} for m in metrics]),
-        ),
+    told = dict(
+        trained_on=list(config.data.classes),
+        new_classes=new,
+        evidence=evidence,
+        evidence_from=(fit_on or config.data.train) if evidence == "prototypes" else "encoder",
     )
-    if with_baselines:
-        out["baselines"] = {
-            name: e.to_dict() for name, e in baselines(bank, data, config.moves, config.observation.max_steps).items()
-        }
-    return out
+    return results_of(agents, world, bank, data, spec, metrics, command, with_baselines, told)
 
 # %% ../../nbs/experiments/07_transfer.ipynb #91c19e42
 def compare(

@@ -38,7 +38,7 @@ from torch import nn
 from PIL import Image
 
 from ..data.voc import rgb
-from ..files import FileError, read_json, read_tensors, write_tensors
+from ..files import FileError, pack_tensors, read_json, read_tensors, write_atomic
 
 # %% ../../nbs/vision/00_encoders.ipynb #24d41631
 class UnknownClassError(ValueError):
@@ -517,13 +517,17 @@ class Prototypes(nn.Module):
             weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
         return cls(classes, weight, bias)
 
+    def to_bytes(self) -> bytes:
+        "Return the classes and the tensors as the content of a safetensors file"
+        tensors = {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}
+        return pack_tensors(tensors, {"classes": self.classes})
+
     def save(
         self,
         path,  # file to write, `.safetensors`
     ):
         "Write the classes and the tensors as safetensors, atomically. Raises `OSError`."
-        tensors = {name: tensor.cpu().numpy() for name, tensor in self.state_dict().items()}
-        write_tensors(path, tensors, {"classes": self.classes})
+        write_atomic(path, self.to_bytes())
 
     @classmethod
     def load(

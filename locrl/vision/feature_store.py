@@ -29,7 +29,7 @@ import torch
 from PIL import ImageOps
 from tqdm.auto import tqdm
 
-from ..files import cache_root, read_json, read_npz, safe_name, write_atomic
+from ..files import cache_root, locked, read_json, read_npz, safe_name, write_atomic
 from .encoders import Encoder, UnknownClassError
 
 # %% ../../nbs/vision/03_feature_store.ipynb #95ebe04b
@@ -328,8 +328,6 @@ def _make_folder(path, bytes_needed):
 def _only_writer(folder):
     """Hold the lock of a folder that is there; another process that holds it is waited for, and its lock named.
     Half-written files are removed: a build that was killed left them. Raises `FeatureError`."""
-    from locrl.checkpoints import locked  # here: who reads a store, or one photograph, needs no lock
-
     with ExitStack() as held:
         try:
             held.enter_context(locked(folder, wait=True))

@@ -41,64 +41,13 @@ _OPENING = re.compile(
     r"(?:(?:breeds?|kinds?|types?|sorts?|species|var(?:iety|ieties)|strains?|groups?|member) of )?"
     r"(?:(?:a|an|the|any|various|several) )*"
 )
-_ENDS = frozenset(
-    {
-        "with",
-        "that",
-        "which",
-        "who",
-        "used",
-        "for",
-        "in",
-        "having",
-        "of",
-        "on",
-        "to",
-        "from",
-        "by",
-        "usually",
-        "at",
-        "as",
-        "or",
-        "under",
-        "designed",
-        "whose",
-        "without",
-        "resembling",
-        "consisting",
-        "containing",
-        "and",
-        "being",
-        "kept",
-        "trained",
-        "bred",
-        "where",
-        "when",
-        "characterized",
-        "propelled",
-        "drawn",
-        "driven",
-        "thought",
-        "called",
-        "known",
-        "powered",
-        "moved",
-        "carrying",
-        "related",
-        "native",
-        "similar",
-        "worn",
-        "made",
-        "found",
-        "living",
-        "raised",
-        "built",
-        "especially",
-        "than",
-        "equipped",
-        "operated",
-    }
+_AFTER_THE_HEAD = (
+    "with that which who used for in having of on to from by usually at as or under designed whose "
+    "without resembling consisting containing and being kept trained bred where when characterized "
+    "propelled drawn driven thought called known powered moved carrying related native similar worn made "
+    "found living raised built especially than equipped operated"
 )
+_ENDS = frozenset(_AFTER_THE_HEAD.split())  # words that end what a definition calls its word
 
 
 def general_terms(

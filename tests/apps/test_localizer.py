@@ -14,7 +14,7 @@ from PIL import Image
 
 from locrl.agents.predictions import CONFIDENCE, ConfidenceError, RegionClassifier, predict, region_inputs
 from locrl.data.boxes import TRIGGER
-from locrl.experiments.config import Config, ConfigError, prepare
+from locrl.experiments.config import ConfigError, prepare
 from locrl.data.voc import DataError
 from locrl.vision.encoders import ENCODERS, UnknownClassError
 from locrl.evaluation.protocols import all_queries
@@ -25,24 +25,16 @@ from locrl.data.scenes import Scenes
 from locrl.experiments.train import train
 from vision.test_clip import TINY as TINY_CLIP
 from mosaic import Mosaic
+from tiny import TINIEST
 
-TINY = Config().replace(
+TINY = TINIEST.replace(
     {
-        "name": "tiny",
-        "data.train": "scenes:train:24",
-        "data.select": "scenes:val:12",
-        "data.report": "scenes:test:12",
-        "data.classes": ("cat", "dog"),
-        "encoder.dim": 8,
-        "encoder.input_size": 64,
-        "learning.n_envs": 8,
-        "learning.batch_size": 16,
-        "learning.gradient_steps": 1,
         "network.net_arch": (16,),
-        "network.region_width": 4,
         "learning.steps": 200,
         "evaluation.eval_every": 200,
         "learning.learning_starts": 50,
+        "replay.buffer_size": 200_000,
+        "learning.target_update_interval": 8_000,
     }
 )
 

@@ -22,26 +22,16 @@ from locrl.experiments.iterations import ITERATIONS, find_config
 from locrl.vision.region_pooling import CropBank
 from locrl.envs.observation import ObservationConfig
 from locrl.experiments.train import Agent, train
+from tiny import TINIEST
 
 RESULTS = Path(__file__).parents[2] / "results"
-TINY = Config().replace(
+TINY = TINIEST.replace(
     {
-        "name": "tiny",
         "data.train": "scenes:train:12",
         "data.select": "scenes:val:6",
         "data.report": "scenes:test:6",
-        "data.classes": ("cat", "dog"),
-        "encoder.dim": 8,
-        "encoder.input_size": 64,
-        "learning.n_envs": 8,
-        "learning.batch_size": 16,
-        "learning.gradient_steps": 1,
-        "network.net_arch": (16, 16),
-        "network.region_width": 4,
         "learning.steps": 160,
-        "evaluation.eval_every": 160,
-        "learning.learning_starts": 64,
-        "replay.buffer_size": 400,
+        "learning.target_update_interval": 8_000,
     }
 )
 CLIP = TINY.replace({"encoder.name": "tiny-windows", "encoder.pretrained": None, "encoder.prompts": "single"})

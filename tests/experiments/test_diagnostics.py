@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from locrl.experiments import diagnostics
 from locrl.data.boxes import TRIGGER, iou
-from locrl.experiments.config import Config, config_fields, prepare
+from locrl.experiments.config import config_fields, prepare
 from locrl.experiments.diagnostics import (
     NAMES,
     Diagnostics,
@@ -29,27 +29,10 @@ from locrl.experiments.diagnostics import (
 )
 from locrl.envs.localization import Targets
 from locrl.experiments.train import Agent, make_model, train
+from tiny import TINIEST
 
-PLAIN = Config().replace(
-    {
-        "name": "plain",
-        "data.train": "scenes:train:24",
-        "data.select": "scenes:val:24",
-        "data.report": "scenes:test:12",
-        "data.classes": ("cat", "dog"),
-        "encoder.dim": 8,
-        "encoder.input_size": 64,
-        "learning.n_envs": 8,
-        "learning.batch_size": 16,
-        "learning.gradient_steps": 1,
-        "network.net_arch": (16, 16),
-        "network.region_width": 4,
-        "learning.steps": 480,
-        "evaluation.eval_every": 240,
-        "learning.learning_starts": 64,
-        "replay.buffer_size": 400,
-        "learning.target_update_interval": 80,
-    }
+PLAIN = TINIEST.replace(
+    {"name": "plain", "data.select": "scenes:val:24", "learning.steps": 480, "evaluation.eval_every": 240}
 )
 FULL = PLAIN.replace(
     {

@@ -18,7 +18,7 @@ import torch
 from stable_baselines3.common.callbacks import CallbackList
 
 from conftest import ROOT
-from locrl import checkpoints
+from locrl import checkpoints, files
 from locrl.experiments import train as training
 from locrl.data.boxes import Moves
 from locrl.experiments.config import AFTER_TRAINING, LOOKS, ConfigError, config_fields, prepare
@@ -86,30 +86,18 @@ def same_state(a, b):
 
 
 KILLED = """
-import os, random, signal, sys, time, warnings
+import random, sys
 sys.path[:0] = [sys.argv[2]]
+from killed import killed
 from locrl.experiments import diagnostics
 from locrl.experiments.config import prepare
 from locrl.experiments.train import train
-from locrl.checkpoints import BusyError, RunError, RunFolder, pack_tree, unpack_tree
-from tiny import TINIEST as TINY
-from tiny import amend, rewrite, no_film
+from tiny import TINIEST, no_film
 diagnostics.filmstrip = no_film
 random.seed(int(sys.argv[3]))
-world, kills = prepare(TINY), 0
+world = prepare(TINIEST)
 world.bank("select")
-parent = os.getppid()
-while True:
-    child = os.fork()
-    if not child:
-        train(TINY, seed=5, root=sys.argv[1], world=world, progress=False)
-        os._exit(0)
-    time.sleep(random.uniform(.1, 1.))
-    if kills < 6: os.kill(child, signal.SIGKILL); kills += 1
-    status = os.waitpid(child, 0)[1]
-    if status == 0: break
-    if os.WIFEXITED(status) or os.getppid() != parent: sys.exit("it failed by itself, or nobody waits any more")
-print(kills)
+killed(lambda: train(TINIEST, seed=5, root=sys.argv[1], world=world, progress=False), 6, (.1, 1.))
 """
 
 
@@ -273,7 +261,7 @@ def flaky(monkeypatch, fails):
         return real(file, content)
 
     monkeypatch.setattr(checkpoints, "write_atomic", write)
-    monkeypatch.setattr(checkpoints, "WAIT", 0.0)
+    monkeypatch.setattr(files, "WAIT", 0.0)
     return counts
 
 

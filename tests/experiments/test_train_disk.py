@@ -9,7 +9,7 @@ import pytest
 from locrl.experiments import train as training
 from locrl.experiments.config import Config
 from locrl.vision.feature_store import FeatureError
-from locrl import checkpoints
+from locrl import files
 from locrl.checkpoints import RunError, RunFolder, pack_tree
 from locrl.experiments.train import load_checkpoint
 
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda s: pytest.fail("waiting does not empty a disk"))
+    monkeypatch.setattr(files.time, "sleep", lambda s: pytest.fail("waiting does not empty a disk"))
     with pytest.raises(OSError, match="cannot write .*last-2.safetensors.*No space left on device.*free space"):
         save_checkpoint(file, {"step": 2})
     assert load_checkpoint(file) == {"step": 1} and {f.name for f in tmp_path.iterdir()} == names
@@ -78,7 +78,7 @@ def test_a_disk_that_answers_late(tmp_path, monkeypatch, fails):
     waits = []
     left = {}
     real = {name: getattr(os, name) for name in ("replace", "fsync")}
-    monkeypatch.setattr(checkpoints.time, "sleep", waits.append)
+    monkeypatch.setattr(files.time, "sleep", waits.append)
 
     def failing(name):
         def call(*args):
@@ -95,7 +95,7 @@ def test_a_disk_that_answers_late(tmp_path, monkeypatch, fails):
         left["n"] = fails
         save_checkpoint(tmp_path, {"step": step})
     assert load_checkpoint(tmp_path) == {"step": 2}
-    assert waits == [checkpoints.WAIT * 2**k for k in range(fails)] * 3
+    assert waits == [files.WAIT * 2**k for k in range(fails)] * 3
     left["n"] = 0
     (tmp_path / "last-3.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match="last-3.safetensors is damaged"):
@@ -108,7 +108,7 @@ def test_a_disk_that_never_answers(tmp_path, monkeypatch):
     file = tmp_path
     for step in range(2):
         save_checkpoint(file, {"step": step})
-    monkeypatch.setattr(checkpoints, "WAIT", 0.0)
+    monkeypatch.setattr(files, "WAIT", 0.0)
 
     def never(*args, **kwargs):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -32,7 +32,8 @@ from locrl import files
 from locrl.agents.double_dqn import DoubleDQN
 from locrl.apps.localizer import Localizer
 from locrl.apps.pretrained import load_pretrained
-from locrl.checkpoints import BusyError, RunError, RunFolder, locked, pack_tree, unpack_tree
+from locrl.checkpoints import RunError, RunFolder, pack_tree, unpack_tree
+from locrl.files import BusyError, locked
 from locrl.data.formats import load_pictures
 from locrl.data.voc import open_image, read_xml
 from locrl.agents.predictions import RegionClassifier

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from locrl.data.voc import DataError, rgb
-from locrl.files import FileError, write_tensors
+from locrl.files import FileError, pack_tensors, write_atomic
 from locrl.vision import encoders
 from locrl.vision.encoders import Batches, EfficientNetLite0, Prototypes, crop, free_memory, out_of_memory, warp
 
@@ -311,7 +311,7 @@ CAT_AND_DOG = {"weight": np.ones((3, 4), np.float32), "bias": np.ones(3, np.floa
     ],
 )
 def test_prototypes_that_do_not_fit_together(tmp_path, tensors, about):
-    path = write_tensors(tmp_path / "p.safetensors", tensors, about)
+    path = write_atomic(tmp_path / "p.safetensors", pack_tensors(tensors, about))
     with pytest.raises(FileError, match="p.safetensors is damaged"):
         Prototypes.load(path)
 

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from conftest import ROOT
-from locrl import checkpoints, files
+from locrl import files
 from locrl.data import voc as data_module
 from locrl.data.scenes import Scenes
 from locrl.vision import feature_store
@@ -320,23 +320,12 @@ def test_features_that_are_not_finite_are_refused(tmp_path, monkeypatch):
 # Kills
 
 KILLED = """
-import os, random, signal, sys, time
+import random, sys
 sys.path[:0] = [sys.argv[2]]
+from killed import killed
 from mosaic import Mosaic, build
 random.seed(int(sys.argv[3]))
-kills = 0
-parent = os.getppid()
-while True:
-    child = os.fork()
-    if not child:
-        build(sys.argv[1], encoder=Mosaic(pause=.02))
-        os._exit(0)
-    time.sleep(random.uniform(0, .25))
-    if kills < 8: os.kill(child, signal.SIGKILL); kills += 1
-    status = os.waitpid(child, 0)[1]
-    if status == 0: break
-    if os.WIFEXITED(status) or os.getppid() != parent: sys.exit("it failed by itself, or nobody waits any more")
-print(kills)
+killed(lambda: build(sys.argv[1], encoder=Mosaic(pause=.02)), 8, (0, .25))
 """
 
 
@@ -428,10 +417,10 @@ def test_a_second_writer_waits_and_names_the_lock(copy, monkeypatch):
         told.append(text)
         waits.set()
 
-    monkeypatch.setattr(checkpoints, "print", say, raising=False)
+    monkeypatch.setattr(files, "print", say, raising=False)
     (copy / "shard-00001.json").unlink()
     with ThreadPoolExecutor(1) as pool:
-        with checkpoints.locked(copy):
+        with files.locked(copy):
             part = copy / ".features-00001.npy.1.tmp"
             part.write_bytes(b"what the first writer is writing")
             second = pool.submit(build, copy.parent)
@@ -443,7 +432,7 @@ def test_a_second_writer_waits_and_names_the_lock(copy, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_locked_is_told(copy, monkeypatch):
-    monkeypatch.setattr(checkpoints.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
     (copy / "shard-00001.json").unlink()
     with pytest.raises(FeatureError, match="cannot write to .*LOCRL_CACHE"):
         build(copy.parent)
