@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/agents/replay.html.md"""
 
 # %% auto #0
 __all__ = ['SumTree', 'Samples', 'PrioritizedReplayBuffer', 'DemoReplayBuffer', 'LargeMarginLoss', 'imitation_loss',
-           'demo_accuracy', 'pretrain']
+           'demo_accuracy', 'demo_readings', 'pretrain']
 
 # %% ../../nbs/agents/01_replay.ipynb #dae1d7fc
 """`DemoReplayBuffer`: n-step, prioritised, with demonstrations; `LargeMarginLoss` on them; `pretrain` before acting."""
@@ -509,16 +509,27 @@ def demo_accuracy(
     batch_size=4096,  # states looked at together
 ) -> float:
     "Share of the demonstrated states in which the greedy action is one of the expert's"
-    buffer = model.replay_buffer
+    return demo_readings(model, batch_size=batch_size)[0]
+
+
+def demo_readings(
+    model,  # a `DoubleDQN` with a `DemoReplayBuffer`
+    margin: float = 0.8,  # by which the expert's best action is to be ahead
+    batch_size=4096,  # states looked at together
+) -> tuple[float, float]:
+    "Shares of the demonstrated states in which the greedy action is the expert's, and in which the margin is missed"
+    buffer, loss = model.replay_buffer, LargeMarginLoss(margin)
     parts = np.array_split(np.arange(buffer.n_demos), -(-buffer.n_demos // batch_size))
-    right = 0
+    right = missed = 0
     with torch.no_grad():
         for part in parts:
             q = model.q_net(
                 buffer.to_torch(buffer._normalize_obs(buffer.demos.observations[part, 0], model._vec_normalize_env))
             )
-            right += buffer.expert[part, q.argmax(1).cpu().numpy()].sum()
-    return float(right / buffer.n_demos)
+            expert = buffer.to_torch(buffer.expert[part])
+            right += expert.gather(1, q.argmax(1, keepdim=True)).sum().item()
+            missed += (loss.violation(q, expert) > 0).sum().item()
+    return right / buffer.n_demos, missed / buffer.n_demos
 
 # %% ../../nbs/agents/01_replay.ipynb #69ee5091
 def pretrain(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..agents.judge import Judge, finer_picture_maps, judged, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
 from ..agents.search import search
 from .pretrained import load_pretrained
@@ -146,6 +147,7 @@ class Location:
     q_values: np.ndarray  # (T, n_actions) before each action
     believed: np.ndarray  # (T,) float32 in [0, 1], IoU that the network predicted for the box before each action
     saliency: np.ndarray  # (16, 16) in [0, 1], where the class seems to be
+    visited: np.ndarray | None = None  # (4,) xyxy, the box that was corrected to `box`; None where none was
     nearness: float = 1.0  # of the class to the phrase: 1 / (1 + steps in a dictionary), see `locrl.vision.names`
 
     @property
@@ -161,8 +163,9 @@ class Location:
         "Return the search up to the prediction, ready to be drawn"
         from locrl.figures import Episode
 
-        stopped = self.triggered and bool((self.boxes[-1] == self.box).all())  # else it visited the box and went on
-        n = len(self.actions) if stopped else int((self.boxes == self.box).all(1).argmax())
+        box = self.box if self.visited is None else self.visited
+        stopped = self.triggered and bool((self.boxes[-1] == box).all())  # else it visited the box and went on
+        n = len(self.actions) if stopped else int((self.boxes == box).all(1).argmax())
         return Episode(
             self.image,
             self.class_name,
@@ -203,6 +206,7 @@ class Localizer:
         confidence: str | None = None,  # a key of `locrl.agents.predictions.CONFIDENCE`; default the run's
         device: str = "cpu",  # torch device of agent and encoder
         classifier: RegionClassifier
+        | Judge
         | None = None,  # for a confidence that needs one; default that of the agent's folder
     ):
         config = agent.config
@@ -212,7 +216,7 @@ class Localizer:
 
             file = classifier_file(agent)
             if confidence or file.exists():
-                classifier = RegionClassifier.load(file)
+                classifier = load_judge(file) if config.evaluation.judge else RegionClassifier.load(file)
             else:
                 wanted = config.evaluation.confidence
         self.agent = agent
@@ -222,6 +226,9 @@ class Localizer:
         self.classifier = classifier if needs_classifier(wanted) else None
         # whether the agent or its confidence has a code for the classes of its training and for no others
         self.closed = bool(config.observation.n_classes or self.classifier)
+        judge = self.classifier if isinstance(self.classifier, Judge) else None
+        self._judge = judge
+        self._finer = encoder.finer() if judge is not None and judge.finer is not None else None
 
     @classmethod
     def from_run(
@@ -346,7 +353,8 @@ class Localizer:
         image = np.array([i for i, _ in queries])
         label = np.array([bank.classes.index(name) for _, name in queries])
         steps = search(policy, bank, image, label, config.moves, config.observation.max_steps)
-        found = choose(steps, bank, image, label, config.search.answer, self.confidence, self.classifier)
+        passed = choose(steps, bank, image, label, config.search.answer, self.confidence, self.classifier)
+        found = self._judged(passed, bank)
         score = self._score(found)
         last = steps.first + steps.count - 1
         locations = {}
@@ -363,8 +371,16 @@ class Localizer:
                 path.q_values,
                 path.iou,
                 bank.saliency[image[k], label[k]].cpu().numpy(),
+                passed.box[k] if config.search.corrected else None,
             )
         return locations
+
+    def _judged(self, found, bank):
+        "Return predictions or regions as the agent's judge says, where it has one: which are found, and corrected"
+        if self._judge is None:
+            return found
+        search = self.agent.config.search
+        return judged(found, self._judge, bank, search.stop, search.corrected)
 
     def _bank(self, pictures, names, prototypes=None):
         "Return the features of `pictures`, with evidence for the classes `names` at least; `prototypes` may give it"
@@ -372,7 +388,10 @@ class Localizer:
         kind = PictureBank if config.encoder.regions == "pooled" else CutPictures
         classes = tuple(config.data.classes if self.closed else names)
         prototypes = prototypes or self.agent.prototypes
-        return kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device)
+        bank = kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device)
+        if self._finer is not None:
+            bank.finer = finer_picture_maps(pictures, self._finer, self._judge.finer, self.device)
+        return bank
 
     def _score(self, predictions):
         "Return the confidence of each prediction; products, which `CONFIDENCE` keeps as logarithms, as products"
@@ -384,7 +403,7 @@ class Localizer:
         image,  # a picture as `picture` takes it
         phrase: str,  # what to look for
         least: float = 0.3,  # confidence that a box must have
-        overlap: float = 0.3,  # IoU beyond which the less confident of two boxes is dropped
+        overlap: float | None = None,  # IoU beyond which the less confident of two boxes is dropped; default the run's
     ) -> list[Location]:  # most confident first, none where nothing reaches `least`
         """Search for all of them, in the way of the run's configuration (`locrl.evaluation.multi`); where regions are
         cut out and cannot be marked, from windows. Raises as `locate` does."""
@@ -396,23 +415,27 @@ class Localizer:
         query = np.array([0]), np.array([bank.classes.index(name)])
         limit = config.observation.max_steps
         steps = repeated_search(self.agent.policy, bank, *query, config.moves, limit, restarts=restarts)
-        regions = regions_of(steps, bank, *query, self.classifier)
+        regions = self._judged(regions_of(steps, bank, *query, None if self._judge else self.classifier), bank)
         score = self._score(regions)
-        best = suppress(regions, score, overlap)
+        best = suppress(regions, score, config.search.overlap if overlap is None else overlap)
         order = best[np.argsort(-score[best], kind="stable")]
         saliency = bank.saliency[0, query[1][0]].cpu().numpy()
-        found = [self._location(image, name, steps, row, score[row], saliency) for row in order if score[row] >= least]
+        found = [
+            self._location(image, name, steps, row, regions.box[row], score[row], saliency)
+            for row in order
+            if score[row] >= least
+        ]
         return [replace(location, nearness=nearness) for location in found]
 
-    def _location(self, image, name, steps, row, score, saliency):
-        "Return the box at `row` of `steps` with the path that leads to it, and the trigger there"
+    def _location(self, image, name, steps, row, box, score, saliency):
+        "Return the box of a row of `steps`, maybe corrected, with the path that leads to it and the trigger there"
         stop = bool(steps.triggered[row])
         begin = row - steps.time[row]
         path = steps[begin : row + stop]
         boxes = np.concatenate([steps.box[begin : row + 1], steps.box[row : row + stop]])
-        return Location(
-            image, name, steps.box[row], float(score), stop, boxes, path.action, path.q_values, path.iou, saliency
-        )
+        visited = steps.box[row] if self.agent.config.search.corrected else None
+        path = path.action, path.q_values, path.iou
+        return Location(image, name, box, float(score), stop, boxes, *path, saliency, visited)
 
     def locate_stream(
         self,

@@ -24,6 +24,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ..agents.judge import Judge, about_judge, judge_arrays, judge_of, judged, look_closer
 from ..agents.predictions import RegionClassifier, confidence_of, needs_classifier, predict
 from ..agents.search import SearchPolicy
 from ..experiments.config import Config, checked_encoder, difference, search_policy
@@ -33,7 +34,7 @@ from ..vision.feature_store import Projection
 
 # %% ../../nbs/apps/00_pretrained.ipynb #62aeec62
 FORMAT = 2  # of the file; raised when an older locrl could not read a new one
-LIMIT = 2_000_000  # bytes of a file, at most
+LIMIT = 3_000_000  # bytes of a file, at most
 AGENTS = Path(str(files("locrl"))) / "assets" / "agents"
 
 
@@ -53,7 +54,7 @@ class PretrainedAgent:
     step: int  # transitions it was trained for
     folder: Path  # of what is kept for it
     fingerprint: str | None  # of the encoder it learned from
-    classifier: RegionClassifier | None = None  # ranks its predictions, where it has one
+    classifier: RegionClassifier | Judge | None = None  # ranks its predictions, where it has one
     about: dict = field(default_factory=dict)  # where it comes from and how good it is, as `pack` wrote it
 
     def encoder(
@@ -96,7 +97,9 @@ def _arrays(agent, classifier):
         out["projection/matrix"] = agent.projection.matrix
     if agent.prototypes is not None:
         out |= {f"prototypes/{k}": v.cpu().numpy() for k, v in agent.prototypes.state_dict().items()}
-    if classifier is not None:
+    if isinstance(classifier, Judge):
+        out |= {f"judge/{k}": x for k, x in judge_arrays(classifier).items()}
+    elif classifier is not None:
         out |= {f"classifier/{k}": getattr(classifier, k) for k in ("hidden", "hidden_bias", "out", "out_bias")}
     return out
 
@@ -118,6 +121,8 @@ def _agent(arrays, about, device):
         prototypes = Prototypes(config.data.classes, *(torch.from_numpy(stored[k]) for k in ("weight", "bias")))
     if stored := part("classifier"):
         classifier = RegionClassifier(config.data.classes, projection.digest, **stored)
+    if stored := part("judge"):
+        classifier = judge_of(stored, dict(about["judge"], features=projection.digest))
     return PretrainedAgent(
         config,
         about["seed"],
@@ -137,8 +142,8 @@ _ROOM = 2**14  # bytes left for what is measured when the size is settled
 _EIGHT = (
     (),
     ("projection/",),
-    ("projection/", "classifier/"),
-    ("projection/", "classifier/", "q/"),
+    ("projection/", "classifier/", "judge/"),
+    ("projection/", "classifier/", "judge/", "q/"),
 )  # stored in eight bits, the first that fits
 
 
@@ -153,7 +158,7 @@ def _shrunk(arrays, eight=()):
                 np.moveaxis(x.astype(np.float16)[..., None].view(np.uint8), -1, 0)
             )
         else:
-            scale = np.abs(x).max(1 if name.startswith("q/") else 0, keepdims=True).clip(1e-12) / 127
+            scale = np.abs(x).max(1 if name.startswith(("q/", "judge/net")) else 0, keepdims=True).clip(1e-12) / 127
             out[f"{name}:int8"], out[f"{name}:scale"] = np.round(x / scale).astype(np.int8), scale.astype(np.float32)
     return out
 
@@ -246,6 +251,8 @@ def measure(
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
         world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={})
         bank, data = world.bank(split), world.data[split]
+        if isinstance(classifier, Judge):
+            look_closer(bank, data, world.encoder, classifier.finer)
         found[name] = predict(
             a.policy,
             bank,
@@ -257,6 +264,8 @@ def measure(
             classifier,
             progress=progress,
         )
+        if isinstance(classifier, Judge):
+            found[name] = judged(found[name], classifier, bank, c.search.stop, c.search.corrected)
         e = score(found[name], data, bank.classes, c.final_confidence).to_dict()
         metrics[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")}
         metrics[name] |= {k: e["one_shot"][k] for k in ("map11", "map_area")}
@@ -351,7 +360,7 @@ def pack(
     command: str = "",  # what to type to get the same again
     progress: bool = False,  # show progress bars
 ) -> PretrainedAgent:
-    "Write the best policy of `run` into one file. Raises `PackError` for results of another run, or more than 2 MB."
+    "Write the best policy of `run` into one file. Raises `PackError` for results of another run, or more than 3 MB."
     from locrl.experiments.train import Agent, versions
 
     agent = Agent.load(run)
@@ -361,7 +370,8 @@ def pack(
     config = agent.config.replace({"evaluation.report_confidence": confidence})
     encoder = agent.encoder()
     name = path.stem
-    arrays = _arrays(agent, _classifier(agent, config))
+    classifier = _classifier(agent, config)
+    arrays = _arrays(agent, classifier)
     about = dict(
         format=FORMAT,
         name=name,
@@ -375,6 +385,8 @@ def pack(
         command=command,
         results=told,
     )
+    if isinstance(classifier, Judge):
+        about["judge"] = about_judge(classifier)
     for eight in _EIGHT:
         small = _shrunk(arrays, eight)
         about |= dict(bytes=_parts(small), bits=_bits(small))

@@ -362,6 +362,7 @@ def score_multi(
     data,  # the data set, with boxes
     classes,  # names of the classes the labels index
     confidence: str = "presence*iou",  # source of the ranking, a key of `CONFIDENCE`
+    overlap: float = 0.3,  # IoU beyond which the less confident of two regions is dropped
 ) -> MultiEvaluation:
     "Score the terminal regions, and all of them, as detections"
     gt = relabelled(data, tuple(classes))
@@ -371,7 +372,7 @@ def score_multi(
     kept = {}
     for name, some in dict(tr=terminal_regions(regions), aar=regions).items():
         scores = confidence_of(some, confidence)
-        best = suppress(some, scores)
+        best = suppress(some, scores, overlap)
         detections = Detections(some.image[best], some.label[best], some.box[best], scores[best])
         results[name] = evaluate_detections(detections, gt, classes, n_images=len(data))
         steps = first_cover(some, some.step, gt)

@@ -301,10 +301,14 @@ class SearchConfig(_Group):
     restarts: str = (
         "corners"  # where the search for several objects starts anew: the paper's "corners", or all "windows"
     )
+    stop: float = 0.0  # score by the judge from which a box counts as found; 0 leaves that to TRIGGER
+    corrected: bool = False  # take the boxes as the judge corrects them
+    overlap: float = 0.3  # IoU beyond which the less confident of two boxes of a class is dropped
 
     def _check(self):
         self.demand_one_of("answer", CHOICES)
         self.demand_one_of("restarts", ("corners", "windows"))
+        self.demand_share("stop", "overlap")
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,7 @@ class EvaluationConfig(_Group):
     confidence: str = "presence*iou"  # ranks the detections, in validation and in the end
     report_confidence: str | None = None  # ranks them in the end, where that is to be another one
     classifiers: int = 1  # networks within the region classifier, whose log-odds are averaged; at most 5
+    judge: bool = False  # a `Judge` is fitted in place of the region classifier
 
     def _check(self):
         self.demand_positive("eval_every")
@@ -389,6 +394,15 @@ class Config(_Group):
             "eval_every",
             f"is less than one step of {self.learning.n_envs} searches side by side: give at least "
             f"{self.learning.n_envs}",
+        )
+        for name in ("stop", "corrected"):
+            self.search.demand(
+                self.evaluation.judge or not getattr(self.search, name), name, "is the judge's: set evaluation.judge"
+            )
+        self.evaluation.demand(
+            not self.evaluation.judge or "region" in self.final_confidence.split("*"),
+            "judge",
+            "ranks as the region classifier does: set evaluation.report_confidence, for example to 'region'",
         )
 
     def _check_reward(self):
@@ -627,6 +641,10 @@ AFTER_TRAINING = (
     "name",
     "search.answer",
     "search.restarts",
+    "search.stop",
+    "search.corrected",
+    "search.overlap",
+    "evaluation.judge",
     "evaluation.report_confidence",
     "evaluation.classifiers",
 )  # fields that training never sees

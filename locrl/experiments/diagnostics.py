@@ -31,6 +31,7 @@ from ..evaluation.protocols import evaluate
 from ..vision.region_pooling import FeatureBank
 from ..envs.observation import MAX_STEPS
 from ..agents.policy import RegionPolicy, attach
+from ..agents.replay import demo_readings
 from ..figures import Episode, filmstrip
 
 # %% ../../nbs/experiments/02_diagnostics.ipynb #5635b30c
@@ -88,6 +89,16 @@ NAMES = {
         "share of demonstrations whose greedy action is one of the expert's",
         "rises above 0.8; the better agent may leave a poor expert again",
         _MARGIN,
+    ),
+    "demos/accuracy": Curve(
+        "the same at the validation, over all demonstrations alike",
+        "stays above 0.9 where a margin holds it; without one it falls as soon as the agent acts",
+        ("demonstrations.ratio",),
+    ),
+    "demos/margin_missed": Curve(
+        "share of all demonstrations in which the expert's best action is not ahead by `demonstrations.margin`",
+        "below 0.2 where a margin holds it",
+        ("demonstrations.ratio",),
     ),
     "train/learning_rate": Curve("step size of Adam", "the schedule"),
     "pretrain/loss": Curve(
@@ -372,6 +383,7 @@ class Diagnostics:
         "Validate, measure, log all under `NAMES`"
         numbers = (
             self._learning(model)
+            | self._demonstrations(model)
             | self._validation(model)
             | {f"rho/{k}": v for k, v in self.probe(model.policy).items()}
         )
@@ -400,6 +412,13 @@ class Diagnostics:
             }
             numbers["rollout/trigger_iou"] = float(ious[triggered].mean()) if triggered.any() else None
         return numbers | {f"replay/{k}": float(v) for k, v in model.replay_buffer.statistics().items()}
+
+    def _demonstrations(self, model):
+        "What is left of the demonstrations now, in all of them and not only in those drawn"
+        if not model.replay_buffer.n_demos:
+            return {}
+        accuracy, missed = demo_readings(model, self.config.demonstrations.margin)
+        return {"demos/accuracy": accuracy, "demos/margin_missed": missed}
 
     def _validation(self, model):
         "Both protocols on the validation pictures"

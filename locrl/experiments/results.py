@@ -35,6 +35,7 @@ from locrl.agents.predictions import (
     sources_of,
     with_region,
 )
+from ..agents.judge import Judge, judged, load_judge, look_closer, save_judge
 from ..agents.search import SEARCH_FORMAT
 from ..evaluation.confidence import fit_region_classifier
 from .config import ConfigError, World, check_confidence, difference, load_data
@@ -42,8 +43,10 @@ from ..files import array_digest, write_atomic
 from .diagnostics import Probe, watch
 from .iterations import CLONING
 from ..vision.encoders import weights_digest
+from ..vision.feature_store import build_store
 from ..envs.localization import Targets
-from ..evaluation.protocols import all_queries, baselines, score
+from ..evaluation.judging import fit_judge
+from ..evaluation.protocols import all_queries, baselines, relabelled, score
 from ..vision.region_pooling import FeatureBank
 from ..evaluation.multi import attended_regions, score_multi
 from ..figures import Episode, table
@@ -128,31 +131,37 @@ def searches_of(
 def classifier_file(
     agent: Agent,  # of the run
 ) -> Path:
-    "Where the run keeps the region classifier of this policy, on its features, for its classes, with so many members"
+    "Return where the run keeps the judge or the region classifier of this policy, on its features, for its classes"
     c = agent.config
     about = [
         weights_digest("q_net", agent.policy.q_net.state_dict()),
         agent.projection.digest,
         c.data.classes,
-        c.evaluation.classifiers,
+        c.search.restarts if c.evaluation.judge else c.evaluation.classifiers,
     ]
-    return agent.folder / f"region_classifier-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.npz"
+    name, ending = ("judge", "safetensors") if c.evaluation.judge else ("region_classifier", "npz")
+    return agent.folder / f"{name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.{ending}"
 
 
 def classifier_of(
     agent: Agent,  # of the run
     progress: bool = False,  # show progress bars
-) -> RegionClassifier:
-    """Return the region classifier of a run's policy from the run's folder, or fit it and put it there.
+) -> RegionClassifier | Judge:
+    """Return the region classifier of a run's policy, or its judge, from the run's folder, or fit it and put it there.
 
     A file that is damaged is named in a warning and made anew.
     """
-    file, world = classifier_file(agent), agent.world()
+    file, judges = classifier_file(agent), agent.config.evaluation.judge
     if file.exists():
         try:
-            return RegionClassifier.load(file)
+            return load_judge(file) if judges else RegionClassifier.load(file)
         except ConfidenceError as e:
             warnings.warn(f"{e}: it is made anew", stacklevel=2)
+    if judges:
+        judge = _fitted_judge(agent, progress)
+        save_judge(judge, file)
+        return judge
+    world = agent.world()
     bank = world.bank("train")
     classifier = fit_region_classifier(
         bank,
@@ -166,6 +175,34 @@ def classifier_of(
     return classifier
 
 
+def _fitted_judge(agent, progress):
+    "Return a judge fitted on the training pictures, mirrored ones too, and on what the agent passes in them"
+    c, world = agent.config, agent.world()
+    bank = world.bank("train")
+    data = world.data["train"]
+    passed = attended_regions(
+        agent.policy,
+        bank,
+        *_some_queries(relabelled(data, bank.classes), len(data), len(bank.classes), agent.seed),
+        c.moves,
+        c.observation.max_steps,
+        restarts=c.search.restarts,
+        progress=progress,
+    )
+    if c.data.flip:
+        stores = [build_store(data, world.encoder, projection=world.projection, flip=flip) for flip in (False, True)]
+        bank = world.look(stores, data, bank.classes, world.prototypes)
+    finer = look_closer(bank, data, world.encoder)
+    return fit_judge(bank, data, finer, [passed], agent.seed, progress=progress)
+
+
+def _some_queries(gt, n_images, n_classes, seed):
+    "Return image and label of every class that a picture holds, and of one more class of each picture"
+    held = gt.image * n_classes + gt.label
+    more = np.arange(n_images) * n_classes + np.random.default_rng(seed).integers(n_classes, size=n_images)
+    return np.divmod(np.union1d(held, more), n_classes)
+
+
 def answers_of(
     agent: Agent,  # who answers
     bank: FeatureBank,  # features of the pictures
@@ -177,19 +214,29 @@ def answers_of(
     It is made once, then read from the run's folder.
     """
     c, classifier = agent.config, classifier_of(agent, progress) if needs_classifier(confidence) else None
-    if c.search.answer == "stop":
+
+    def find():
+        found = _search(agent, bank, progress, c.search.answer, confidence, classifier)
+        return judged(found, classifier, bank, c.search.stop, c.search.corrected) if c.evaluation.judge else found
+
+    if c.search.answer == "stop" and not c.evaluation.judge:
         found = searches_of(agent, bank, progress)
         return with_region(found, classifier, bank) if classifier else found
-
     return kept(
         agent,
         bank,
         c.search.answer,
         Predictions,
-        lambda: _search(agent, bank, progress, c.search.answer, confidence, classifier),
+        find,
         confidence=confidence,
         classifier=classifier and classifier.digest,
+        **_judging(c),
     )
+
+
+def _judging(config):
+    "Return what the answers of an agent with a judge depend on besides, for `kept`; nothing for others"
+    return dict(stop=config.search.stop, corrected=config.search.corrected) if config.evaluation.judge else {}
 
 # %% ../../nbs/experiments/04_results.ipynb #4ce72a50
 def spread(x):
@@ -242,7 +289,10 @@ def opened(
         data = agents[0].config.data
         load_data(getattr(data, split), data.classes)  # a split that is not there is found before anything is encoded
         world = agents[0].world()
-    return agents, world, world.bank(split), world.data[split]
+    bank = world.bank(split)
+    if agents[0].config.evaluation.judge:
+        look_closer(bank, world.data[split], world.encoder, classifier_of(agents[0]).finer)
+    return agents, world, bank, world.data[split]
 
 # %% ../../nbs/experiments/04_results.ipynb #c00d8673
 def evaluate_runs(
@@ -367,9 +417,12 @@ def _several(agent, bank, data, confidence, progress):
             restarts=c.search.restarts,
             progress=progress,
         )
-        if classifier:
+        if c.evaluation.judge:
+            regions = judged(regions, classifier, bank, c.search.stop, c.search.corrected, progress)
+        elif classifier:
             regions = with_region(regions, classifier, bank, progress)
-        return _Text(np.array(json.dumps(score_multi(regions, data, bank.classes, confidence).to_dict())))
+        result = score_multi(regions, data, bank.classes, confidence, c.search.overlap)
+        return _Text(np.array(json.dumps(result.to_dict())))
 
     truth = array_digest(gt.image, gt.label, gt.boxes, gt.difficult)
     score = kept(
@@ -382,6 +435,8 @@ def _several(agent, bank, data, confidence, progress):
         restarts=c.search.restarts,
         truth=truth,
         classifier=classifier and classifier.digest,
+        **({} if c.search.overlap == 0.3 else dict(overlap=c.search.overlap)),
+        **_judging(c),
     )
     return json.loads(str(score.json))
 
@@ -397,6 +452,9 @@ def _minutes(folder):
     return history(folder)[-1]["minutes"]
 
 
+_AT_THE_END = ("trigger_rate", "map11", "demos_accuracy", "demos_margin_missed")  # of the last validation
+
+
 def _training(folder):
     "Ranges of Q over the run, and where its other signs of health ended"
     rows = history(folder)
@@ -406,7 +464,9 @@ def _training(folder):
 
     ranges = {k: [min(column(k)), max(column(k))] for k in ("q_mean", "q_max", "q_trigger") if column(k)}
     return ranges | {
-        k: column(k)[-1] for k in ("margin_violations", "demo_accuracy", "rollout_trigger_rate") if column(k)
+        k: column(k)[-1]
+        for k in ("margin_violations", "demo_accuracy", "rollout_trigger_rate", *_AT_THE_END)
+        if column(k)
     }
 
 # %% ../../nbs/experiments/04_results.ipynb #f1a6e3dd

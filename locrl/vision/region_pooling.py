@@ -59,6 +59,8 @@ def region_pool(
 class FeatureBank:
     "Frozen features of one data set in memory, ready for `region_pool`"
 
+    finer: torch.Tensor | None = None  # (N, H+1, W+1, d) sums of a finer layer, see `locrl.agents.judge.look_closer`
+
     def __init__(
         self,
         stores: FeatureStore | Sequence[FeatureStore],  # features on disk; of several, the pictures follow one another
