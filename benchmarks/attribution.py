@@ -41,7 +41,7 @@ def config_of(cell: dict) -> Config:
             "reward": cell["reward"],
             "learning.double": cell["double"],
             "replay.n_steps": cell["n_steps"],
-            "demonstrations.margin_weight": 2.0 if cell["margin"] else 0.0,
+            "demonstrations.margin_weight": 5.0 if cell["margin"] else 0.0,
         }
     )
 

@@ -17,6 +17,7 @@ SMALL = {
     "data.select": "simple-scenes:val:150",
     "learning.steps": 24_000,
     "evaluation.eval_every": 8_000,
+    "demonstrations.warmup": 1_000,
 }
 
 

@@ -296,7 +296,8 @@ def predict(
     classifier: RegionClassifier | None = None,  # fills in `region`
     batch: int = 4096,  # queries side by side
     progress: bool = False,  # show a progress bar
+    starts: np.ndarray | None = None,  # (S, 4) xyxy, windows in which each query is searched; None: the whole picture
 ) -> Predictions:
     "Search greedily for every query, and return one prediction for each. Raises `ValueError` for another `choice`."
-    steps = search(policy, bank, image, label, moves, max_steps, batch=batch, progress=progress)
+    steps = search(policy, bank, image, label, moves, max_steps, starts, batch=batch, progress=progress)
     return choose(steps, bank, image, label, choice, confidence, classifier, progress)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..agents.judge import Judge, finer_picture_maps, judged, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
-from ..agents.search import search
+from ..agents.search import TOTAL_STEPS, search, windows_of
 from .pretrained import load_pretrained
 from ..data.voc import DataError, open_image, rgb
 from ..vision.encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClassError, forms
@@ -196,6 +196,13 @@ class Location:
         return f"Location({found}, {n} action{'' if n == 1 else 's'}, {end}{near})"
 
 # %% ../../nbs/apps/01_localizer.ipynb #287b3508
+def _end_of_episode(steps, query, box):
+    "Return the last row of the episode in which a query's search passed a box"
+    rows = np.flatnonzero(steps.query == query)
+    passed = rows[(steps.box[rows] == box).all(1).argmax()]
+    return rows[steps.episode[rows] == steps.episode[passed]][-1]
+
+
 class Localizer:
     "A trained agent for anybody's pictures; threads may share it"
 
@@ -352,14 +359,15 @@ class Localizer:
         bank = self._bank(pictures, dict.fromkeys(name for _, name in queries), prototypes)
         image = np.array([i for i, _ in queries])
         label = np.array([bank.classes.index(name) for _, name in queries])
-        steps = search(policy, bank, image, label, config.moves, config.observation.max_steps)
+        starts = windows_of(config.search.restarts) if config.search.begin == "windows" else None
+        limit = config.observation.max_steps if starts is None else TOTAL_STEPS // len(starts)
+        steps = search(policy, bank, image, label, config.moves, limit, starts)
         passed = choose(steps, bank, image, label, config.search.answer, self.confidence, self.classifier)
         found = self._judged(passed, bank)
         score = self._score(found)
-        last = steps.first + steps.count - 1
         locations = {}
         for k, query in enumerate(queries):
-            path, boxes = steps.path(last[k], config.moves)
+            path, boxes = steps.path(_end_of_episode(steps, k, passed.box[k]), config.moves)
             locations[query] = Location(
                 pictures[image[k]],
                 query[1],

@@ -58,7 +58,7 @@ def judge_loss(
     quality = F.binary_cross_entropy_with_logits(logits, reached, reduction="sum")
     return (quality + F.smooth_l1_loss(shift[near], goal[near], reduction="sum")) / len(logits)
 
-# %% ../../nbs/evaluation/07_judging.ipynb #b22ec70d
+# %% ../../nbs/evaluation/07_judging.ipynb #99f9286d
 NEAR = 0.4  # IoU from which a box is corrected to an object
 
 
@@ -72,6 +72,7 @@ def fit_judge(
     around: int = 16,  # boxes around each object, in an epoch
     anywhere: int = 8,  # boxes anywhere in each picture
     of_passed: int = 40,  # of those the agent passed, for each picture
+    any_class: bool = False,  # a judge for any class: in training each box is asked about one class, by its map
     batch: int = 512,  # boxes in a step
     learning_rate: float = 1e-3,  # of AdamW, at its highest
     progress: bool = False,  # show a progress bar
@@ -90,7 +91,9 @@ def fit_judge(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(bank.classes, bank.dim, bank.projection.digest, finer, **sizes).to(bank.device)
+        judge = Judge(() if any_class else bank.classes, bank.dim, bank.projection.digest, finer, **sizes).to(
+            bank.device
+        )
         optimizer = torch.optim.AdamW(judge.parameters(), learning_rate, weight_decay=1e-4, fused=True)
         judge.train()
         bar = tqdm(range(epochs), desc="fit judge", unit="epoch", disable=not progress)
@@ -100,13 +103,24 @@ def fit_judge(
             for k, part in enumerate(parts):
                 optimizer.param_groups[0]["lr"] = learning_rate * _pace((epoch + k / len(parts)) / epochs)
                 image, box, overlap, objects, best = (torch.from_numpy(x[part]).to(bank.device) for x in boxes)
-                logits, shift = judge(*judge_inputs(bank, image, box))
+                asked = None
+                if any_class:
+                    asked = _asked(overlap, rng)
+                    overlap = overlap.gather(1, asked[:, None])
+                logits, shift = judge(*judge_inputs(bank, image, box, asked))
                 loss = judge_loss(logits, shift, overlap, shift_between(box, objects), best >= NEAR)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
     return judge.eval()
+
+
+def _asked(overlap, rng):
+    "Return a class for each box: mostly the one it overlaps most, else any"
+    n, classes = overlap.shape
+    other = torch.from_numpy(rng.integers(classes, size=n))
+    return torch.where(torch.from_numpy(rng.random(n) < 0.7), overlap.argmax(1).cpu(), other).to(overlap.device)
 
 
 def _pace(t):

@@ -299,15 +299,20 @@ class SearchConfig(_Group):
     prefix = "search."
     answer: str = "stop"  # the box at which it stops, or the box on its way that the ranking is "surest" of
     restarts: str = (
-        "corners"  # where the search for several objects starts anew: the paper's "corners", or all "windows"
+        "corners"  # where the search for several objects starts anew: the paper's "corners", "windows" or "fine" ones
     )
+    begin: str = "whole"  # where the search for one box begins: in the "whole" picture, or in all the "windows"
     stop: float = 0.0  # score by the judge from which a box counts as found; 0 leaves that to TRIGGER
     corrected: bool = False  # take the boxes as the judge corrects them
     overlap: float = 0.3  # IoU beyond which the less confident of two boxes of a class is dropped
 
     def _check(self):
         self.demand_one_of("answer", CHOICES)
-        self.demand_one_of("restarts", ("corners", "windows"))
+        self.demand_one_of("restarts", ("corners", "windows", "fine"))
+        self.demand_one_of("begin", ("whole", "windows"))
+        self.demand(
+            self.begin == "whole" or self.restarts != "corners", "begin", "needs windows: set search.restarts to them"
+        )
         self.demand_share("stop", "overlap")
 
 
@@ -641,6 +646,7 @@ AFTER_TRAINING = (
     "name",
     "search.answer",
     "search.restarts",
+    "search.begin",
     "search.stop",
     "search.corrected",
     "search.overlap",

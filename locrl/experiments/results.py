@@ -36,7 +36,7 @@ from locrl.agents.predictions import (
     with_region,
 )
 from ..agents.judge import Judge, judged, load_judge, look_closer, save_judge
-from ..agents.search import SEARCH_FORMAT
+from ..agents.search import SEARCH_FORMAT, TOTAL_STEPS, windows_of
 from ..evaluation.confidence import fit_region_classifier
 from .config import ConfigError, World, check_confidence, difference, load_data
 from ..files import array_digest, write_atomic
@@ -116,7 +116,10 @@ def _read(file, key, made):
 def _search(agent, bank, progress, *choice):
     "Search for every picture and class of `bank`; `choice` is how `predict` picks a box, its confidence and classifier"
     c, queries = agent.config, all_queries(len(bank), len(bank.classes))
-    return predict(agent.policy, bank, *queries, c.moves, c.observation.max_steps, *choice, progress=progress)
+    starts = windows_of(c.search.restarts) if c.search.begin == "windows" else None
+    limit = c.observation.max_steps if starts is None else TOTAL_STEPS // len(starts)
+    batch = 4096 if starts is None else 512
+    return predict(agent.policy, bank, *queries, c.moves, limit, *choice, batch=batch, progress=progress, starts=starts)
 
 
 def searches_of(
@@ -125,7 +128,9 @@ def searches_of(
     progress: bool = False,  # show a progress bar
 ) -> Predictions:
     "One search for every picture and class of `bank`; made once, then read from the run's folder"
-    return kept(agent, bank, "one-shot", Predictions, lambda: _search(agent, bank, progress))
+    return kept(
+        agent, bank, "one-shot", Predictions, lambda: _search(agent, bank, progress), **_beginning(agent.config)
+    )
 
 # %% ../../nbs/experiments/04_results.ipynb #34c7b04c
 def classifier_file(
@@ -137,7 +142,7 @@ def classifier_file(
         weights_digest("q_net", agent.policy.q_net.state_dict()),
         agent.projection.digest,
         c.data.classes,
-        c.search.restarts if c.evaluation.judge else c.evaluation.classifiers,
+        "judge" if c.evaluation.judge else c.evaluation.classifiers,
     ]
     name, ending = ("judge", "safetensors") if c.evaluation.judge else ("region_classifier", "npz")
     return agent.folder / f"{name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.{ending}"
@@ -186,7 +191,7 @@ def _fitted_judge(agent, progress):
         *_some_queries(relabelled(data, bank.classes), len(data), len(bank.classes), agent.seed),
         c.moves,
         c.observation.max_steps,
-        restarts=c.search.restarts,
+        restarts="windows",  # whatever the search will be: one policy has one judge
         progress=progress,
     )
     if c.data.flip:
@@ -230,8 +235,14 @@ def answers_of(
         find,
         confidence=confidence,
         classifier=classifier and classifier.digest,
+        **_beginning(c),
         **_judging(c),
     )
+
+
+def _beginning(config):
+    "Return where the search for one box begins, for `kept`; nothing for the whole picture"
+    return {} if config.search.begin == "whole" else dict(begin=config.search.restarts)
 
 
 def _judging(config):

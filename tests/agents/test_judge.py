@@ -19,6 +19,7 @@ from locrl.agents.judge import (
     judge_inputs,
     judged,
     load_judge,
+    relevance,
     save_judge,
     shape_of,
     shift_between,
@@ -124,7 +125,30 @@ def test_a_score_is_the_mean_of_the_levels():
     np.testing.assert_allclose(scores, (1 / (1 + np.exp(-logits.numpy()))).mean(-1), atol=1e-5)
     np.testing.assert_allclose(moved, shifted(torch.from_numpy(boxes), shift), atol=1e-5)
     assert logits.shape == (2, 2, len(LEVELS))
-    np.testing.assert_array_equal(judge.predict(bank, image, np.array([1, 0]), boxes), scores[[0, 1], [1, 0]])
+    np.testing.assert_allclose(judge.predict(bank, image, np.array([1, 0]), boxes), scores[[0, 1], [1, 0]], atol=1e-6)
+
+
+def test_relevance_by_hand():
+    bank = RandomBank()
+    bank.saliency = torch.zeros(1, 2, 16, 16)
+    bank.saliency[0, 1, 4:8, 4:8] = 0.8  # a sixteenth of the picture
+    boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.5, 0.75], [0.5, 0.5, 1, 1]])
+    share, inside, f1 = relevance(bank, torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long), boxes)
+    np.testing.assert_allclose(share, [1, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(inside, [0.8, 0.4, 0], atol=1e-5)
+    np.testing.assert_allclose(f1, [1.6 / 1.8, 0.8 / 1.4, 0], atol=1e-4)
+
+
+def test_any_class_sees_the_map_of_the_one_that_is_asked():
+    bank, judge = RandomBank(), Judge((), 4, "features", _finer(), widths=(8,))
+    image, boxes = np.array([0, 0]), np.array([[0.2, 0.2, 0.7, 0.7]] * 2, np.float32)
+    scores = judge.judge(bank, image, boxes, np.array([0, 1])).scores
+    assert scores.shape == (2, 1) and scores[0] != scores[1]
+    other = RandomBank()
+    other.saliency[:, 1] = 0  # the map of a class that is not asked makes no difference
+    np.testing.assert_array_equal(judge.judge(other, image[:1], boxes[:1], np.array([0])).scores, scores[:1])
+    alone = [judge.judge(bank, image[k : k + 1], boxes[k : k + 1], np.array([k])).scores[0, 0] for k in range(2)]
+    np.testing.assert_allclose(scores[:, 0], alone, atol=1e-6)
 
 
 def _finer(dim=2):
@@ -190,7 +214,7 @@ def test_banks_it_is_not_for():
 class Decided(Judge):
     "Says what it is told"
 
-    def judge(self, bank, image, boxes, batch=4096, progress=False):
+    def judge(self, bank, image, boxes, label=None, batch=4096, progress=False):
         scores = np.array([[0.1, 0.6], [0.7, 0.2]], np.float32)
         return Verdicts(scores[: len(image)], np.full((len(image), 4), 0.5, np.float32))
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from locrl.agents.predictions import CONFIDENCE, confidence_of, predict
+from locrl.agents.search import WINDOWS
 from locrl.data.boxes import ACTIONS, FULL, TRIGGER, Moves
 from locrl.data.voc import GroundTruth
 from locrl.evaluation.multi import (
     BAR,
     CORNERS,
-    WINDOWS,
     MarkedBank,
     Regions,
     attended_regions,
@@ -285,7 +285,7 @@ def test_the_kind_of_restarts_is_named():
     bank, asked = Maps(), (np.array([0]), np.array([1]))
     assert attended_regions(Scripted(looking), bank, *asked, restarts="windows").episode.max() == 13
     assert len(attended_regions(Scripted(looking), bank, *asked, restarts="corners")) == 200
-    with pytest.raises(ValueError, match="'corners' or 'windows'"):
+    with pytest.raises(ValueError, match="'corners', 'windows' or 'fine'"):
         attended_regions(Scripted(looking), bank, *asked, restarts="elsewhere")
     with pytest.raises(ValueError, match="not enough for 14 windows"):
         attended_regions(Scripted(looking), bank, *asked, total_steps=13, restarts="windows")

@@ -222,7 +222,7 @@ def flat(config):
 def test_flat_configurations_are_read(name):
     config = find_config(name).replace({"demonstrations.mixed": False})  # there was no such field
     old = json.loads(json.dumps(flat(config)))
-    for newer in ("mixed", "stop", "corrected", "overlap", "judge"):
+    for newer in ("mixed", "begin", "stop", "corrected", "overlap", "judge"):
         del old[newer]
     assert len(old) == 59 and Config.from_dict(old) == config
 
