@@ -218,7 +218,10 @@ def flat(config):
     )
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *(f"animals-5/{name}" for name in ITERATIONS)])
+OF_OLD = [name for name in ITERATIONS if name not in ("v17", "v18", "v19")]  # there were flat configurations of them
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *(f"animals-5/{name}" for name in OF_OLD)])
 def test_flat_configurations_are_read(name):
     config = find_config(name).replace({"demonstrations.mixed": False})  # there was no such field
     old = json.loads(json.dumps(flat(config)))
