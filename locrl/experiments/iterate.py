@@ -79,7 +79,7 @@ def take_over(
         state = unpack_tree(files["last"], source.folder)
         files |= {"config.json": json.dumps(about, indent=1).encode(), "last": pack_tree(state | dict(about=about))}
         RunFolder(trial.folder).commit(files, step=manifest["step"], made=manifest["made"])
-        for kept in (*source.folder.glob("judge-*.safetensors"), *source.folder.glob("region_classifier-*.npz")):
+        for kept in (*source.folder.glob("*judge-*.safetensors"), *source.folder.glob("region_classifier-*.npz")):
             write_atomic(trial.folder / kept.name, kept.read_bytes())  # named after the policy, which is the same
     return True
 

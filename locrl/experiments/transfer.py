@@ -12,14 +12,15 @@ __all__ = ['elsewhere', 'transfer', 'compare']
 configurations side by side on the same pictures."""
 
 # %% ../../nbs/experiments/07_transfer.ipynb #11f89666
-from ..agents.predictions import confidence_of
+from ..agents.judge import look_closer
+from ..agents.predictions import confidence_of, needs_classifier
 from .config import ConfigError, World, load_data
 from ..data.voc import VOC_CLASSES
 from ..evaluation.protocols import relabelled, score
-from ..vision.feature_store import build_store
+from ..vision.feature_store import Projection, build_store
 from ..vision.region_pooling import fit_prototypes
 from ..evaluation.average_precision import Detections
-from .results import agents_of, answers_of, opened, results_of, searches_of
+from .results import agents_of, answers_of, any_judge_of, opened, results_of, searches_of
 from ..evaluation.statistics import Paired, paired
 from .train import Agent
 
@@ -31,6 +32,7 @@ def elsewhere(
     evidence: str = "prototypes",  # of the classes: "prototypes" or "encoder"
     fit_on: str | None = None,  # data whose boxes the prototypes are estimated from; default the run's training split
     world: World | None = None,  # of the run, to share between calls
+    finer: Projection | None = None,  # of the finer layer, for a judge
 ):  # bank, data
     """Return features, with evidence for `classes`, of the data set `spec`.
 
@@ -52,10 +54,17 @@ def elsewhere(
         else data
     )
     store = build_store(own, world.encoder, projection=agent.projection)
-    if evidence == "encoder":
-        return world.look(store, own, classes, None), data
+    prototypes = None if evidence == "encoder" else _prototypes(agent, classes, fit_on, world)
+    bank = world.look(store, own, classes, prototypes)
+    if finer is not None:
+        look_closer(bank, own, world.encoder, finer)
+    return bank, data
+
+
+def _prototypes(agent, classes, fit_on, world):
+    "Return prototypes of `classes`: those of the run where it has them all, else fitted. Raises `ConfigError`."
     if agent.prototypes is not None and set(classes) <= set(agent.prototypes.classes) and fit_on is None:
-        return world.look(store, own, classes, agent.prototypes), data
+        return agent.prototypes
     spec = fit_on or agent.config.data.train
     seen = load_data(spec, agent.config.data.classes if fit_on is None else classes)
     boxes = (
@@ -66,8 +75,7 @@ def elsewhere(
             f"{spec} has no boxes of {', '.join(none)} to estimate prototypes from: name data that has (fit_on), or "
             "take evidence='encoder'"
         )
-    prototypes = fit_prototypes(build_store(seen, world.encoder, projection=agent.projection), boxes, classes)
-    return world.look(store, own, classes, prototypes), data
+    return fit_prototypes(build_store(seen, world.encoder, projection=agent.projection), boxes, classes)
 
 # %% ../../nbs/experiments/07_transfer.ipynb #745ba10f
 def transfer(
@@ -77,7 +85,8 @@ def transfer(
     split: str = "report",  # which of them, where `data` is not given
     evidence: str = "prototypes",  # of the classes: "prototypes" or "encoder"
     fit_on: str | None = None,  # data whose boxes prototypes are estimated from; default the run's training split
-    confidence: str = "presence*iou",  # source of the ranking; nothing may be fitted on the classes
+    confidence: str | None = None,  # source of the ranking; default a judge of any class ("region") where the runs have
+    # a judge, else "presence*iou": nothing may be fitted on the classes
     command: str = "",  # what to type to get the same again
     world: World | None = None,  # of the run, to share between calls
     with_baselines: bool = True,  # score the baselines too
@@ -86,6 +95,7 @@ def transfer(
     "Score runs where they were not trained. Raises `ConfigError` where nothing is new."
     agents = agents_of(runs)
     config, world = agents[0].config, world or agents[0].world()
+    confidence = confidence or ("region" if config.evaluation.judge else "presence*iou")
     if classes is None:
         classes = config.data.classes if data is not None else [c for c in VOC_CLASSES if c not in config.data.classes]
     spec, new = data or getattr(config.data, split), [c for c in classes if c not in config.data.classes]
@@ -94,11 +104,13 @@ def transfer(
             f"{spec} and {', '.join(classes)} are the run's own: use locrl.experiments.results.evaluate_runs, or name "
             "other classes or data"
         )
-    bank, data = elsewhere(agents[0], classes, spec, evidence, fit_on, world)
-    metrics = [
-        dict(seed=a.seed, step=a.step) | score(searches_of(a, bank, progress), data, bank.classes, confidence).to_dict()
-        for a in agents
-    ]
+    judges = [any_judge_of(a, progress) for a in agents] if needs_classifier(confidence) else [None] * len(agents)
+    finer = judges[0].finer if judges[0] else None
+    bank, data = elsewhere(agents[0], classes, spec, evidence, fit_on, world, finer)
+    metrics = []
+    for a, judge in zip(agents, judges):
+        found = answers_of(a, bank, confidence, progress, judge) if judge else searches_of(a, bank, progress)
+        metrics.append(dict(seed=a.seed, step=a.step) | score(found, data, bank.classes, confidence).to_dict())
     told = dict(
         trained_on=list(config.data.classes),
         new_classes=new,

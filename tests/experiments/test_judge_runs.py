@@ -12,10 +12,12 @@ from locrl.agents.predictions import predict
 from locrl.apps import pretrained
 from locrl.apps.localizer import Localizer
 from locrl.evaluation import judging
+from locrl.evaluation.multi import attended_regions
 from locrl.evaluation.protocols import all_queries
 from locrl.experiments import results
 from locrl.experiments.config import Config, ConfigError
 from locrl.experiments.results import answers_of, classifier_file, classifier_of, opened
+from locrl.experiments.transfer import transfer
 
 JUDGED = {"evaluation.judge": True, "evaluation.report_confidence": "region", "search.answer": "surest"}
 STOPPED = {"search.stop": 0.2, "search.corrected": True, "search.restarts": "windows"}
@@ -124,3 +126,36 @@ def test_settings_that_need_a_judge():
     with pytest.raises(ConfigError, match="report_confidence"):
         Config().replace({"evaluation.judge": True})
     assert replace(Config(), name="x").search.stop == 0
+
+
+def test_other_classes_are_judged_by_their_map(opened_run, tiny_runs):
+    agent, *_ = opened_run
+    result = transfer(tiny_runs[:1], ("horse", "cow"), "scenes:test:12", fit_on="scenes:train:60")
+    (numbers,) = result["metrics"]["seeds"]
+    assert numbers["one_shot"]["confidence"] == "region" and 0 <= numbers["hit_rate"] <= 1
+    assert [file.name for file in agent.folder.glob("any_judge-*")] and result["transfer"]["new_classes"]
+    judge = results.any_judge_of(agent)
+    assert judge.classes == () and judge.digest == results.any_judge_of(agent).digest
+    agent.config = agent.config.replace({"search.stop": 0.0, "search.corrected": False, "evaluation.judge": False})
+    with pytest.raises(ConfigError, match="has no judge"):
+        results.any_judge_of(agent)
+
+
+def test_one_box_of_all_windows(opened_run):
+    "With `begin` at windows the prediction is the surest box of all that the windows' searches pass"
+    agent, _, bank, _ = opened_run
+    judge = classifier_of(agent)
+    changes = {"search.begin": "windows", "search.restarts": "fine", "search.corrected": False, "search.stop": 0.0}
+    agent.config = agent.config.replace(changes)
+    answers = answers_of(agent, bank, "region")
+    queries = all_queries(len(bank), len(bank.classes))
+    c = agent.config
+    regions = attended_regions(agent.policy, bank, *queries, c.moves, c.observation.max_steps, restarts="fine")
+    score = judge.predict(bank, regions.image, regions.label, regions.box)
+    for row in range(0, len(answers), 7):
+        mine = (regions.image == answers.image[row]) & (regions.label == answers.label[row])
+        assert answers.region[row] == pytest.approx(score[mine].max(), abs=1e-5)
+        assert (regions.box[mine] == answers.box[row]).all(1).any()
+    name, picture = c.data.classes[0], Image.fromarray(np.zeros((60, 80, 3), np.uint8))
+    location = Localizer(agent, agent.encoder()).locate(picture, name)
+    assert (location.boxes == location.box).all(1).any() and len(location.actions) <= 200 // 30
