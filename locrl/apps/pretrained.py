@@ -24,8 +24,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ..agents.judge import Judge, about_judge, judge_arrays, judge_of, judged, look_closer
-from ..agents.predictions import RegionClassifier, confidence_of, needs_classifier, predict
+from ..agents.judge import Judge, about_judge, judge_arrays, judge_of, look_closer
+from ..agents.predictions import RegionClassifier, confidence_of, needs_classifier
 from ..agents.search import SearchPolicy
 from ..experiments.config import Config, checked_encoder, difference, search_policy
 from ..files import cache_root, write_atomic
@@ -243,7 +243,8 @@ def measure(
 ) -> dict:
     "Measure hit rate, mean IoU and mAP of both on `split`, how often they agree, and the calibration of the confidence"
     from locrl.evaluation.confidence import best_iou
-    from locrl.evaluation.protocols import all_queries, relabelled, score
+    from locrl.evaluation.protocols import relabelled, score
+    from locrl.experiments.results import predictions_of
 
     c = packed.config
     shared = agent.world()
@@ -253,19 +254,7 @@ def measure(
         bank, data = world.bank(split), world.data[split]
         if isinstance(classifier, Judge):
             look_closer(bank, data, world.encoder, classifier.finer)
-        found[name] = predict(
-            a.policy,
-            bank,
-            *all_queries(len(bank), len(bank.classes)),
-            c.moves,
-            c.observation.max_steps,
-            c.search.answer,
-            c.final_confidence,
-            classifier,
-            progress=progress,
-        )
-        if isinstance(classifier, Judge):
-            found[name] = judged(found[name], classifier, bank, c.search.stop, c.search.corrected)
+        found[name] = predictions_of(a, bank, c.final_confidence, classifier, progress)
         e = score(found[name], data, bank.classes, c.final_confidence).to_dict()
         metrics[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")}
         metrics[name] |= {k: e["one_shot"][k] for k in ("map11", "map_area")}
