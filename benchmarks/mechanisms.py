@@ -23,8 +23,8 @@ MECHANISMS = {
     "tenth action": ({"moves.n_actions": 9, "observation.n_actions": 9}, "mean_iou", "rises"),
     "Double DQN": ({"learning.double": False}, "overestimation", "falls"),
     "three-step returns": ({"replay.n_steps": 1}, "q_still_to_go", "falls"),
-    "margin": ({"demonstrations.margin_weight": 1e-9}, "demo_accuracy", "rises"),
-    "mixed demonstrations": ({"demonstrations.mixed": False}, "demo_accuracy_lowest", "rises"),
+    "margin": ({"demonstrations.margin_weight": 0.0}, "demos_accuracy", "rises"),
+    "mixed demonstrations": ({"demonstrations.mixed": False}, "demos_accuracy_lowest", "rises"),
     "warm-up": ({"demonstrations.warmup": 0}, "map_first", "rises"),
     "continuous trigger reward": ({"reward": "paper"}, "trigger_rho", "rises"),
     "IoU head's gradient": ({"learning.iou_gradient": False}, "rho_probe", "rises"),
@@ -70,8 +70,10 @@ def readings(agent, rows, bank, data) -> dict:
         "mean_iou": last["mean_iou"],
         "overestimation": value["expected"] - value["paid"],
         "q_still_to_go": abs(first["q_mean"] - last["q_mean"]),
-        "demo_accuracy": last.get("demo_accuracy"),
-        "demo_accuracy_lowest": min((row.get("demo_accuracy") or np.nan for row in learned), default=None),
+        "demos_accuracy": last.get("demos_accuracy"),
+        "demos_accuracy_lowest": min(
+            (row["demos_accuracy"] for row in learned if "demos_accuracy" in row), default=None
+        ),
         "map_first": first["map11"],
         "trigger_rho": float(np.corrcoef(steps.q_values[good, TRIGGER], truth[good])[0, 1]),
         "rho_probe": last["rho_probe"],

@@ -837,7 +837,7 @@ def pack(
         bool, typer.Option("--measure/--no-measure", help="Compare it with the run on the validation pictures.")
     ] = True,
 ):
-    """Write the agent of a run into one file of less than 2 MB, with its metrics.
+    """Write the agent of a run into one file of less than 3 MB, with its metrics.
 
     Anybody can load it, with no run and no data.
     """

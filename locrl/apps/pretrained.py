@@ -1,4 +1,4 @@
-"""A trained agent in one file of less than 2 MB, which comes with the package: `load_pretrained("animals-5")`
+"""A trained agent in one file of less than 3 MB, which comes with the package: `load_pretrained("animals-5")`
 
 Docs: https://locrl.github.io/locrl/apps/pretrained.html.md"""
 

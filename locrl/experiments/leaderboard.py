@@ -31,7 +31,7 @@ from ..figures import COLOURS, Table, new_figure, style, table, training_curves
 from .results import episode_of, opened
 from ..envs.rewards import named_reward
 from ..evaluation.statistics import interval
-from .train import Agent, run_folder
+from .train import Agent, load_checkpoint, run_folder
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #efa7e290
 METRICS = {
@@ -433,12 +433,14 @@ def save_expectations(
     split: str = "select",  # "report" or "select"
     root=None,  # of the run folders; default `cache_root()/"runs"`
 ) -> Path:
-    "`expectations` of the runs of some iterations"
+    "Write `expectations` of the runs of some iterations, of the policy at the end of training and not of the best one"
     out, world = {}, None
     for name, its in seeds.items():
         agents, world, bank, data = opened(
             [run_folder(find_config(f"{on}/{name}"), seed, root) for seed in its], split, world
         )
+        for a in agents:
+            a.policy.load_state_dict(load_checkpoint(a.folder)["model"]["policy"])
         out[name] = [dict(seed=a.seed) | expectations(a, bank, data) for a in agents]
     return write_atomic(path, json.dumps(dict(data=data.name, iterations=out), indent=1) + "\n")
 
