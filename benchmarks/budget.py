@@ -27,7 +27,8 @@ from locrl.experiments.train import provenance
 from locrl.files import write_atomic
 from locrl.vision.region_pooling import integral_image, region_pool
 
-BUDGETS = (1, 5, 20, 50, 100, 200, 500, 2_500)  # regions for each picture and class
+BUDGETS = (1, 5, 20, 100, 200, 500, 2_500)  # regions for each picture and class
+MOST = {"agent": 200, "saliency": 200, "random": 500, "windows": 2_500}  # of each way
 SHAPES = (1.0, 0.5, 2.0)  # width by height of a window, in pictures warped to a square
 SIDES = (1.0, 0.75, 0.5, 0.33, 0.22)  # square root of the area of a window
 
@@ -106,11 +107,10 @@ def main():
     rows = []
 
     def measure(way, budget, regions):
-        if regions.region is None:
-            regions = judged(regions, judge, bank)
-        corrected = replace(regions, box=judge.judge(bank, regions.image, regions.box).boxes)
-        for how, some in (("as it is", regions), ("corrected", corrected)):
-            numbers = average_precision_of(some, some.region, gt, classes, n, c.search.overlap)
+        verdicts = judge.judge(bank, regions.image, regions.box)
+        scores = judge.of_class(verdicts, regions.label)
+        for how, some in (("as it is", regions), ("corrected", replace(regions, box=verdicts.boxes))):
+            numbers = average_precision_of(some, scores, gt, classes, n, c.search.overlap)
             rows.append(dict(way=way, regions=budget, boxes=how, looked_at=len(some) / (n * len(classes)), **numbers))
         print(f"{way}, {budget}: mAP {rows[-2]['mAP']:.3f}, corrected {rows[-1]['mAP']:.3f}", flush=True)
 
@@ -119,13 +119,14 @@ def main():
     passed = attended_regions(agent.policy, bank, *queries, c.moves, limit, restarts=c.search.restarts)
     passed = judged(passed, judge, bank)
     for budget in BUDGETS:
-        if budget <= 200:
+        if budget <= MOST["agent"]:
             measure("agent", budget, passed[passed.step < budget])
     rng = np.random.default_rng(0)
-    saliency = by_saliency(bank, [b for b in BUDGETS if b <= 500])
+    saliency = by_saliency(bank, [b for b in BUDGETS if b <= MOST["saliency"]])
     for budget in tqdm(BUDGETS):
         measure("windows", budget, spread(windows(budget), n, len(classes)))
-        measure("random", budget, spread(random_windows(budget, rng), n, len(classes)))
+        if budget <= MOST["random"]:
+            measure("random", budget, spread(random_windows(budget, rng), n, len(classes)))
         if budget in saliency:
             measure("saliency", budget, saliency[budget])
     out = options.out or Path(__file__).resolve().parents[1] / f"results/animals-5/budget-{options.split}.json"

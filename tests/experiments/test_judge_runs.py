@@ -1,5 +1,6 @@
 """A run with a judge: fitted once and kept, its stop and corrections in both protocols, on a photograph, in a pack."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,11 @@ from locrl.evaluation.multi import attended_regions
 from locrl.evaluation.protocols import all_queries
 from locrl.experiments import results
 from locrl.experiments.config import Config, ConfigError
+from locrl.experiments.iterate import take_over
 from locrl.experiments.results import answers_of, classifier_file, classifier_of, opened
+from locrl.experiments.sweep import Trial
 from locrl.experiments.transfer import transfer
+from tiny import TINY
 
 JUDGED = {"evaluation.judge": True, "evaluation.report_confidence": "region", "search.answer": "surest"}
 STOPPED = {"search.stop": 0.2, "search.corrected": True, "search.restarts": "windows"}
@@ -159,3 +163,17 @@ def test_one_box_of_all_windows(opened_run):
     name, picture = c.data.classes[0], Image.fromarray(np.zeros((60, 80, 3), np.uint8))
     location = Localizer(agent, agent.encoder()).locate(picture, name)
     assert (location.boxes == location.box).all(1).any() and len(location.actions) <= 200 // 30
+
+
+def test_an_iteration_that_takes_runs_over_takes_their_judge_too(tiny_trained, tmp_path):
+    "A judge is named after the policy, so it is not fitted anew; what trains otherwise is not taken over"
+    shutil.copytree(tiny_trained[0].parents[1], tmp_path, dirs_exist_ok=True)
+    source = Trial(TINY, 0, tmp_path)
+    (source.folder / "judge-0123456789ab.safetensors").write_bytes(b"a judge")
+    judged = TINY.replace({"name": "tiny/judged", "evaluation.judge": True, "evaluation.report_confidence": "region"})
+    trial = Trial(judged, 0, tmp_path)
+    assert take_over(trial, source) and trial.finished
+    assert (trial.folder / "judge-0123456789ab.safetensors").read_bytes() == b"a judge"
+    assert not take_over(trial, source)
+    other = Trial(TINY.replace({"name": "tiny/other", "learning.gamma": 0.5}), 0, tmp_path)
+    assert not take_over(other, source) and not other.folder.exists()
