@@ -166,10 +166,12 @@ class Location:
         box = self.box if self.visited is None else self.visited
         stopped = self.triggered and bool((self.boxes[-1] == box).all())  # else it visited the box and went on
         n = len(self.actions) if stopped else int((self.boxes == box).all(1).argmax())
+        boxes = self.boxes[: n + 1].copy()
+        boxes[-1] = self.box  # a correction is the end of the last step
         return Episode(
             self.image,
             self.class_name,
-            self.boxes[: n + 1],
+            boxes,
             self.actions[:n],
             None,
             self.q_values[:n],
