@@ -399,7 +399,7 @@ class Localizer:
         classes = tuple(config.data.classes if self.closed else names)
         prototypes = prototypes or self.agent.prototypes
         bank = kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device)
-        if self._finer is not None:
+        if self._judge is not None and self._judge.finer is not None and self._finer is not None:
             bank.finer = finer_picture_maps(pictures, self._finer, self._judge.finer, self.device)
         return bank
 

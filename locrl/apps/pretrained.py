@@ -254,7 +254,7 @@ def measure(
         bank, data = world.bank(split), world.data[split]
         if isinstance(classifier, Judge):
             look_closer(bank, data, world.encoder, classifier.finer)
-        found[name] = predictions_of(a, bank, c.final_confidence, classifier, progress)
+        found[name] = predictions_of(cast(Any, a), bank, c.final_confidence, classifier, progress)
         e = score(found[name], data, bank.classes, c.final_confidence).to_dict()
         metrics[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")}
         metrics[name] |= {k: e["one_shot"][k] for k in ("map11", "map_area")}
