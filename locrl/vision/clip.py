@@ -386,7 +386,18 @@ class ClassTexts:
         "Texts to tokens, as the architecture wants them"
         import open_clip
 
-        return open_clip.get_tokenizer(self.architecture)
+        try:
+            with _offline_if_unreachable():
+                return open_clip.get_tokenizer(self.architecture)
+        except ImportError as e:
+            raise ImportError(
+                f"the tokenizer of {self.architecture} needs: pip install transformers sentencepiece ({e})"
+            ) from e
+        except OSError as e:
+            raise WeightsError(
+                f"no tokenizer for {self.architecture}: {_cause(e)}. It is fetched with the weights on a machine with "
+                "a network, and kept there for later calls"
+            ) from e
 
     def sentences(self, name: str) -> list[str]:
         "Return the captions whose embeddings are averaged for a class"

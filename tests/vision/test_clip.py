@@ -754,9 +754,9 @@ def siglip(tiny, tmp_path_factory):
 
     timm.models.register_model(tiny_siglip)
     folder = tmp_path_factory.mktemp("siglip")
-    (folder / "tiny-SigLIP.json").write_text(json.dumps(SIGLIP))
+    (folder / "tiny-pooled.json").write_text(json.dumps(SIGLIP))
     open_clip.add_model_config(folder)
-    encoder = random_encoder("tiny-SigLIP", method="maskclip")
+    encoder = random_encoder("tiny-pooled", method="maskclip")
     with torch.no_grad():
         encoder.model.visual.trunk.attn_pool.latent.mul_(30)
         for bias in (encoder.model.visual.trunk.attn_pool.kv.bias, encoder.model.visual.trunk.attn_pool.proj.bias):
@@ -766,7 +766,7 @@ def siglip(tiny, tmp_path_factory):
 
 def untouched(encoder, size=64):
     "The image tower as open_clip makes it, with the weights of an encoder, for one size"
-    visual = open_clip.create_model("tiny-SigLIP").visual.eval()
+    visual = open_clip.create_model("tiny-pooled").visual.eval()
     visual.load_state_dict(encoder.model.visual.state_dict())
     if size != 64:
         visual.trunk.set_input_size((size, size))
@@ -778,7 +778,7 @@ def test_a_patch_of_siglip_takes_the_way_of_the_values(siglip, size):
     "In NumPy and float64; for another size the reference is a tower that timm made for it"
     encoder = siglip
     if size != 64:
-        encoder = random_encoder("tiny-SigLIP", method="maskclip", input_size=size)
+        encoder = random_encoder("tiny-pooled", method="maskclip", input_size=size)
     trunk = untouched(encoder, size).trunk
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -809,7 +809,7 @@ def test_siglip_keeps_its_own_embeddings(siglip):
     assert (F.normalize(siglip.dense(pixels).mean((2, 3)), dim=1) - own).abs().max() > 1e-3
     sentences = siglip.texts.sentences("horse")
     with torch.no_grad():
-        tokens = open_clip.get_tokenizer("tiny-SigLIP")(sentences)
+        tokens = open_clip.get_tokenizer("tiny-pooled")(sentences)
         text = F.normalize(F.normalize(siglip.model.encode_text(tokens), dim=1).mean(0), dim=0)
     torch.testing.assert_close(siglip.class_embeddings(["horse"])[0], text, atol=1e-5, rtol=1e-5)
     images = [Image.new("RGB", (90, 60), colour) for colour in ("red", "blue")]
@@ -819,12 +819,30 @@ def test_siglip_keeps_its_own_embeddings(siglip):
     assert siglip.embed_crops(images, [[0, 0, 1, 1], [0.1, 0.1, 0.5, 0.9]], context=16).shape == (2, 48)
 
 
+@pytest.mark.parametrize(
+    "raised, error, words",
+    [
+        (ModuleNotFoundError("No module named 'transformers'"), ImportError, "pip install transformers sentencepiece"),
+        (OSError("timm/ViT-B-16-SigLIP is not a local folder"), WeightsError, "no tokenizer for tiny-pooled: timm/ViT"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_had(siglip, monkeypatch, raised, error, words):
+    "SigLIP's is a package and a download of its own"
+
+    def refuse(name):
+        raise raised
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", refuse)
+    with pytest.raises(error, match=words):
+        random_encoder("tiny-pooled", method="maskclip").class_embeddings(["a thing never asked for"])
+
+
 def test_siglip_has_one_method(siglip):
     "It is asked for by name; windows and fingerprints are as for CLIP"
     with pytest.raises(ValueError, match="method='sclip' is not defined.*method='maskclip'"):
-        OpenClipEncoder("tiny-SigLIP", pretrained=None)
-    windows = random_encoder("tiny-SigLIP", method="maskclip", input_size=128, window=64)
+        OpenClipEncoder("tiny-pooled", pretrained=None)
+    windows = random_encoder("tiny-pooled", method="maskclip", input_size=128, window=64)
     assert windows.encode([Image.new("RGB", (9, 9))]).shape == (1, 48, 16, 16)
-    plain = [random_encoder("tiny-SigLIP", method="maskclip", seed=seed).fingerprint for seed in (0, 0, 1)]
+    plain = [random_encoder("tiny-pooled", method="maskclip", seed=seed).fingerprint for seed in (0, 0, 1)]
     assert plain[0] == plain[1] and len({*plain, windows.fingerprint}) == 3
     assert dense_unsupported(open_clip.get_model_config("ViT-SO400M-14-SigLIP2-378")) is None
