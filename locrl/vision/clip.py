@@ -1,4 +1,4 @@
-"""Any open_clip vision transformer, SigLIP's too, as an encoder: patch tokens and class names in one space, exact crops, saliency
+"""Any open_clip vision transformer, also SigLIP's, as an encoder: patches and class names in one space, exact crops
 
 Docs: https://locrl.github.io/locrl/vision/clip.html.md"""
 

@@ -1,4 +1,4 @@
-"""Any network of timm as an encoder: `timm:vit_small_patch14_dinov2.lvd142m`, `timm:convnext_tiny`, with prototypes as evidence
+"""Any network of timm as an encoder: `timm:vit_small_patch14_dinov2`, `timm:convnext_tiny`; classes are prototypes
 
 Docs: https://locrl.github.io/locrl/vision/timm.html.md"""
 
