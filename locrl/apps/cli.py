@@ -7,12 +7,12 @@ Docs: https://locrl.github.io/locrl/apps/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'Steps', 'On', 'Processes', 'Split', 'Confidence', 'Runs',
            'Folder', 'Baselines', 'main', 'configs', 'iterations', 'download', 'cache', 'doctor', 'saliency_report',
-           'show_data', 'train', 'sweep', 'iterate', 'evaluate', 'diagnose', 'compare', 'transfer', 'show', 'draw',
-           'locate', 'pack', 'convert', 'demo']
+           'show_data', 'train', 'sweep', 'iterate', 'list_runs', 'evaluate', 'diagnose', 'compare', 'transfer', 'show',
+           'draw', 'locate', 'pack', 'convert', 'demo']
 
 # %% ../../nbs/apps/06_cli.ipynb #44a7c9da
 """The command `locrl`: `demo`, `download`, `doctor`, `cache`, `data`, `saliency-report`, `train`, `sweep`, `iterate`,
-`evaluate`, `diagnose`, `compare`, `transfer`, `show`, `locate`, `pack`, `convert`, `configs`, `iterations`."""
+`evaluate`, `diagnose`, `compare`, `transfer`, `runs`, `show`, `locate`, `pack`, `convert`, `configs`, `iterations`."""
 
 # %% ../../nbs/apps/06_cli.ipynb #1512651f
 import math
@@ -276,7 +276,7 @@ def cache(
 def doctor(
     encoder: Annotated[
         str | None,
-        typer.Option(help="Encoder to try, e.g. ViT-L-14 or efficientnet_lite0. Default: looks at the machine only."),
+        typer.Option(help="Encoder to try, e.g. ViT-L-14, timm:convnext_tiny or efficientnet_lite0. Default: none."),
     ] = None,
     pretrained: Annotated[
         str, typer.Option(help="Weights of an open_clip encoder: a tag or a file; random for random ones.")
@@ -531,6 +531,24 @@ def iterate(
     result, verdict, file = run(name, on, seeds, split, out, processes, root, device, confidence, multi)
     print(f"{results_table(result)}\n\n{name} {verdict}\nresults: {file}")
 
+# %% ../../nbs/apps/06_cli.ipynb #924dbba2
+@app.command("runs")
+def list_runs(
+    root: Annotated[
+        Path | None, typer.Option(help="Folder to look in. Default: runs/ in the cache folder (LOCRL_CACHE).")
+    ] = None,
+):
+    """List the runs, the youngest first: finished, stopped or being trained, transitions, best validation, age.
+
+    `locrl show RUN --follow` prints the validations of one as they come.
+    """
+    from locrl.experiments.runs import runs_table
+    from locrl.files import cache_root
+
+    where = root or cache_root() / "runs"
+    found = runs_table(where)
+    print(f"{where}\n{found}" if found.rows else f"no runs in {where}: train one with `locrl train`")
+
 # %% ../../nbs/apps/06_cli.ipynb #ea1af4f5
 Runs = Annotated[list[Path], typer.Argument(help="Run folders of one configuration, one per seed.")]
 Folder = Annotated[
@@ -711,8 +729,16 @@ def show(
         Path,
         typer.Option(help="File to write: .gif (animation) or .png (film strip).", callback=_ending(".gif", ".png")),
     ] = Path("episode.gif"),
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", help="Draw nothing; print each validation of the run, and new ones as they come, until it ends."
+        ),
+    ] = False,
 ):
-    "Draw one search as an animation or a film strip."
+    "Draw one search as an animation or a film strip; with --follow, print how the run is learning."
+    if follow:
+        return _follow(run)
     from locrl.experiments.results import episode_of, good_example
     from locrl.experiments.train import Agent
 
@@ -727,6 +753,16 @@ def show(
         episode = episode_of(agent, bank, data, _index(data, image, class_name), class_name)
     draw(episode, out)
     print(f"{episode.class_name}: {episode.steps} steps, written to {out}")
+
+# %% ../../nbs/apps/06_cli.ipynb #3e84a72c
+def _follow(run):
+    "Print the validations of a run until it ends, and then how it ended"
+    from locrl.experiments.runs import follow, run_state, validation_line
+
+    for row in follow(run):
+        print(validation_line(row), flush=True)
+    ended = run_state(run)
+    print(f"{ended.state} at {ended.step:,} of {ended.steps:,} transitions")
 
 # %% ../../nbs/apps/06_cli.ipynb #bff56937
 def _index(data, image, class_name):

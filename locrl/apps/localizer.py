@@ -11,6 +11,7 @@ __all__ = ['EXAMPLE', 'picture', 'PictureBank', 'CutPictures', 'Location', 'Loca
 """`Localizer` searches a user's pictures for what a phrase names; a `Location` is a prediction with the path to it."""
 
 # %% ../../nbs/apps/01_localizer.ipynb #8fa4dedd
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import islice
@@ -24,7 +25,7 @@ from PIL import Image
 from ..agents.judge import Judge, finer_picture_maps, judged, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
 from ..agents.search import TOTAL_STEPS, search, windows_of
-from .pretrained import load_pretrained
+from .pretrained import load_pretrained, load_shared, save_shared
 from ..data.voc import DataError, open_image, rgb
 from ..vision.encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClassError, forms
 from ..vision.feature_store import Projection
@@ -264,6 +265,56 @@ class Localizer:
         damaged file, `ConfigError` for another encoder than the agent's."""
         agent = load_pretrained(name, device)
         return cls(agent, agent.encoder(device), confidence, device, agent.classifier)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name,  # a folder that `save_pretrained` wrote, or a repository "OWNER/NAME" of the Hugging Face hub
+        revision: str | None = None,  # of a repository: a branch, a tag or a commit
+        confidence: str | None = None,  # a key of `locrl.agents.predictions.CONFIDENCE`; default the agent's
+        device: str = "cpu",  # torch device
+        encoder: Encoder | None = None,  # the agent's, where it is loaded already or from weights of one's own
+    ):
+        """Return a localizer with a shared agent; nothing is unpickled. Raises `locrl.experiments.share.ShareError`
+        where there is none or it is damaged, `ConfigError` for another encoder than the agent's."""
+        from locrl.experiments.config import demand_encoder
+        from locrl.experiments.share import agent_folder
+
+        folder = agent_folder(name, revision)
+        agent = load_shared(folder, device)
+        if encoder is None:
+            encoder = agent.encoder(device)
+        demand_encoder(folder, agent.fingerprint, encoder.fingerprint)
+        return cls(agent, encoder, confidence, device, agent.classifier)
+
+    def save_pretrained(
+        self,
+        folder,  # to write to; it is made
+        results=None,  # results file of the run (`locrl evaluate RUN --out FILE.json`), whose numbers the card shows
+        example: Location | None = None,  # a search whose picture the card shows
+    ) -> Path:  # the folder
+        """Write the agent into a folder that `from_pretrained` reads: safetensors, JSON and a model card. Raises
+        `locrl.apps.pretrained.PackError` for results of another run, `locrl.experiments.share.ShareError` for a folder
+        of something else."""
+        episode = example.episode if example is not None else None
+        return save_shared(self.agent, self.encoder, self.confidence, self.classifier, folder, results, episode)
+
+    def push_to_hub(
+        self,
+        repo_id: str,  # "OWNER/NAME"; it is made where there is none
+        results=None,  # as for `save_pretrained`
+        example: Location | None = None,  # as for `save_pretrained`
+        revision: str | None = None,  # branch to commit to; default main
+        private: bool | None = None,  # of a repository that is made; default that of the owner's settings
+        message: str = "Upload an agent of locrl",  # of the commit
+    ) -> str:  # address of the commit
+        """Put the agent on the Hugging Face hub, as the folder of `save_pretrained`. Raises as that does, and
+        `locrl.experiments.share.ShareError` where the hub refuses or cannot be reached."""
+        from locrl.experiments.share import upload_agent
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, results, example)
+            return upload_agent(folder, repo_id, revision, private, message)
 
     def class_of(
         self,

@@ -32,7 +32,7 @@ from ..agents.predictions import CHOICES, CONFIDENCE
 from ..agents.search import SearchPolicy
 from ..files import cache_root, check_writable
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
-from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, load_encoder
+from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, family_of, load_encoder
 from ..vision.feature_store import FeatureStore, Projection, build_store
 from ..vision.region_pooling import CropBank, FeatureBank, fit_prototypes
 from ..envs.observation import ObservationConfig
@@ -141,7 +141,7 @@ class EncoderConfig(_Group):
 
     prefix = "encoder."
     name: str = "efficientnet_lite0"  # for `load_encoder`
-    pretrained: str | None = "openai"  # open_clip weights: a tag or a checkpoint file; None is random, for tests
+    pretrained: str | None = "openai"  # a tag of open_clip (timm's are in the name) or a file; None: random, for tests
     method: str = (
         "sclip"  # attention in the last block of an open_clip encoder: "sclip", "maskclip", "clearclip", "vanilla"
     )
@@ -162,9 +162,14 @@ class EncoderConfig(_Group):
             value = getattr(self, name)
             self.demand(value is None or value > 0, name, "must be positive")
         self.demand(
-            self.window is None or self.name not in ENCODERS,
+            self.window is None or (self.name not in ENCODERS and family_of(self.name) == "open_clip"),
             "window",
             f"{self.name} has no sliding windows: they are for open_clip encoders",
+        )
+        self.demand(
+            self.evidence == "prototypes" or self.name in ENCODERS or family_of(self.name) != "timm",
+            "evidence",
+            f"{self.name} knows no class by name: use 'prototypes'",
         )
         self.demand(self.stride is None or self.window, "stride", "is from one window to the next: give a window")
         self.demand(
@@ -707,13 +712,15 @@ def make_encoder(
 ) -> Encoder:
     """Return the encoder that `config` names.
 
-    Raises `ConfigError` for an unknown name, and `locrl.vision.clip.WeightsError` where an open_clip encoder has no
-    weights to be had.
+    Raises `ConfigError` for an unknown name, and `locrl.vision.clip.WeightsError` where an encoder of open_clip or timm
+    has no weights to be had.
     """
     c = config.encoder
     options = {}
     if c.name not in ENCODERS:
-        options = dict(pretrained=c.pretrained, method=c.method, prompts=c.prompts, window=c.window, stride=c.stride)
+        options = dict(pretrained=c.pretrained)
+        if family_of(c.name) == "open_clip":
+            options |= dict(method=c.method, prompts=c.prompts, window=c.window, stride=c.stride)
     if c.input_size is not None:
         options["input_size"] = c.input_size
     try:

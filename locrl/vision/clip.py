@@ -1,4 +1,4 @@
-"""Any open_clip vision transformer as an encoder: patch tokens and class names in one space, exact crops, saliency
+"""Any open_clip vision transformer, also SigLIP's, as an encoder: patches and class names in one space, exact crops
 
 Docs: https://locrl.github.io/locrl/vision/clip.html.md"""
 
@@ -6,7 +6,9 @@ Docs: https://locrl.github.io/locrl/vision/clip.html.md"""
 
 # %% auto #0
 __all__ = ['SINGLE_PROMPT', 'TEMPLATES', 'BACKGROUND', 'resize_position_embedding', 'last_block', 'joint_tokens', 'sliding_dense',
-           'dense_unsupported', 'WeightsError', 'rivals', 'encode_texts', 'ClassTexts', 'OpenClipEncoder']
+           'attention_pool', 'accept_any_size', 'pooled_patches', 'patch_tokens', 'demand_maskclip', 'tower_facts',
+           'of_siglip_kind', 'dense_unsupported', 'WeightsError', 'rivals', 'encode_texts', 'ClassTexts',
+           'OpenClipEncoder']
 
 # %% ../../nbs/vision/02_clip.ipynb #3ac25ab3
 import hashlib
@@ -117,8 +119,80 @@ def sliding_dense(
         count[y : y + n, x : x + n] += 1
     return total / count
 
+# %% ../../nbs/vision/02_clip.ipynb #a7f3a80b
+def attention_pool(
+    visual,  # image tower of an open_clip model
+):  # a module, or None
+    "Return the attention pool of a tower of timm, or `None` for a tower that has none"
+    return getattr(getattr(visual, "trunk", None), "attn_pool", None)
+
+
+def accept_any_size(
+    trunk,  # timm `VisionTransformer`
+):
+    "Make a transformer of timm interpolate its position embeddings for every input, as `dynamic_img_size` does"
+    from timm.layers import Format
+
+    trunk.dynamic_img_size = True
+    trunk.patch_embed.strict_img_size = trunk.patch_embed.flatten = False
+    trunk.patch_embed.output_fmt = Format.NHWC
+
+
+def pooled_patches(
+    visual,  # image tower of open_clip's SigLIP family
+    pixels,  # (B, 3, S, S) preprocessed
+):  # (B, H*W, dim) row by row, not normalised
+    "Return what the attention pool gives for each patch alone: its value, projected, and the MLP (MaskCLIP)"
+    trunk = visual.trunk
+    patches = trunk.forward_features(pixels)[:, trunk.num_prefix_tokens :]
+    alone = trunk.attn_pool(patches.flatten(0, 1)[:, None])
+    return visual.head(trunk.head(trunk.fc_norm(alone))).unflatten(0, patches.shape[:2])
+
+
+def patch_tokens(
+    visual,  # image tower of an open_clip model
+    pixels,  # (B, 3, S, S) preprocessed
+    method="sclip",  # attention of the last block; of a tower with an attention pool "maskclip"
+):  # (B, H*W, dim) row by row, not normalised
+    "Return the patches of `pixels` in the joint space of images and texts"
+    if attention_pool(visual) is None:
+        return joint_tokens(visual, pixels, method)[:, 1:]
+    demand_maskclip(method)
+    return pooled_patches(visual, pixels)
+
+
+def demand_maskclip(method: str):
+    "Raise `ValueError` for a method that is not defined where patches are pooled by attention"
+    if method != "maskclip":
+        raise ValueError(
+            f"method={method!r} is not defined for a tower that pools by attention, as SigLIP's does: its patches take "
+            "the way of the pool's values, method='maskclip' (arXiv 2112.01071)"
+        )
+
+# %% ../../nbs/vision/02_clip.ipynb #bc95c44a
+def tower_facts(
+    visual,  # image tower of an open_clip model
+) -> dict:  # pixels of a patch, dim of the joint space, width, heads; activation as text
+    "Return the shape of a tower, be it open_clip's own or timm's"
+    if attention_pool(visual) is None:
+        block, patch, dim = visual.transformer.resblocks[-1], visual.patch_size[0], visual.output_dim
+        width, activation = block.attn.embed_dim, block.mlp.gelu
+    else:
+        trunk = visual.trunk
+        block, patch, dim = trunk.blocks[-1], trunk.patch_embed.patch_size[0], trunk.num_features
+        width, activation = trunk.embed_dim, block.mlp.act
+    return dict(patch=patch, dim=dim, width=width, heads=block.attn.num_heads, activation=repr(activation))
+
 # %% ../../nbs/vision/02_clip.ipynb #df326bb8
 _CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+
+
+def of_siglip_kind(
+    config: dict,  # an open_clip model configuration
+) -> bool:
+    "Whether the image tower is a transformer of timm that pools by attention, straight into the joint space"
+    vision = config["vision_cfg"]
+    return (vision.get("timm_pool"), vision.get("timm_proj")) == ("map", "none")
 
 
 def dense_unsupported(
@@ -126,7 +200,7 @@ def dense_unsupported(
 ) -> str | None:  # None where the model can be used
     "Why a model has no patch tokens in the joint space, or `None`"
     vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
+    if "timm_model_name" in vision and not of_siglip_kind(config):
         return f"its image tower is timm's {vision['timm_model_name']}, not open_clip's VisionTransformer"
     if not isinstance(vision.get("layers", 12), int):
         return "its image tower is a ResNet, which has no patch tokens"
@@ -305,14 +379,25 @@ class ClassTexts:
     def digest(self) -> str:
         "SHA-256 of the text tower alone: all encoders that share it share its embeddings"
         state = {k: v for k, v in self.model.state_dict().items() if not k.startswith("visual.")}
-        return weights_digest(f"{self.architecture} {self.model.visual.transformer.resblocks[-1].mlp.gelu!r}", state)
+        return weights_digest(f"{self.architecture} {tower_facts(self.model.visual)['activation']}", state)
 
     @cached_property
     def _tokenize(self):
         "Texts to tokens, as the architecture wants them"
         import open_clip
 
-        return open_clip.get_tokenizer(self.architecture)
+        try:
+            with _offline_if_unreachable():
+                return open_clip.get_tokenizer(self.architecture)
+        except ImportError as e:
+            raise ImportError(
+                f"the tokenizer of {self.architecture} needs: pip install transformers sentencepiece ({e})"
+            ) from e
+        except OSError as e:
+            raise WeightsError(
+                f"no tokenizer for {self.architecture}: {_cause(e)}. It is fetched with the weights on a machine with "
+                "a network, and kept there for later calls"
+            ) from e
 
     def sentences(self, name: str) -> list[str]:
         "Return the captions whose embeddings are averaged for a class"
@@ -331,7 +416,7 @@ class ClassTexts:
             if not file.exists():
                 raise FileNotFoundError
             kept = torch.from_numpy(read_npz(file)["embedding"])  # the zip format carries a checksum
-            if kept.shape == (self.model.visual.output_dim,) and abs(float(kept.norm()) - 1) < 1e-3:
+            if kept.shape == (tower_facts(self.model.visual)["dim"],) and abs(float(kept.norm()) - 1) < 1e-3:
                 return kept
             raise ValueError("not a unit vector of this encoder")
         except FileNotFoundError:
@@ -379,7 +464,7 @@ def _precision(precision, device):
     return dict(fp32=None, fp16=torch.float16, bf16=torch.bfloat16)[precision]
 
 # %% ../../nbs/vision/02_clip.ipynb #578d85d3
-def _check_model(name, pretrained):
+def _check_model(name, pretrained, method):
     "Refuse unknown names and models without usable patch tokens before anything large is fetched"
     import open_clip
 
@@ -395,6 +480,8 @@ def _check_model(name, pretrained):
         )
     if why := dense_unsupported(config):
         raise ValueError(f"{name} cannot give dense features: {why}. Use e.g. ViT-L-14 or ViT-B-16")
+    if of_siglip_kind(config):
+        demand_maskclip(method)
 
 # %% ../../nbs/vision/02_clip.ipynb #51254767
 def _check_sizes(name, patch, **sizes):
@@ -422,7 +509,7 @@ class OpenClipEncoder(Encoder):
         name: str = "ViT-L-14",  # open_clip model name, "hf-hub:owner/repo" or "local-dir:path"
         pretrained="openai",  # tag, checkpoint path, or None for random weights; not for names with a prefix
         device: str = "cpu",  # torch device
-        method: str = "sclip",  # attention of the last block: "sclip", "maskclip", "clearclip" or "vanilla"
+        method: str = "sclip",  # attention of the last block: "sclip", "maskclip" (SigLIP's), "clearclip" or "vanilla"
         input_size: int
         | None = None,  # side of the square input in pixels, a multiple of the patch size; default the native one
         prompts: str = "ensemble",  # "ensemble": the 80 ImageNet templates; "single": `SINGLE_PROMPT`
@@ -441,7 +528,7 @@ class OpenClipEncoder(Encoder):
         ensure_torchvision()
         if ":" not in name:
             name = name.replace("/", "-")
-        _check_model(name, pretrained)
+        _check_model(name, pretrained, method)
         model, label = _create(name, pretrained, seed)
         self.model = model.eval().requires_grad_(False).to(device)
         self.texts = ClassTexts(self.model, name, prompts, device)
@@ -449,14 +536,16 @@ class OpenClipEncoder(Encoder):
         self.method = method
         self.bank = tuple(bank)
         self.scale = scale
-        self.device, self.dim = device, model.visual.output_dim
-        self._native, patch = model.visual.image_size[0], model.visual.patch_size[0]
+        facts = tower_facts(model.visual)
+        self.device, self.dim, self._patch = device, facts["dim"], facts["patch"]
+        patch, self._native = self._patch, model.visual.image_size[0] // self._patch * self._patch
+        if attention_pool(model.visual) is not None:
+            accept_any_size(model.visual.trunk)
         self.input_size = input_size or self._native
         self.window, self.stride = window, stride or (window and max(1, window // 2 // patch) * patch)
         _check_sizes(name, patch, input_size=self.input_size, window=self.window, stride=self.stride)
         self.grid = (self.input_size // patch,) * 2
-        blocks, cells = model.visual.transformer.resblocks, 1 + ((window or self.input_size) // patch) ** 2
-        heads, width = blocks[-1].attn.num_heads, blocks[-1].attn.embed_dim
+        heads, width, cells = facts["heads"], facts["width"], 1 + ((window or self.input_size) // patch) ** 2
         self._batches = Batches(
             device, bytes_each=4 * cells * (14 * width + 3 * heads * cells), size=batch_size
         )  # the last block: activations, attention
@@ -490,7 +579,7 @@ class OpenClipEncoder(Encoder):
             synonyms=SYNONYMS,
             window=self.window,
             stride=self.stride,
-            activation=repr(self.model.visual.transformer.resblocks[-1].mlp.gelu),
+            activation=tower_facts(self.model.visual)["activation"],
         )
         return weights_digest(json.dumps(about, sort_keys=True), self.model.state_dict())
 
@@ -512,15 +601,15 @@ class OpenClipEncoder(Encoder):
 
     def _cells(self, pixels):
         "Unit vectors (B, dim, h, w) of the patches"
-        tokens = self._forward(lambda x: joint_tokens(self.model.visual, x, self.method)[:, 1:], pixels)
-        h, w = (n // self.model.visual.patch_size[0] for n in pixels.shape[2:])
+        tokens = self._forward(lambda x: patch_tokens(self.model.visual, x, self.method), pixels)
+        h, w = (n // self._patch for n in pixels.shape[2:])
         return F.normalize(tokens, dim=-1).transpose(1, 2).unflatten(2, (h, w))
 
     def dense(self, pixels):
         "Unit vectors (B, dim, H, W) of the patches; with windows, their means"
         if self.window is None:
             return self._cells(pixels)
-        return sliding_dense(self._cells, pixels, self.window, self.stride, self.model.visual.patch_size[0])
+        return sliding_dense(self._cells, pixels, self.window, self.stride, self._patch)
 
     def embed_images(self, pixels):
         "The model's own embedding of whole pictures, at unit length"

@@ -8,7 +8,7 @@ Docs: https://locrl.github.io/locrl/vision/encoders.html.md"""
 __all__ = ['PROMPTS', 'SYNONYMS', 'IMAGENET_GROUPS', 'ENCODERS', 'FAMILIES', 'FAMILY_MODULES', 'UnknownClassError', 'phrases',
            'forms', 'Encoder', 'crop', 'warp', 'free_memory', 'out_of_memory', 'keep_freed_memory', 'Batches',
            'EfficientNetLite0', 'weights_digest', 'CropCache', 'Prototypes', 'ensure_torchvision', 'register_encoder',
-           'register_family', 'load_encoder']
+           'register_family', 'family_of', 'load_encoder']
 
 # %% ../../nbs/vision/00_encoders.ipynb #e832ffda
 """`Encoder` is the interface of everything that turns pictures into frozen features; `load_encoder` makes one by name.
@@ -606,7 +606,10 @@ def ensure_torchvision():
 # %% ../../nbs/vision/00_encoders.ipynb #877ac65a
 ENCODERS: dict[str, Callable[..., Encoder]] = {EfficientNetLite0.name: EfficientNetLite0}  # made by `make(device=...)`
 FAMILIES: dict[str, Callable[..., Encoder]] = {}  # made by `make(name, device=...)`
-FAMILY_MODULES = {"open_clip": "locrl.vision.clip"}  # the module that registers a family when it is imported
+FAMILY_MODULES = {  # the module that registers a family when it is imported
+    "open_clip": "locrl.vision.clip",
+    "timm": "locrl.vision.timm",
+}
 
 
 def register_encoder(
@@ -627,13 +630,22 @@ def register_family(
     FAMILIES[family] = make
 
 
+def family_of(
+    name: str,  # of an encoder that is no key of `ENCODERS`
+) -> str:  # a key of `FAMILY_MODULES`
+    "Return the family that makes an encoder: the word before the colon where that is one, else `open_clip`"
+    word = name.partition(":")[0]
+    return word if ":" in name and word in FAMILY_MODULES else "open_clip"
+
+
 def load_encoder(
-    name: str = "efficientnet_lite0",  # a key of `ENCODERS`, or an open_clip model such as "ViT-L-14" or "hf-hub:..."
+    name: str = "efficientnet_lite0",  # a key of `ENCODERS`, an open_clip model ("ViT-L-14", "hf-hub:..."), "timm:..."
     device: str = "cpu",  # torch device
-    **kwargs,  # for the encoder: `input_size`, `batch_size`; for open_clip also `pretrained`, `method`, `window`, ...
+    **kwargs,  # for the encoder: `input_size`, `batch_size`; for a family also `pretrained`; see `OpenClipEncoder`
 ) -> Encoder:
-    "Make the encoder called `name`. Raises `ValueError` for a name that neither `ENCODERS` nor open_clip has."
+    "Make the encoder called `name`. Raises `ValueError` for a name that neither `ENCODERS` nor its family has."
     if name in ENCODERS:
         return ENCODERS[name](device=device, **kwargs)
-    importlib.import_module(FAMILY_MODULES["open_clip"])
-    return FAMILIES["open_clip"](name, device=device, **kwargs)
+    family = family_of(name)
+    importlib.import_module(FAMILY_MODULES[family])
+    return FAMILIES[family](name, device=device, **kwargs)

@@ -1,14 +1,20 @@
 """A packed agent: small, whole, equal to its run; the one in the package needs no data, no cache and no run."""
 
+import fnmatch
 import hashlib
 import json
 import os
+import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -23,6 +29,7 @@ from locrl.apps.localizer import EXAMPLE, Localizer, PictureBank
 from locrl.evaluation.multi import attended_regions, suppress
 from locrl.apps.pretrained import AGENTS, LIMIT, PackError, load_pretrained, pack, pretrained_names
 from locrl.experiments.results import evaluate_runs, save_results
+from locrl.experiments.share import ABOUT, CARD, PICTURE, TENSORS, ShareError, write_agent
 from locrl.experiments.train import Agent, train
 
 TINY = Config().replace(
@@ -336,3 +343,208 @@ def test_source_distribution_holds_the_agent(tmp_path):
     with tarfile.open(archive) as t:
         names = {n.split("/", 1)[-1] for n in t.getnames()}
     assert {"locrl/assets/agents/animals-5.npz", "locrl/assets/pictures/cat.jpg", "settings.ini"} <= names
+
+
+@pytest.fixture(scope="module")
+def shared(run, results, world, tmp_path_factory):
+    "The run as a folder to share, with numbers and a picture; and the localizer it was made of"
+    localizer = Localizer.from_run(run)
+    found = localizer.locate(world.data["select"].image(0), "cat")
+    return localizer.save_pretrained(tmp_path_factory.mktemp("shared") / "tiny", results, found), localizer
+
+
+@pytest.fixture
+def copy(shared, tmp_path):
+    "A copy of the folder, to be damaged"
+    return Path(shutil.copytree(shared[0], tmp_path / "copy"))
+
+
+def test_a_shared_agent_is_the_same_agent(shared, world):
+    "Weights bit for bit, and so boxes, Q-values and confidences"
+    folder, mine = shared
+    theirs = Localizer.from_pretrained(folder)
+    assert theirs.confidence == mine.confidence == "region*iou"
+    for name, x in mine.agent.policy.q_net.state_dict().items():
+        assert torch.equal(x, theirs.agent.policy.q_net.state_dict()[name])
+    scenes = [world.data["select"].image(i) for i in range(4)]
+    for a, b in zip(mine.locate(scenes, "a dog"), theirs.locate(scenes, "a dog")):
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+        np.testing.assert_array_equal(a.q_values, b.q_values)
+        assert a.confidence == b.confidence
+    assert "cat, dog" in repr(theirs.agent)
+
+
+def test_the_card_has_the_measured_numbers(shared, results):
+    "As the hub reads them; no folder of this machine is in any file"
+    folder, found = shared[0], json.loads(results.read_text())
+    card = huggingface_hub.ModelCard.load(folder / CARD)
+    values = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert values["hit rate"] == round(found["metrics"]["seeds"][0]["hit_rate"], 4)
+    assert values["mAP (11 points)"] == round(found["metrics"]["seeds"][0]["one_shot"]["map11"], 4)
+    assert card.data.library_name == "locrl" and f"]({PICTURE})" in card.text
+    assert (folder / PICTURE).read_bytes()[:4] == b"\x89PNG"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([TENSORS, ABOUT, CARD, PICTURE])
+    for name in (ABOUT, CARD):
+        assert not [word for word in ("/work/", "/root/", "/tmp/", "/home/") if word in (folder / name).read_text()]
+
+
+def test_what_a_packed_agent_knows_goes_with_it(packed, world, results, tmp_path):
+    "And back; its numbers belong to one confidence, so another one takes none of them"
+    localizer = Localizer(packed, world.encoder, classifier=packed.classifier)
+    again = Localizer.from_pretrained(localizer.save_pretrained(tmp_path / "a"), encoder=world.encoder)
+    assert again.agent.about["results"] == packed.about["results"]
+    np.testing.assert_array_equal(again.classifier.hidden, packed.classifier.hidden)
+    other = Localizer(packed, world.encoder, "presence*iou").save_pretrained(tmp_path / "b")
+    assert "no number stands here" in (other / CARD).read_text() and not (other / PICTURE).exists()
+    assert Localizer.from_pretrained(other, encoder=world.encoder).confidence == "presence*iou"
+
+
+def test_results_by_another_confidence_are_refused(run, results, tmp_path):
+    with pytest.raises(PackError, match="ranks by region.iou, this agent by presence.iou: make it with confidence="):
+        Localizer.from_run(run, "presence*iou").save_pretrained(tmp_path / "a", results)
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_encoder_is_no_encoder_of_a_shared_agent(shared):
+    from locrl.vision.encoders import load_encoder
+
+    with pytest.raises(ConfigError, match="learned from an encoder with fingerprint"):
+        Localizer.from_pretrained(shared[0], encoder=load_encoder(input_size=96))
+
+
+class Trap:
+    "Makes a folder when it is unpickled"
+
+    def __reduce__(self):
+        return Path.mkdir, (Path("sprung"),)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ("cut", "agent.safetensors is damaged"),
+        ("number", "SHA-256 differs"),
+        ("pickle", "agent.safetensors is damaged"),
+        ("missing", "agent.safetensors is missing"),
+        ("json", "agent.json is damaged"),
+        ("field", "agent.json is damaged.*has no seed"),
+        ("format", "has format 99, this locrl reads format 1"),
+        ("smaller", "does not hold the numbers that its configuration needs"),
+        ("empty", "holds no shared agent: agent.json is missing"),
+    ],
+)
+def test_a_damaged_folder_is_named(copy, damage, words, monkeypatch):
+    "And nothing in it is unpickled"
+    monkeypatch.chdir(copy.parent)
+    whole, about = (copy / TENSORS).read_bytes(), json.loads((copy / ABOUT).read_text())
+    if damage in ("cut", "number", "pickle"):
+        other = {"cut": whole[:-9], "number": whole[:-4] + bytes(4), "pickle": pickle.dumps(Trap())}
+        (copy / TENSORS).write_bytes(other[damage])
+    if damage in ("missing", "empty"):
+        (copy / {"missing": TENSORS, "empty": ABOUT}[damage]).unlink()
+    if damage == "json":
+        (copy / ABOUT).write_text(json.dumps(about)[:-20])
+    if damage in ("field", "format", "smaller"):
+        about.pop("seed") if damage == "field" else None
+        about["format"] = 99 if damage == "format" else about["format"]
+        about["config"]["network"]["net_arch"] = [8] if damage == "smaller" else [48, 48]
+        (copy / ABOUT).write_text(json.dumps(about))
+    with pytest.raises(ShareError, match=words):
+        Localizer.from_pretrained(copy)
+    assert not (copy.parent / "sprung").exists()
+
+
+def test_a_name_leads_out_of_no_folder(copy):
+    about = json.loads((copy / ABOUT).read_text())
+    (copy / ABOUT).write_text(json.dumps(about | {"name": "../../elsewhere"}))
+    folder = pretrained.load_shared(copy).folder
+    assert folder.parent == pretrained.cache_root() / "pretrained" and ".." not in folder.parts
+
+
+def test_other_folders_are_left_alone(run, shared, tmp_path):
+    (tmp_path / CARD).write_text("of my own")
+    with pytest.raises(ShareError, match="of no agent, and would lose it"):
+        write_agent(tmp_path, {}, {})
+    with pytest.raises(ShareError, match="the folder of a run, which Localizer.from_run reads"):
+        Localizer.from_pretrained(run)
+    with pytest.raises(ShareError, match="is a folder, which has no revision 'v2'"):
+        Localizer.from_pretrained(shared[0], "v2")
+    with pytest.raises(ShareError, match="neither a folder nor the name of a repository"):
+        Localizer.from_pretrained(tmp_path / "nowhere")
+    assert (tmp_path / CARD).read_text() == "of my own"
+
+
+class Hub:
+    "Keeps repositories as folders, a folder for each branch"
+
+    def __init__(self, root):
+        self.root = root
+        self.private = {}
+
+    def create_repo(self, repo_id, private=None, exist_ok=False):
+        self.private.setdefault(repo_id, private)
+        (self.root / repo_id / "main").mkdir(parents=True, exist_ok=exist_ok)
+
+    def create_branch(self, repo_id, branch, exist_ok=False):
+        (self.root / repo_id / branch).mkdir(exist_ok=exist_ok)
+
+    def upload_folder(self, repo_id, folder_path, revision, commit_message):
+        shutil.copytree(folder_path, self.root / repo_id / (revision or "main"), dirs_exist_ok=True)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def snapshot_download(self, repo_id, revision=None, allow_patterns=None):
+        there, here = self.root / repo_id / (revision or "main"), self.root / "fetched" / f"{repo_id}-{revision}"
+        if not there.is_dir():
+            raise FileNotFoundError(f"404 Client Error: {repo_id} has no {revision or 'main'}")
+        here.mkdir(parents=True, exist_ok=True)
+        for file in there.iterdir():
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, here)
+        return str(here)
+
+
+def test_by_way_of_a_hub(shared, world, tmp_path, monkeypatch):
+    "A push, another one to a branch, and both fetched; a pickle that somebody put beside them is not"
+    hub = Hub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    _, localizer = shared
+    assert localizer.push_to_hub("me/agent", private=True) == "https://hub/me/agent/commit/1"
+    found = localizer.locate(world.data["select"].image(0), "cat")
+    localizer.push_to_hub("me/agent", example=found, revision="v2")
+    (tmp_path / "me/agent/main/replay.pkl").write_bytes(pickle.dumps(Trap()))
+    assert hub.private == {"me/agent": True}
+    assert not (tmp_path / "me/agent/main" / PICTURE).exists() and (tmp_path / "me/agent/v2" / PICTURE).exists()
+    for revision in (None, "v2"):
+        again = Localizer.from_pretrained("me/agent", revision, encoder=world.encoder)
+        np.testing.assert_array_equal(again.locate(found.image, "cat").boxes, found.boxes)
+    assert not list((tmp_path / "fetched").rglob("*.pkl"))
+    with pytest.raises(
+        ShareError, match="no agent could be fetched.*at revision 'v3': 404 Client Error.*hf auth login"
+    ):
+        Localizer.from_pretrained("me/agent", "v3")
+
+
+def test_without_a_network(shared, world, tmp_path, monkeypatch):
+    "huggingface_hub itself, with no host to be found: what is in its cache is read, all else is one error at once"
+    from huggingface_hub import constants
+
+    def refuse(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    repo, commit = tmp_path / "models--me--agent", "0" * 40
+    shutil.copytree(shared[0], repo / "snapshots" / commit)
+    for branch in ("main", "v2"):
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / branch).write_text(commit)
+    for revision in (None, "v2", commit):
+        assert Localizer.from_pretrained("me/agent", revision, encoder=world.encoder).confidence == "region*iou"
+    with pytest.raises(ShareError, match="hf download me/other --local-dir FOLDER"):
+        Localizer.from_pretrained("me/other")
+    with pytest.raises(ShareError, match="me/other was not uploaded.*hf auth login.*save_pretrained"):
+        shared[1].push_to_hub("me/other")

@@ -201,7 +201,13 @@ def test_vit_l14_is_768_dimensional():
 
 @pytest.mark.parametrize(
     "name,why",
-    [("RN50", "ResNet"), ("ViT-B-16-SigLIP", "timm"), ("coca_ViT-B-32", "attention"), ("ViT-L-14-CLIPA", "avg")],
+    [
+        ("RN50", "ResNet"),
+        ("convnext_base", "timm"),
+        ("PE-Core-B-16", "timm"),
+        ("coca_ViT-B-32", "attention"),
+        ("ViT-L-14-CLIPA", "avg"),
+    ],
 )
 def test_unsupported_models_are_refused_with_the_reason(name, why):
     with pytest.raises(ValueError, match=f"{name}.*{why}"):
@@ -726,3 +732,117 @@ def test_prompts_are_data():
     assert clip.SYNONYMS["person"] == ("person", "man", "woman", "child")
     assert len(BACKGROUND) == len(set(BACKGROUND)) == 24
     assert all(template.count("{}") == 1 for template in (*clip.TEMPLATES, clip.SINGLE_PROMPT))
+
+
+SIGLIP = dict(
+    embed_dim=48,
+    init_logit_bias=-10,
+    custom_text=True,
+    vision_cfg=dict(image_size=64, timm_model_name="tiny_siglip", timm_pool="map", timm_proj="none"),
+    text_cfg=TINY["text_cfg"] | dict(no_causal_mask=True, proj_bias=True, pool_type="last"),
+)
+
+
+@pytest.fixture(scope="module")
+def siglip(tiny, tmp_path_factory):
+    "A small model built as SigLIP is, from an image tower of timm; its pool looks at some patches more than at others"
+    timm = pytest.importorskip("timm")
+
+    def tiny_siglip(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
+        shape = dict(img_size=64, patch_size=8, embed_dim=48, depth=2, num_heads=3, class_token=False)
+        return timm.models.vision_transformer.VisionTransformer(**shape, **kwargs)
+
+    timm.models.register_model(tiny_siglip)
+    folder = tmp_path_factory.mktemp("siglip")
+    (folder / "tiny-pooled.json").write_text(json.dumps(SIGLIP))
+    open_clip.add_model_config(folder)
+    encoder = random_encoder("tiny-pooled", method="maskclip")
+    with torch.no_grad():
+        encoder.model.visual.trunk.attn_pool.latent.mul_(30)
+        for bias in (encoder.model.visual.trunk.attn_pool.kv.bias, encoder.model.visual.trunk.attn_pool.proj.bias):
+            bias.normal_(std=0.1)
+    return encoder
+
+
+def untouched(encoder, size=64):
+    "The image tower as open_clip makes it, with the weights of an encoder, for one size"
+    visual = open_clip.create_model("tiny-pooled").visual.eval()
+    visual.load_state_dict(encoder.model.visual.state_dict())
+    if size != 64:
+        visual.trunk.set_input_size((size, size))
+    return visual
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_a_patch_of_siglip_takes_the_way_of_the_values(siglip, size):
+    "In NumPy and float64; for another size the reference is a tower that timm made for it"
+    encoder = siglip
+    if size != 64:
+        encoder = random_encoder("tiny-pooled", method="maskclip", input_size=size)
+    trunk = untouched(encoder, size).trunk
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = trunk.forward_features(pixels).double().numpy()
+    pool = trunk.attn_pool
+
+    def linear(layer, x, rows=slice(None)):
+        return x @ layer.weight.detach().double().numpy()[rows].T + layer.bias.detach().double().numpy()[rows]
+
+    value = linear(pool.kv, x, slice(48, 96))
+    projected = linear(pool.proj, value)
+    centred = projected - projected.mean(-1, keepdims=True)
+    normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + pool.norm.eps)
+    hidden = torch.tensor(linear(pool.mlp.fc1, normed))
+    out = projected + linear(pool.mlp.fc2, F.gelu(hidden).numpy())
+    out /= np.linalg.norm(out, axis=-1, keepdims=True)
+    side = size // 8
+    dense = encoder.dense(pixels)
+    assert dense.shape == (2, 48, side, side) and encoder.grid == (side, side)
+    np.testing.assert_allclose(dense.flatten(2).transpose(1, 2).numpy(), out, atol=1e-5)
+
+
+def test_siglip_keeps_its_own_embeddings(siglip):
+    "Whole pictures and texts are what open_clip makes of them; the pool is no mean"
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    own = F.normalize(untouched(siglip)(pixels), dim=1).detach()
+    torch.testing.assert_close(siglip.embed_images(pixels), own, atol=1e-5, rtol=1e-5)
+    assert (F.normalize(siglip.dense(pixels).mean((2, 3)), dim=1) - own).abs().max() > 1e-3
+    sentences = siglip.texts.sentences("horse")
+    with torch.no_grad():
+        tokens = open_clip.get_tokenizer("tiny-pooled")(sentences)
+        text = F.normalize(F.normalize(siglip.model.encode_text(tokens), dim=1).mean(0), dim=0)
+    torch.testing.assert_close(siglip.class_embeddings(["horse"])[0], text, atol=1e-5, rtol=1e-5)
+    images = [Image.new("RGB", (90, 60), colour) for colour in ("red", "blue")]
+    dense = siglip.encode(images)
+    assert siglip.evidence(dense, ["horse", "dog"]).shape == (2, 2, 8, 8)
+    assert siglip.presence(dense, ["horse"]).shape == (2, 1)
+    assert siglip.embed_crops(images, [[0, 0, 1, 1], [0.1, 0.1, 0.5, 0.9]], context=16).shape == (2, 48)
+
+
+@pytest.mark.parametrize(
+    "raised, error, words",
+    [
+        (ModuleNotFoundError("No module named 'transformers'"), ImportError, "pip install transformers sentencepiece"),
+        (OSError("timm/ViT-B-16-SigLIP is not a local folder"), WeightsError, "no tokenizer for tiny-pooled: timm/ViT"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_had(siglip, monkeypatch, raised, error, words):
+    "SigLIP's is a package and a download of its own"
+
+    def refuse(name):
+        raise raised
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", refuse)
+    with pytest.raises(error, match=words):
+        random_encoder("tiny-pooled", method="maskclip").class_embeddings(["a thing never asked for"])
+
+
+def test_siglip_has_one_method(siglip):
+    "It is asked for by name; windows and fingerprints are as for CLIP"
+    with pytest.raises(ValueError, match="method='sclip' is not defined.*method='maskclip'"):
+        OpenClipEncoder("tiny-pooled", pretrained=None)
+    windows = random_encoder("tiny-pooled", method="maskclip", input_size=128, window=64)
+    assert windows.encode([Image.new("RGB", (9, 9))]).shape == (1, 48, 16, 16)
+    plain = [random_encoder("tiny-pooled", method="maskclip", seed=seed).fingerprint for seed in (0, 0, 1)]
+    assert plain[0] == plain[1] and len({*plain, windows.fingerprint}) == 3
+    assert dense_unsupported(open_clip.get_model_config("ViT-SO400M-14-SigLIP2-378")) is None
