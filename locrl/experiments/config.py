@@ -716,7 +716,7 @@ def make_encoder(
     has no weights to be had.
     """
     c = config.encoder
-    options = {}
+    options: dict[str, Any] = {}
     if c.name not in ENCODERS:
         options = dict(pretrained=c.pretrained)
         if family_of(c.name) == "open_clip":

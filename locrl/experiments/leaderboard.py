@@ -109,8 +109,10 @@ def _same_agents(a, b):
     "Whether two results are of the same policies: they differ in nothing that training sees, and stopped alike"
     a_config, b_config = (saved_fields(x["config"]) for x in (a, b))
     policies = [[(m.get("seed"), m.get("step")) for m in x["metrics"]["seeds"]] for x in (a, b)]
-    return a["seeds"] == b["seeds"] and policies[0] == policies[1] and all(
-        line.split(":")[0] in AFTER_TRAINING for line in difference(a_config, b_config)
+    return (
+        a["seeds"] == b["seeds"]
+        and policies[0] == policies[1]
+        and all(line.split(":")[0] in AFTER_TRAINING for line in difference(a_config, b_config))
     )
 
 # %% ../../nbs/experiments/09_leaderboard.ipynb #2feb7210

@@ -234,7 +234,7 @@ def test_settings_that_have_changed_their_meaning_are_converted():
     "The old reward called continuous had a jump; the old margin was a mean over the whole batch"
     from locrl.experiments.convert import _today
 
-    old = flat(find_config("animals-5/v7").replace({"demonstrations.margin_weight": 1.0}))
+    old = flat(find_config("animals-5/v7").replace({"demonstrations.margin_weight": 1.0, "demonstrations.ratio": 0.1}))
     new = _today({"config": old, "seed": 3})
     assert (new["seed"], new["config"]["reward"]) == (3, "jump")
     assert new["config"]["margin_weight"] == 26 / 256 and old["margin_weight"] == 1.0
