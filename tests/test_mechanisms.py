@@ -29,6 +29,6 @@ def test_the_results_are_of_todays_settings():
 
 
 def test_the_margin_and_the_warm_up_hold():
-    "With all mechanisms on the policy of the demonstrations is there at every reading; without the margin it is lost"
+    "With all mechanisms on the policy of the demonstrations is there at every reading; without the margin less of it"
     accuracy = {run["off"]: run["demos_accuracy_lowest"] for run in RESULTS["runs"] if run["seed"] == 0}
-    assert accuracy[None] >= 0.9 > 0.5 > accuracy["margin"]
+    assert accuracy[None] >= 0.95 > 0.9 > accuracy["margin"]
