@@ -270,16 +270,18 @@ def memory_room(
     device: str = "cpu",  # torch device
 ) -> int:  # bytes
     "Return what features may take: the free memory, within `$LOCRL_MEMORY` GB a process. Raises `FeatureError`."
-    limit = os.environ.get("LOCRL_MEMORY")
+    limit, free = os.environ.get("LOCRL_MEMORY"), free_memory(device)
+    if torch.device(device).type == "cuda":  # blocks that torch keeps for later can be had, too
+        free += torch.cuda.memory_reserved(torch.device(device)) - torch.cuda.memory_allocated(torch.device(device))
     if not limit:
-        return free_memory(device)
+        return free
     try:
         most = float(limit)
         if not 0 < most < math.inf:
             raise ValueError
     except ValueError:
         raise FeatureError(f"LOCRL_MEMORY={limit}: give the GB that a process may take, e.g. 8") from None
-    return max(0, min(free_memory(device), int(1e9 * most) - _held(device)))
+    return max(0, min(free, int(1e9 * most) - _held(device)))
 
 # %% ../../nbs/vision/04_region_pooling.ipynb #6a11e012
 MAPS = ("integral", "half")  # what a bank holds of each picture: its integral image, or its map in half precision
@@ -317,7 +319,6 @@ class FeatureBank:
     integral: Any  # integral images (N, H+1, W+1, D), or `MadeIntegrals`
     saliency: Any  # (N, C, 16, 16) in [0, 1]
     presence: torch.Tensor  # (N, C) in [0, 1]
-
     finer: torch.Tensor | None = None  # (N, H+1, W+1, d) sums of a finer layer, see `locrl.agents.judge.look_closer`
 
     def __init__(
