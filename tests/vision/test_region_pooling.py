@@ -329,14 +329,16 @@ def test_what_fits_decides():
     assert choose_maps(1000, grid, dim, 1_200_000_000) == ("integral", 1000)  # 0.89 GB of 1.2
     assert choose_maps(1000, grid, dim, 1_100_000_000) == ("half", 1000)  # 0.39 GB
     assert choose_maps(1000, grid, dim, 400_000_000) == ("half", 200_000_000 // 393_216)
-    assert choose_maps(1000, grid, dim, 0) == ("half", 1)
+    assert choose_maps(1000, grid, dim, 0) == ("half", 2**27 // 393_216)  # never less
+    assert choose_maps(5, (500, 500), 768, 0) == ("half", 1)
     assert choose_maps(1000, grid, dim, 0, "integral") == ("integral", 1000)
     assert choose_maps(1000, grid, dim, 10**12, "half") == ("half", 1000)
     with pytest.raises(ValueError, match="maps='float'"):
         choose_maps(1, grid, dim, 1, "float")
 
 
-def test_the_choice_is_said_where_it_is_not_the_usual_one(stores, capsys):
+def test_the_choice_is_said_where_it_is_not_the_usual_one(stores, capsys, monkeypatch):
+    monkeypatch.setattr(region_pooling, "LEAST", 0)
     FeatureBank(stores, ("cat",))
     FeatureBank(stores, ("cat",), maps="half")
     assert capsys.readouterr().err == ""
