@@ -264,8 +264,9 @@ def cache(
     from locrl.experiments.config import check_run, prepare
 
     chosen = _config(config, context=context)
-    check_run(chosen, device=device, splits=("train", "select", "report"))
-    world = prepare(chosen, device)
+    splits = ("train", "select", "report")
+    check_run(chosen, device=device, splits=splits)
+    world = prepare(chosen, device, tell=splits)
     for split in ("select", "report"):
         world.bank(split)
     for split, data in world.data.items():

@@ -222,8 +222,9 @@ class Scenes(Dataset):
 @patch
 def _layout(self: Scenes, i):
     "Compose image `i`: the sprites with their places, from front to back. Keeps its size and annotation"
-    if self._latest[0] == i:
-        return self._latest[1]
+    latest = self._latest  # read once: several threads may compose pictures
+    if latest[0] == i:
+        return latest[1]
     rng = self._rng(i, 0)
     w, h = (int(s) for s in rng.integers(self.pixels[0], self.pixels[1] + 1, 2))
     n = 0 if rng.random() < self.negatives else int(rng.integers(self.objects[0], self.objects[1] + 1))

@@ -8,8 +8,8 @@ Docs: https://locrl.github.io/locrl/experiments/config.html.md"""
 __all__ = ['CONFIGS', 'SCENES', 'LOOKS', 'AFTER_TRAINING', 'ConfigError', 'DataConfig', 'EncoderConfig', 'NetworkConfig',
            'LearningConfig', 'ExplorationConfig', 'ReplayConfig', 'DemonstrationConfig', 'SearchConfig',
            'EvaluationConfig', 'Config', 'config_fields', 'dotted', 'saved_fields', 'named_config', 'difference',
-           'load_data', 'World', 'make_encoder', 'demand_encoder', 'checked_encoder', 'search_policy', 'prepare',
-           'check_device', 'check_seed', 'check_run', 'check_confidence']
+           'load_data', 'World', 'make_encoder', 'demand_encoder', 'checked_encoder', 'search_policy', 'FeatureNeeds',
+           'feature_needs', 'prepare', 'check_device', 'check_seed', 'check_run', 'check_confidence']
 
 # %% ../../nbs/experiments/00_config.ipynb #81f110fc
 """`Config` defines a run, in groups of fields; `CONFIGS` holds the named ones; `prepare` loads the data and features
@@ -19,6 +19,7 @@ they name."""
 import difflib
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -34,7 +35,7 @@ from ..files import cache_root, check_writable
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
 from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, family_of, load_encoder
 from ..vision.feature_store import FeatureStore, Projection, build_store
-from ..vision.region_pooling import CropBank, FeatureBank, fit_prototypes
+from ..vision.region_pooling import CropBank, FeatureBank, choose_maps, fit_prototypes, map_bytes, memory_room
 from ..envs.observation import ObservationConfig
 
 # %% ../../nbs/experiments/00_config.ipynb #98e99197
@@ -677,7 +678,8 @@ class World:
     def bank(self, split: str) -> FeatureBank:
         "Features of a split, encoded when first asked for"
         if split not in self.banks:
-            self.data[split] = load_data(getattr(self.config.data, split), self.config.data.classes)
+            if split not in self.data:
+                self.data[split] = load_data(getattr(self.config.data, split), self.config.data.classes)
             store = build_store(self.data[split], self.encoder, projection=self.projection)
             self.banks[split] = self.look(store, self.data[split], self.config.data.classes, self.prototypes)
         return self.banks[split]
@@ -768,15 +770,65 @@ def search_policy(
     return SearchPolicy(dim, config.observation, actions, net.net_arch, net.region_width, net.dropout, trained)
 
 
+@dataclass(frozen=True)
+class FeatureNeeds:
+    "What the features of a configuration's splits take, on the disk and in memory"
+
+    pictures: dict  # split -> number of pictures, mirrored ones included
+    disk: int  # bytes of the feature stores
+    memory: int  # bytes of the banks
+    half: tuple  # splits whose features are half floats in memory
+    free_disk: int  # bytes
+    free_memory: int  # bytes, of the device
+
+    def __str__(self):
+        pictures = ", ".join(f"{n:,} to {split}" for split, n in self.pictures.items())
+        how = f" (as half floats: {', '.join(self.half)})" if self.half else ""
+        return (
+            f"features of {sum(self.pictures.values()):,} pictures ({pictures}): {self.disk / 1e9:.2f} GB on the disk, "
+            f"{self.free_disk / 1e9:.0f} GB are free there; {self.memory / 1e9:.2f} GB of memory{how}, "
+            f"{self.free_memory / 1e9:.1f} GB are free"
+        )
+
+
+def feature_needs(
+    config: Config,
+    encoder: Encoder,  # of `config`
+    data: dict,  # split -> data set
+    device: str = "cpu",  # torch device
+) -> FeatureNeeds:
+    "Estimate what the features of some splits take, before they are there"
+    (h, w), dim, classes = encoder.grid, config.encoder.dim or encoder.dim, len(config.data.classes)
+    pictures = {split: len(x) * (1 + (config.data.flip and split == "train")) for split, x in data.items()}
+    room = free = memory_room(device)
+    half = []
+    for split, n in pictures.items():  # each bank takes of what those before it left
+        maps, there = choose_maps(n, (h, w), dim, room)
+        if maps == "half":
+            half.append(split)
+        room -= there * map_bytes(maps, (h, w), dim)
+        room -= n * classes * ((2 if maps == "half" else 4) * 16 * 16 + 4)  # saliency and presence
+    folder = cache_root()
+    while not folder.exists():
+        folder = folder.parent
+    disk = sum(pictures.values()) * (2 * h * w * (dim + classes) + 4 * classes)
+    return FeatureNeeds(pictures, disk, free - room, tuple(half), shutil.disk_usage(folder).free, free)
+
+
 def prepare(
     config: Config,
     device: str = "cpu",  # torch device of encoder and features
+    tell: tuple[str, ...] = (),  # splits whose needs of disk and memory are said before
 ) -> World:
     "Load the training data, encode it (once; it stays on disk) and fit projection and prototypes on it"
     from locrl.envs.localization import Targets
 
-    data = load_data(config.data.train, config.data.classes)
+    splits = dict.fromkeys(("train", *tell))
+    every = {split: load_data(getattr(config.data, split), config.data.classes) for split in splits}
+    data = every["train"]
     encoder = make_encoder(config, device)
+    if tell:
+        print(feature_needs(config, encoder, every, device), flush=True)
     store = build_store(data, encoder, config.encoder.dim)
     prototypes = fit_prototypes(store, data, config.data.classes) if config.encoder.evidence == "prototypes" else None
     stores, targets = [store], Targets.of(data, config.data.classes)
@@ -788,7 +840,7 @@ def prepare(
             np.tile(targets.label, 2),
             np.concatenate([targets.boxes, mirrored]),
         )
-    world = World(config, encoder, store.projection, prototypes, {"train": data}, {}, targets, device)
+    world = World(config, encoder, store.projection, prototypes, every, {}, targets, device)
     world.banks["train"] = world.look(stores, data, config.data.classes, prototypes)
     return world
 

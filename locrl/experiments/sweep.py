@@ -356,6 +356,9 @@ def _watching():
     return _watch
 
 # %% ../../nbs/experiments/05_sweep.ipynb #867918e2
+_VARIABLES = ("LOCRL_DATA", "LOCRL_CACHE", "LOCRL_MEMORY")  # that the machines of a cluster are to share
+
+
 def run_on_ray(
     todo: list[Trial],
     name: str = "sweep",  # of Tune's books
@@ -407,7 +410,7 @@ def run_on_ray(
             address,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
-            runtime_env=dict(env_vars={k: os.environ[k] for k in ("LOCRL_DATA", "LOCRL_CACHE") if k in os.environ}),
+            runtime_env=dict(env_vars={k: os.environ[k] for k in _VARIABLES if k in os.environ}),
         )
     try:
         work = tune.with_resources(

@@ -501,7 +501,7 @@ def train(
             _demand_config(folder, there, config, seed)
             here = world.encoder if world else make_encoder(config, device)
             demand_encoder(folder, there.get("encoder", {}).get("fingerprint"), here.fingerprint)
-        world = (world or prepare(config, device)).under(config)
+        world = (world or prepare(config, device, ("train", "select") if progress else ())).under(config)
         about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
         model = make_model(world, seed)
         at = (run.manifest() or {}).get("step", 0)

@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -213,12 +214,32 @@ def warp(
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
+def _container_memory():
+    "Return the memory that a container's limit leaves, a list of at most one number; cached files count as free"
+    for folder, limit, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, now = (int((Path(folder) / name).read_text()) for name in (limit, used))
+            rest = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
+            return [max(0, most - now + int(rest.get(cached, 0)))]
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return []
+
+
 def free_memory(
     device: str = "cpu",  # torch device
 ) -> int:  # bytes
-    "Return the memory that is free now; where the system does not tell, two gigabytes are assumed"
+    "Return the memory that can be had now; where the system does not tell, two gigabytes are assumed"
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
+    try:
+        (line,) = [x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable:")]
+        return min(1024 * int(line.split()[1]), *_container_memory())
+    except (OSError, ValueError, TypeError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -30,7 +30,7 @@ from locrl.evaluation.multi import (
     suppress,
     terminal_regions,
 )
-from locrl.vision.region_pooling import FeatureBank, integral_image, region_pool
+from locrl.vision.region_pooling import FeatureBank, HalfMaps, HalfTensor, MadeIntegrals, integral_image, region_pool
 
 SMALLER = ACTIONS.index("smaller")
 
@@ -143,6 +143,59 @@ def test_marks_are_a_questions_own():
             marked.saliency[copy], bank.saliency[original]
         )
     assert torch.equal(bank.integral, integral_image(bank.cells))
+
+
+class Held:
+    "Stands in for a store that holds these maps"
+
+    def __init__(self, cells):
+        self.cells, self.grid, self.dim = cells, cells.shape[1:3], cells.shape[3]
+
+    def __len__(self):
+        return len(self.cells)
+
+    def take(self, name, ids):
+        return self.cells[np.asarray(ids)].numpy()
+
+
+def both_kinds(n=6, there=2):
+    "A bank of integral images, and one of the same maps in half precision, of which `there` are in memory"
+    usual, half = Maps(n), Maps(n)
+    cells = usual.cells.half()
+    usual.integral = integral_image(cells)
+    half.maps = HalfMaps([Held(cells)], there)
+    half.integral = MadeIntegrals(half.maps)
+    half.saliency = HalfTensor(half.saliency.half())
+    return usual, half
+
+
+def test_marks_on_half_floats_need_no_copies_of_maps():
+    "Two marks on one copy, one on another of the same picture, none on a third: all pool as marked integral images do"
+    rng, image = np.random.default_rng(0), np.array([1, 1, 4, 0])
+    usual, half = (MarkedBank(bank, image) for bank in both_kinds())
+    boxes = np.array([[0.1, 0.2, 0.9, 0.7], [0.0, 0.1, 0.5, 1.0]], np.float32)
+    for which, box in (([0, 1], boxes), ([0], boxes[1:]), ([], boxes[:0])):
+        for bank in (usual, half):
+            bank.mark(np.array(which, int), box)
+    ends = np.sort(rng.uniform(-0.2, 1.2, (60, 3, 2, 2)), 2)
+    ends[:, :, 1] += 0.1
+    keys, regions = torch.from_numpy(rng.integers(0, 4, 60)), torch.from_numpy(ends.reshape(60, 3, 4)).float()
+    torch.testing.assert_close(half.pool(keys, regions), usual.pool(keys, regions), rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(half.saliency, usual.saliency, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(half.presence, usual.presence, rtol=1e-2, atol=1e-3)
+    assert not hasattr(half, "integral") and half.maps.kept.shape == (4, 6, 6) and len(half) == 4
+
+
+def test_both_kinds_of_bank_give_the_same_search():
+    "With marks and restarts, where the scores of actions depend on the pooled features"
+
+    def act(keys, bank):
+        seen = bank.pool(keys[:, 0].long(), keys[:, None, 2:6])[:, 0]
+        return torch.where(seen[:, 0] > 0.1, TRIGGER, (10 * seen[:, 1].abs()).round().long() % 8)
+
+    usual, half = (ask(Scripted(act), bank, total=60) for bank in both_kinds())
+    np.testing.assert_array_equal(usual.box, half.box)
+    assert (usual.terminal == half.terminal).all() and 0 < usual.terminal.sum() < len(usual)
 
 
 def test_a_bank_of_crops_cannot_be_marked():

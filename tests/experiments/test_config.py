@@ -14,11 +14,13 @@ from locrl.experiments.config import (
     ConfigError,
     LearningConfig,
     difference,
+    feature_needs,
     make_encoder,
     prepare,
     saved_fields,
 )
 from locrl.experiments.iterations import ITERATIONS, find_config
+from locrl.vision.feature_store import build_store
 from locrl.vision.region_pooling import CropBank
 from locrl.envs.observation import ObservationConfig
 from locrl.experiments.train import Agent, train
@@ -96,6 +98,23 @@ def test_windows_reach_the_encoder():
     assert world.encoder.fingerprint == slid.fingerprint and len(world.bank("select")) == 6
     with pytest.raises(ConfigError, match="encoder.window: 32 -> None"):
         world.under(CLIP)
+
+
+def test_the_needs_that_are_told_are_those_that_follow(capsys, monkeypatch):
+    "Bytes of the arrays on the disk and in memory, exactly"
+    world = prepare(TINY, tell=("train", "select"))
+    told = capsys.readouterr().out
+    assert told.startswith("features of 18 pictures (12 to train, 6 to select): ") and told.count("\n") == 1
+    banks = [world.banks["train"], world.bank("select")]
+    needs = feature_needs(TINY, world.encoder, world.data)
+    held = sum(x.numel() * x.element_size() for b in banks for x in (b.integral, b.saliency, b.presence))
+    assert needs.pictures == {"train": 12, "select": 6} and needs.memory == held and not needs.half
+    stores = [build_store(world.data[s], world.encoder, projection=world.projection) for s in ("train", "select")]
+    assert needs.disk == sum(np.load(file).nbytes for store in stores for file in store.path.glob("*.npy"))
+    monkeypatch.setattr("locrl.experiments.config.memory_room", lambda device: 3000)
+    tight = feature_needs(TINY.replace({"data.flip": True}), world.encoder, world.data)
+    assert tight.pictures == {"train": 24, "select": 6} and tight.half == ("train", "select")
+    assert "(as half floats: train, select)" in str(tight)
 
 
 def test_crops_are_what_the_encoder_gives():

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -373,8 +374,78 @@ def test_nothing_holds_the_network_up(tmp_path):
     projection = build(tmp_path).projection
     data = pictures(40)
     encoder = Watched(data, 4)
-    build_store(data, encoder, projection=projection, root=tmp_path / "watched", shard_size=8, batch_size=4)
+    root = tmp_path / "watched"
+    build_store(data, encoder, projection=projection, root=root, shard_size=8, batch_size=4, workers=2)
     assert encoder.ran == 10 and encoder.scores == 40 and not encoder.faults
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_the_number_of_threads_changes_no_bit(original, tmp_path, monkeypatch, workers):
+    "Pieces of two pictures, in a random order of finishing; batches of four, three and one piece"
+    monkeypatch.setattr(feature_store, "PIECE", 2)
+    image, rng = Scenes.image, np.random.default_rng(workers)
+
+    def slow(self, i):
+        time.sleep(float(rng.uniform(0, 0.01)))
+        return image(self, i)
+
+    monkeypatch.setattr(Scenes, "image", slow)
+    assert contents(build(tmp_path, batch_size=5, workers=workers).path) == contents(build(original).path)
+
+
+def test_pictures_are_opened_side_by_side(tmp_path):
+    "Each of two threads opens a picture only when the other does; nothing is timed"
+    projection, data, both = build(tmp_path).projection, pictures(32), threading.Barrier(2, timeout=60)
+    image = data.image(0)
+    data.image = lambda i: (both.wait(), image)[1]
+    build_store(data, Mosaic(), projection=projection, root=tmp_path / "two", batch_size=8, workers=2)
+    assert not both.broken
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_first_damaged_picture_is_named_whoever_opens_it(tmp_path, workers):
+    "A later one that fails sooner is not"
+    data, projection = pictures(), build(tmp_path).projection
+    image = data.image
+
+    def damaged(i):
+        if i in (5, 8):
+            time.sleep(0.1 * (i == 5))
+            raise data_module.DataError(f"{i:06}.jpg is cut short")
+        return image(i)
+
+    data.image = damaged
+    with pytest.raises(data_module.DataError, match="000005.jpg"):
+        build_store(
+            data, Mosaic(), projection=projection, root=tmp_path / "other", shard_size=4, batch_size=2, workers=workers
+        )
+    assert [p.name for p in (tmp_path / "other").rglob("shard-*.json")] == ["shard-00000.json"]
+
+
+def test_single_pictures_are_read(original):
+    store = build(original)
+    whole = {name: np.concatenate([np.load(f) for f in sorted(store.path.glob(f"{name}-*.npy"))]) for name in NAMES}
+    for name in NAMES:
+        for ids in ([3], [0, 1, 2, 3, 4, 5], [9, 0, 0, 4, 3], [], range(10)):
+            assert np.array_equal(store.take(name, ids), whole[name][np.array(ids, int)])
+        assert np.array_equal(store.array(name), whole[name])
+    for ids in ([10], [-1, 3]):
+        with pytest.raises(IndexError, match="of a store of 10"):
+            store.take("features", ids)
+
+
+NAMES = ("features", "evidence", "presence")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_an_open_store_holds_no_file(original):
+    "A hundred thousand pictures are 1,200 files, more than a process may have open"
+    before = set(os.listdir("/proc/self/fd"))
+    store = build(original)
+    store.array("features")
+    assert set(os.listdir("/proc/self/fd")) == before
+    with open("/proc/self/maps") as f:
+        assert str(store.path) not in f.read()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

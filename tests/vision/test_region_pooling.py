@@ -9,7 +9,21 @@ from hypothesis import given, settings, strategies as st
 from locrl.data.scenes import Scenes
 from locrl.vision.encoders import CropCache, EfficientNetLite0
 from locrl.vision.feature_store import FeatureError
-from locrl.vision.region_pooling import CropBank, FeatureBank, integral_image, region_pool
+from locrl.vision import region_pooling
+from locrl.vision.region_pooling import (
+    CropBank,
+    FeatureBank,
+    HalfMaps,
+    choose_maps,
+    class_evidence,
+    fit_prototypes,
+    integral_image,
+    map_bytes,
+    memory_room,
+    region_pool,
+    region_weights,
+    weighted_sums,
+)
 from mosaic import Mosaic, build, pictures
 
 
@@ -66,6 +80,28 @@ def test_region_pool_is_the_explicit_loop(h, w, corners, seed):
     )[:, 0]
     expected = [explicit(dense[i], b) for i, b in zip(image, boxes)]
     np.testing.assert_allclose(pooled.numpy(), expected, atol=3e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.lists(st.tuples(st.integers(0, 3), corner, corner, side, side), min_size=1, max_size=9),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+)
+def test_half_maps_pool_as_the_explicit_loop_and_as_integral_images(h, w, keys, regions, seed):
+    "The same to 1e-3 of the largest feature, map by map and many at once, whichever pictures are asked for how often"
+    dense = torch.from_numpy(np.random.default_rng(seed).normal(size=(4, h, w, 2)).astype(np.float16))
+    image = torch.tensor([i for i, *_ in keys])
+    one = torch.tensor([[x, y, x + a, y + b] for _, x, y, a, b in keys])
+    boxes = torch.stack([one.roll(k, 0) for k in range(regions)], 1)
+    by_integral = region_pool(integral_image(dense), image, boxes)
+    expected = [[explicit(dense[i].numpy(), b) for b in some] for i, some in zip(image, boxes.numpy())]
+    for together in (False, True):
+        pooled = weighted_sums(dense, image, region_weights(boxes, h, w), together)
+        np.testing.assert_allclose(pooled, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(pooled, by_integral, rtol=1e-3, atol=3e-3)
 
 
 def test_many_regions_at_once():
@@ -178,3 +214,151 @@ def test_a_bank_of_exact_crops(original):
     assert torch.equal(bank.saliency, pooled.saliency)
     with pytest.raises(FeatureError, match="is of .*the crops of"):
         CropBank(store, ("cat",), CropCache(Mosaic(seed=1), data))
+
+
+# Banks that hold half floats
+
+
+@pytest.fixture
+def stores(tmp_path):
+    "A store of ten pictures and one of their mirror images, in shards of four"
+    plain = build(tmp_path)
+    return [plain, build(tmp_path, projection=plain.projection, flip=True)]
+
+
+def some_keys(n, m=200, r=3, seed=0):
+    "Random pictures, and regions that may reach outside"
+    rng = np.random.default_rng(seed)
+    ends = np.sort(rng.uniform(-0.2, 1.2, (m, r, 2, 2)), 2)
+    ends[:, :, 1] += 0.05
+    return torch.from_numpy(rng.integers(0, n, m)), torch.from_numpy(ends.reshape(m, r, 4).astype(np.float32))
+
+
+def test_the_usual_bank_holds_the_bits_it_always_held(stores):
+    "Integral images, saliency and presence of all pictures at once, as banks of November 2026 were made"
+    features = [torch.from_numpy(s.array("features")) for s in stores]
+    prototypes = fit_prototypes(stores[0], pictures(), ("cat", "dog"))
+    for given_prototypes in (None, prototypes):
+        bank = FeatureBank(stores, ("dog", "cat"), given_prototypes)
+        each = [class_evidence(s, x, ("dog", "cat"), given_prototypes) for s, x in zip(stores, features)]
+        saliency, presence = (torch.cat(x) for x in zip(*each))
+        assert torch.equal(bank.integral, integral_image(torch.cat(features))) and bank.maps is None
+        assert torch.equal(bank.saliency, saliency) and torch.equal(bank.presence, presence)
+
+
+@pytest.mark.parametrize("there", [1, 3, 12, 20])
+def test_a_bank_of_half_floats_gives_the_same(stores, there):
+    "However many of its maps are in memory"
+    usual, half = FeatureBank(stores, ("cat", "dog")), FeatureBank(stores, ("cat", "dog"), maps="half")
+    half.maps = HalfMaps(stores, there)
+    half.integral.maps = half.maps
+    for seed in range(4):
+        image, boxes = some_keys(20, seed=seed)
+        torch.testing.assert_close(half.pool(image, boxes), usual.pool(image, boxes), rtol=1e-3, atol=1e-3)
+    assert len(half.maps.cells) == there and len(half) == len(half.maps) == 20
+    torch.testing.assert_close(half.saliency[image, 1], usual.saliency[image, 1], rtol=1e-3, atol=1e-3)
+    assert half.saliency.shape == usual.saliency.shape and half.saliency.cpu().dtype == torch.float32
+    assert torch.equal(half.presence, usual.presence)
+
+
+def test_integral_images_are_made_for_whoever_asks(stores):
+    usual, half = FeatureBank(stores, ("cat",)), FeatureBank(stores, ("cat",), maps="half")
+    half.maps.load(np.arange(7, 9))
+    for index in (3, slice(2, 17), slice(None), np.array([5, 5, 19]), torch.tensor([19, 0]), (slice(None), -1), (4, 2)):
+        assert torch.equal(half.integral[index], usual.integral[index]), index
+    assert half.integral.shape == usual.integral.shape and half.integral[np.zeros(0, int)].shape[0] == 0
+    assert torch.equal(torch.cat(list(half.column_sums())), usual.integral[:, -1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.lists(st.sets(st.integers(0, 19), min_size=1), max_size=12))
+def test_maps_in_memory_are_those_of_their_pictures(room, asked):
+    "Whatever is asked for in whatever order, a row of `cells` holds the map of the picture it is said to hold"
+    maps = HalfMaps([Numbered(13), Numbered(7, first=13)], room)
+    for images in asked:
+        images = np.array(sorted(images))[:room]
+        rows = maps.load(images)
+        assert (maps.cells[rows, 0, 0, 0].numpy() == images).all()
+        held = np.flatnonzero(maps.slot[:20] >= 0)
+        assert len(held) <= room and (maps.holds[maps.slot[held]] == held).all()
+        assert (maps.take(np.arange(20))[:, 0, 0, 0].numpy() == np.arange(20)).all()
+
+
+class Numbered:
+    "Stands in for a store: every feature of a picture is its number"
+
+    grid, dim = (1, 1), 1
+
+    def __init__(self, n, first=0):
+        self.n, self.first = n, first
+
+    def __len__(self):
+        return self.n
+
+    def take(self, name, ids):
+        assert name == "features" and len(ids) and min(ids) >= 0 and max(ids) < self.n
+        return (self.first + np.asarray(ids, np.float16))[:, None, None, None]
+
+
+def test_a_read_that_fails_leaves_no_wrong_map(stores):
+    maps = HalfMaps(stores, 4)
+    file = stores[1].path / "features-00001.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:200])
+    with pytest.raises(FeatureError, match="features-00001.npy is damaged: it is shorter"):
+        maps.load(np.arange(12, 16))
+    file.unlink()
+    with pytest.raises(FeatureError, match="features-00001.npy cannot be read"):
+        maps.load(np.arange(12, 16))
+    file.write_bytes(content)
+    for images in (np.arange(12, 16), np.arange(4)):
+        rows = maps.load(images)
+        assert all(
+            torch.equal(maps.cells[r].float(), torch.from_numpy(map_of(stores, i))) for r, i in zip(rows, images)
+        )
+
+
+def map_of(stores, i):
+    "The map of picture `i` of both stores"
+    return stores[i // 10][i % 10]
+
+
+def test_what_fits_decides():
+    grid, dim = (16, 16), 768
+    assert map_bytes("integral", grid, dim) == 4 * 17 * 17 * 768 and map_bytes("half", grid, dim) == 2 * 16 * 16 * 768
+    assert choose_maps(1000, grid, dim, 1_200_000_000) == ("integral", 1000)  # 0.89 GB of 1.2
+    assert choose_maps(1000, grid, dim, 1_100_000_000) == ("half", 1000)  # 0.39 GB
+    assert choose_maps(1000, grid, dim, 400_000_000) == ("half", 200_000_000 // 393_216)
+    assert choose_maps(1000, grid, dim, 0) == ("half", 2**27 // 393_216)  # never less
+    assert choose_maps(5, (500, 500), 768, 0) == ("half", 1)
+    assert choose_maps(1000, grid, dim, 0, "integral") == ("integral", 1000)
+    assert choose_maps(1000, grid, dim, 10**12, "half") == ("half", 1000)
+    with pytest.raises(ValueError, match="maps='float'"):
+        choose_maps(1, grid, dim, 1, "float")
+
+
+def test_the_choice_is_said_where_it_is_not_the_usual_one(stores, capsys, monkeypatch):
+    monkeypatch.setattr(region_pooling, "LEAST", 0)
+    FeatureBank(stores, ("cat",))
+    FeatureBank(stores, ("cat",), maps="half")
+    assert capsys.readouterr().err == ""
+    bank = FeatureBank(stores, ("cat",), room=2000)
+    told = capsys.readouterr().err
+    assert len(bank.maps.cells) == 1000 // (2 * 4 * 4 * 6) and told.count("\n") == 1
+    assert "20 pictures as half floats" in told and "5 of them in memory" in told
+    FeatureBank(stores, ("cat",), room=10_000)
+    assert "all in memory" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_process_can_be_limited(monkeypatch):
+    monkeypatch.setattr(region_pooling, "free_memory", lambda device: 8_000_000_000)
+    monkeypatch.setattr(region_pooling, "_held", lambda device: 500_000_000)
+    monkeypatch.delenv("LOCRL_MEMORY", raising=False)
+    assert memory_room() == 8_000_000_000
+    for limit, room in (("2", 1_500_000_000), ("0.25", 0), ("100", 8_000_000_000)):
+        monkeypatch.setenv("LOCRL_MEMORY", limit)
+        assert memory_room() == room
+    for wrong in ("-1", "0", "nan", "inf", "much"):
+        monkeypatch.setenv("LOCRL_MEMORY", wrong)
+        with pytest.raises(FeatureError, match=f"LOCRL_MEMORY={wrong}: give the GB"):
+            memory_room()
