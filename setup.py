@@ -12,7 +12,7 @@ settings = config["DEFAULT"]
 setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "ray", "data")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "ray", "data", "video", "app", "contrib")},
     entry_points={
         "console_scripts": [
             *settings["console_scripts"].split(),
