@@ -12,7 +12,8 @@ __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'Steps', 'On'
 
 # %% ../../nbs/apps/08_cli.ipynb #44a7c9da
 """The command `locrl`: `demo`, `download`, `doctor`, `cache`, `data`, `saliency-report`, `train`, `sweep`, `iterate`,
-`evaluate`, `diagnose`, `compare`, `transfer`, `runs`, `show`, `locate`, `app`, `pack`, `convert`, `configs`, `iterations`."""
+`evaluate`, `diagnose`, `compare`, `transfer`, `runs`, `show`, `locate`, `app`, `pack`, `convert`, `configs`,
+`iterations`."""
 
 # %% ../../nbs/apps/08_cli.ipynb #1512651f
 import math
