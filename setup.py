@@ -8,11 +8,12 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
+EXTRAS = ("dev", "ray", "data", "video", "app", "contrib")
 
 setup(
     version=settings["version"],
     install_requires=settings["requirements"].split(),
-    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in ("dev", "ray", "data")},
+    extras_require={extra: settings[f"{extra}_requirements"].split() for extra in EXTRAS},
     entry_points={
         "console_scripts": [
             *settings["console_scripts"].split(),

@@ -174,7 +174,7 @@ def test_requirements_are_what_is_imported():
 
     named = {
         plain(re.match(r"[\w.-]+", item)[0])
-        for extra in ("requirements", "ray_requirements", "data_requirements")
+        for extra in ("requirements", "ray_requirements", "data_requirements", "video_requirements", "app_requirements")
         for item in settings()[extra].split()
     }
     needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}

@@ -74,7 +74,10 @@ MISTAKES = [
     ("show no/such/run --out FILE/episode.gif", "is a file"),
     ("show no/such/run --follow", "is no run (config.json is missing)"),
     ("locate no.jpg cat", "there is no picture no.jpg"),
-    ("locate no.jpg cat --out found.mp4", "ends in .gif or .png"),
+    ("locate no.jpg cat --out found.mp4", "there is no picture no.jpg"),
+    ("app --port 0", "--port"),
+    ("app --run no/such/run --space FILE/space", "is a file"),
+    ("app --run no/such/run --space space", "a Space takes a packed agent: locrl pack no/such/run --out agent.npz"),
     ("pack no/such/run --out agent.zip", "ends in .npz"),
     ("frobnicate", "No such command"),
 ]

@@ -15,6 +15,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3
 import locrl
 from locrl.data.boxes import ACTIONS, FULL, TRIGGER, Moves, iou
 from locrl.data.voc import DataError
+from locrl.envs import localization
 from locrl.vision.encoders import EfficientNetLite0
 from locrl.envs.localization import LocalizationEnv, LocalizationVecEnv, Search, Targets
 from locrl.vision.feature_store import build_store
@@ -109,8 +110,8 @@ def test_checkers(data, bank, config, reward):
 def test_bad_arguments_are_named(data, bank):
     with pytest.raises(ValueError, match="needs bank=FeatureBank"):
         LocalizationEnv(data)
-    with pytest.raises(ValueError, match="render_mode='human'"):
-        LocalizationEnv(data, bank, render_mode="human")
+    with pytest.raises(ValueError, match="render_mode='ansi': use 'rgb_array', 'human' or None"):
+        LocalizationEnv(data, bank, render_mode="ansi")
     with pytest.raises(ValueError, match="no reward called 'gold'"):
         LocalizationEnv(data, bank, reward="gold")
     with pytest.raises(DataError, match="holds no sofa"):
@@ -145,6 +146,150 @@ def test_the_picture_shows_the_box(data, bank):
     found = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
     np.testing.assert_allclose(found, info["box"], atol=3 / 64)
     assert LocalizationEnv(data, bank).render() is None
+
+
+# With Gymnasium's own tools
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_several_at_once(data, bank, mode):
+    "Each of them plays as a single environment with the same seed and actions"
+    many = gym.make_vec("locrl/Localization-v0", num_envs=3, vectorization_mode=mode, data=data, bank=bank)
+    alone = [LocalizationEnv(data, bank) for _ in range(3)]
+    seen, infos = many.reset(seed=5)
+    expected = [env.reset(seed=5 + k) for k, env in enumerate(alone)]
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        np.testing.assert_array_equal(seen, np.stack([obs for obs, _ in expected]))
+        assert infos["image"].tolist() == [info["image"] for _, info in expected]
+        assert infos["class_name"].tolist() == [info["class_name"] for _, info in expected]
+        actions = rng.choice([a for a in range(10) if a != TRIGGER], 3)
+        seen, rewards, terminated, truncated, infos = many.step(actions)
+        played = [env.step(a) for env, a in zip(alone, actions)]
+        assert rewards.tolist() == [reward for _, reward, *_ in played]
+        assert not terminated.any() and not truncated.any()
+        expected = [(obs, info) for obs, *_, info in played]
+    many.close()
+
+
+def test_environments_made_without_arguments_share_their_world():
+    a, b = (gym.make("locrl/Localization-v0").unwrapped for _ in range(2))
+    assert a.bank is b.bank and a.search is not b.search
+
+
+def test_wrappers(data, bank):
+    from gymnasium import wrappers
+
+    env = gym.make("locrl/Localization-v0", data=data, bank=bank)
+    size = env.observation_space.shape[0]
+    assert wrappers.FrameStackObservation(env, 4).reset(seed=0)[0].shape == (4, size)
+    assert abs(wrappers.NormalizeObservation(env).reset(seed=0)[0]).max() < 20
+    counted = wrappers.RecordEpisodeStatistics(wrappers.TimeLimit(env, 5))
+    counted.reset(seed=0)
+    total = 0.0
+    for _ in range(5):
+        _, reward, _, truncated, info = counted.step(0)
+        total += reward
+    assert truncated and info["episode"]["l"] == 5 and info["episode"]["r"] == pytest.approx(total)
+    doubled = wrappers.TransformReward(env, lambda r: 2 * r)
+    doubled.reset(seed=0)
+    plain = LocalizationEnv(data, bank)
+    plain.reset(seed=0)
+    assert doubled.step(5)[1] == 2 * plain.step(5)[1]
+
+
+def test_seen_in_full(data, bank, targets):
+    "Hundreds at once give what single environments give, the last observation of an episode included"
+    config = ObservationConfig(local_saliency=5)
+    many = localization.ObservedVecEnv(LocalizationVecEnv(Search(targets, 4, max_steps=7, seed=3)), bank, config)
+    seen = many.reset()
+    single = [LocalizationEnv(data, bank, config, targets=targets, max_steps=7) for _ in range(4)]
+    expected = [e.reset(options={"episode": k})[0] for e, k in zip(single, many.venv.search.episode)]
+    assert seen.shape[1:] == many.observation_space.shape and seen.dtype == np.float32
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        np.testing.assert_allclose(seen, np.stack(expected), atol=1e-5)
+        actions = rng.integers(0, 10, 4)
+        seen, rewards, dones, infos = many.step(actions)
+        for i, env in enumerate(single):
+            expected[i], reward, terminated, truncated, _ = env.step(actions[i])
+            assert rewards[i] == pytest.approx(reward) and dones[i] == (terminated or truncated)
+            if dones[i]:
+                np.testing.assert_allclose(infos[i]["terminal_observation"], expected[i], atol=1e-5)
+                expected[i] = env.reset(options={"episode": many.venv.search.episode[i]})[0]
+
+
+def test_record_video(data, bank, tmp_path):
+    "An episode becomes a film of its own, as long as the episode"
+    pytest.importorskip("moviepy")
+    av = pytest.importorskip("av")
+    env = gym.make("locrl/Localization-v0", data=data, bank=bank, render_mode="rgb_array", max_steps=6)
+    env = gym.wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda k: True, disable_logger=True)
+    for _ in range(2):
+        env.reset(seed=0)
+        while not env.step(5)[3]:
+            pass
+    env.close()
+    films = sorted(tmp_path.glob("*.mp4"))
+    assert len(films) == 2
+    with av.open(str(films[0])) as container:
+        assert len(list(container.decode(video=0))) == 7
+
+
+def test_human_shows_every_step(data, bank, monkeypatch):
+    env = LocalizationEnv(data, bank, render_mode="human")
+    shown = []
+    monkeypatch.setattr(env._screen, "show", shown.append)
+    env.reset(seed=1)
+    env.step(5)
+    assert env.render() is None
+    same = LocalizationEnv(data, bank, render_mode="rgb_array")
+    same.reset(seed=1)
+    np.testing.assert_array_equal(shown[0], same.render())
+    same.step(5)
+    np.testing.assert_array_equal(shown[1], same.render())
+    assert len(shown) == 2
+
+
+def test_a_notebook_shows_one_picture_that_moves(monkeypatch):
+    "The first picture is displayed, and the others take its place"
+    import IPython
+    import IPython.display
+
+    log = []
+
+    class Handle:
+        def update(self, image):
+            log.append(("update", image.size))
+
+    def display(image, display_id):
+        log.append(("display", image.size))
+        return Handle()
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    monkeypatch.setattr(IPython.display, "display", display)
+    screen = localization._Screen(fps=1000)
+    for width in (30, 30, 50):
+        screen.show(np.zeros((20, width, 3), np.uint8))
+    screen.close()
+    assert log == [("display", (30, 20)), ("update", (30, 20)), ("update", (50, 20))]
+
+
+def test_a_window_elsewhere(monkeypatch):
+    "Matplotlib draws it, no faster than the frame rate; without a screen nothing is shown and nothing fails"
+    import time
+
+    from matplotlib import pyplot
+
+    screen, start = localization._Screen(fps=20), time.monotonic()
+    for width in (30, 50):
+        screen.show(np.full((20, width, 3), width, np.uint8))
+    assert time.monotonic() - start >= 0.05
+    assert screen.place.get_array().shape == (20, 50, 3) and screen.place.get_extent() == [0, 50, 20, 0]
+    number = screen.place.figure.number
+    assert pyplot.fignum_exists(number)
+    screen.close()
+    assert not pyplot.fignum_exists(number)
 
 
 # What is asked
