@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,6 +48,16 @@ def options_of(
     return parser
 
 
+class _Call:
+    "Calls a function with the parts of its argument; a pool can send it to another process"
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, parts: tuple):
+        return self.function(*parts)
+
+
 def measure_all(
     options: argparse.Namespace,  # what `options_of` read
     measure: Callable,  # of a task and a seed; returns a row, with the task's values and the seed in it
@@ -63,9 +72,8 @@ def measure_all(
     done = {(name(run), run["seed"]) for run in runs}
     todo = [(task, seed) for seed in range(options.seeds) for task in wanted if (name(task), seed) not in done]
     order = [name(task) for task in tasks]
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
-        waiting = [pool.submit(measure, *each) for each in todo]
-        for finished in tqdm(as_completed(waiting), total=len(waiting), desc="agents"):
-            runs.append(finished.result())
+    with get_context("spawn").Pool(options.processes, maxtasksperchild=4) as pool:
+        for run in tqdm(pool.imap_unordered(_Call(measure), todo), total=len(todo), desc="agents"):
+            runs.append(run)
             runs.sort(key=lambda run: (order.index(name(run)), run["seed"]))
             write_atomic(path, json.dumps(about | {"runs": runs}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Looks for things in a picture, in all pictures of a folder, or in every frame of a film, and writes what was found as lines, as JSON and as a film
+"""Looks for things in a picture, a folder or a film, and writes what was found as lines, JSON and a film
 
 Docs: https://locrl.github.io/locrl/apps/media.html.md"""
 

@@ -230,8 +230,9 @@ class MadeIntegrals:
         parts = (
             [images[i : i + 64] for i in range(0, len(np.atleast_1d(images)), 64)] if images.ndim else [images[None]]
         )
-        made = [integral_image(self.maps.take(p))[(slice(None), *rest)] for p in parts]
-        out = torch.cat(made or [torch.empty(0, *self.shape[1:])[(slice(None), *rest)]])
+        part_of = (slice(None), *rest)
+        made = [integral_image(self.maps.take(p))[part_of] for p in parts]
+        out = torch.cat(made or [torch.empty(0, *self.shape[1:])[part_of]])
         return (out if images.ndim else out[0]).to(self.maps.cells.device)
 
 # %% ../../nbs/vision/04_region_pooling.ipynb #6a11e009
@@ -407,6 +408,8 @@ def class_evidence(
     if prototypes is not None:
         evidence = torch.cat([prototypes.evidence(x.permute(0, 3, 1, 2), classes) for x in features.split(256)])
         return to_saliency(evidence), presence_score(evidence, top=0.05)
+    if store is None:
+        raise FeatureError("the encoder's own evidence is in its store: give a store, or prototypes of the classes")
     unknown = [c for c in classes if c not in store.classes]
     if unknown:
         raise FeatureError(
