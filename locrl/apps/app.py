@@ -63,13 +63,9 @@ def _steps(location):
     "Return the boxes, words and Q-values of a walk, as JSON holds them; boxes are percentages of the picture"
     episode = location.episode
     n = episode.q_values.shape[1] if episode.steps else 0
-    boxes = [*episode.boxes]
     words = ["start"] + [f"{t + 1}: {episode.action_name(t)}" for t in range(episode.steps)]
-    if location.visited is not None:
-        boxes.append(location.box)
-        words.append("corrected")
     return {
-        "boxes": (100 * np.array(boxes)).round(2).tolist(),
+        "boxes": (100 * episode.boxes).round(2).tolist(),
         "words": words,
         "taken": episode.actions.tolist(),
         "q": episode.q_values.round(3).tolist(),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..agents.judge import Judge, finer_picture_maps, judged, load_judge
+from ..agents.judge import Judge, finer_picture_maps, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
 from ..agents.search import TOTAL_STEPS, search, windows_of
 from .pretrained import load_pretrained, load_shared, save_shared
@@ -318,7 +318,7 @@ class Localizer:
 
     @property
     def least(self) -> float:
-        "Return the confidence that a box should have to be shown; 0 for a confidence source without a measurement"
+        "Return the score from which a box counts as found; 0 for an agent without a judge, whose boxes all count"
         return self.agent.config.search.stop if self._judge is not None else 0.0
 
     def class_of(
@@ -446,7 +446,7 @@ class Localizer:
         if self._judge is None:
             return found
         search = self.agent.config.search
-        return judged(found, self._judge, bank, search.stop, search.corrected)
+        return replace(found, **self._judge.changes(found, bank, search.stop, search.corrected))
 
     def _bank(self, pictures, names, prototypes=None):
         "Return the features of `pictures`, with evidence for the classes `names` at least; `prototypes` may give it"

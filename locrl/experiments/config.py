@@ -444,7 +444,7 @@ class Config(_Group):
             group, _, field = name.partition(".")
             if name in known and field:
                 within.setdefault(group, {})[field] = value
-            elif group in Config.__dataclass_fields__ and not field:
+            elif name in Config.__dataclass_fields__:
                 whole[name] = value
             else:
                 raise ConfigError(_unknown(name))

@@ -34,7 +34,7 @@ _FOLDERS = re.compile(r"(?<![\w.)/\\])(?:[A-Za-z]:(?=\\)|~)?[\\/](?:[^:\\/\s]+[\
 def without_folders(
     value,  # what JSON can hold
 ):
-    "Return a value whose texts have no absolute folders: `voc:/home/me/birds:train` is `voc:birds:train`"
+    "Return a value whose texts have no absolute folders: `voc:/srv/me/birds:train` is `voc:birds:train`"
     if isinstance(value, dict):
         return {k: without_folders(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -349,7 +349,7 @@ class FeatureBank:
             self.integral = MadeIntegrals(self.maps)
         evidence = []
         at = 0
-        for store, ids in _blocks(stores):
+        for store, ids in _portions(stores):
             read = kind == "integral" or prototypes is not None
             features = torch.from_numpy(store.take("features", ids)) if read else torch.empty(0)
             saliency, presence = class_evidence(store, features, self.classes, prototypes, ids)
@@ -390,7 +390,7 @@ class FeatureBank:
         return region_pool(self.integral, image, boxes)
 
 
-def _blocks(stores):
+def _portions(stores):
     "Yield each store with the numbers of some of its pictures, until all were named"
     for store in stores:
         for start in range(0, len(store), 256):

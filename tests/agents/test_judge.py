@@ -43,10 +43,10 @@ class RandomBank(FeatureBank):
         def random(*shape):
             return torch.rand(*shape, generator=noise)
 
-        self.maps, self.fine = random(n, 7, 7, dim), random(n, 14, 14, finer)
+        self.cells_of, self.fine = random(n, 7, 7, dim), random(n, 14, 14, finer)
         self.classes, self.dim, self.device = CLASSES, dim, "cpu"
         self.projection = SimpleNamespace(digest="features", dim=dim)
-        self.integral, self.finer = integral_image(self.maps), integral_image(self.fine)
+        self.integral, self.finer = integral_image(self.cells_of), integral_image(self.fine)
         self.saliency, self.presence = random(n, 2, 16, 16), random(n, 2)
 
 
@@ -81,9 +81,9 @@ def test_inputs_are_means_over_cells():
     fine, last, rest = judge_inputs(bank, torch.tensor([2]), torch.tensor([box]))
     wanted = [area_mean(bank.fine[2], cell) for cell in grid_of(box, FINE, FINE_REACH)]
     np.testing.assert_allclose(fine[0].reshape(-1, 2), wanted, atol=0.03)
-    wanted = [area_mean(bank.maps[2], cell) for cell in grid_of(box, COARSE, 1) + grid_of(box, COARSE, AROUND)]
+    wanted = [area_mean(bank.cells_of[2], cell) for cell in grid_of(box, COARSE, 1) + grid_of(box, COARSE, AROUND)]
     np.testing.assert_allclose(last[0, :-1], wanted, atol=0.03)
-    np.testing.assert_allclose(last[0, -1], bank.maps[2].mean((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(last[0, -1], bank.cells_of[2].mean((0, 1)), atol=1e-5)
     inside = area_mean(bank.saliency[2].permute(1, 2, 0), box)
     np.testing.assert_allclose(rest[0, :2], inside, atol=0.03)
     np.testing.assert_allclose(rest[0, 4:6], bank.presence[2])

@@ -31,7 +31,8 @@ from conftest import ROOT
 from locrl import files
 from locrl.agents.double_dqn import DoubleDQN
 from locrl.apps.localizer import Localizer
-from locrl.apps.pretrained import load_pretrained
+from locrl.agents.judge import load_judge
+from locrl.apps.pretrained import load_pretrained, load_shared
 from locrl.checkpoints import RunError, RunFolder, pack_tree, unpack_tree
 from locrl.files import BusyError, locked
 from locrl.data.formats import load_pictures
@@ -40,6 +41,7 @@ from locrl.agents.predictions import RegionClassifier
 from locrl.experiments import results
 from locrl.experiments.config import ConfigError, prepare
 from locrl.experiments.convert import convert_run
+from locrl.experiments.share import read_agent
 from locrl.experiments.train import FILES, Agent, LiveCurves, load_checkpoint, provenance, train
 from locrl.vision.encoders import Prototypes
 from locrl.vision.feature_store import FeatureStore, Projection
@@ -133,6 +135,21 @@ def as_store(path):
     return FeatureStore(folder)
 
 
+def as_shared(load):
+    "A loader of shared agents, given a folder whose tensors are the malicious file"
+
+    def call(path):
+        folder, blob = path.parent / "shared", path.read_bytes()
+        folder.mkdir()
+        (folder / "agent.safetensors").write_bytes(blob)
+        about = dict(sha256=hashlib.sha256(blob).hexdigest(), format=1, name="a", seed=0, step=0, versions={})
+        about |= dict(config=TINY.to_dict(), classes=["cat"], encoder=dict(name="e", fingerprint="f"))
+        (folder / "agent.json").write_text(json.dumps(about))
+        return load(folder)
+
+    return call
+
+
 def agent_of_cartpole():
     return DoubleDQN("MlpPolicy", gym.make("CartPole-v1"), buffer_size=100, device="cpu")
 
@@ -152,10 +169,12 @@ LOADERS = {
     "locrl.agents.double_dqn.DoubleDQN.load": DoubleDQN.load,
     "locrl.agents.double_dqn.DoubleDQN.load_replay_buffer": lambda p: agent_of_cartpole().load_replay_buffer(p),
     "locrl.agents.double_dqn.DoubleDQN.set_parameters": lambda p: agent_of_cartpole().set_parameters(p),
+    "locrl.agents.judge.load_judge": load_judge,
     "locrl.agents.replay.PrioritizedReplayBuffer.load_state": None,
     "locrl.agents.replay.DemoReplayBuffer.load_state": None,
     "locrl.apps.localizer.Localizer.from_run": as_run(Localizer.from_run),
     "locrl.apps.pretrained.load_pretrained": with_ending(load_pretrained, ".npz"),
+    "locrl.apps.pretrained.load_shared": as_shared(load_shared),
     "locrl.checkpoints.RunFolder.read": as_run(lambda f: unpack_tree(RunFolder(f).read("last")["last"])),
     "locrl.data.formats.load_pictures": with_ending(lambda p: load_pictures(f"coco:{p}"), ".json"),
     "locrl.data.voc.open_image": open_image,
@@ -165,6 +184,7 @@ LOADERS = {
     "locrl.agents.predictions.RegionClassifier.load": RegionClassifier.load,
     "locrl.experiments.config.load_data": None,
     "locrl.experiments.convert.convert_run": as_run(lambda f: convert_run(f, trust=True)),
+    "locrl.experiments.share.read_agent": as_shared(read_agent),
     "locrl.experiments.results._read": lambda p: results._read(p, "key", SimpleNamespace),
     "locrl.experiments.train.load_checkpoint": as_run(load_checkpoint),
     "locrl.experiments.train.load_model_state": None,
@@ -177,6 +197,7 @@ LOADERS = {
     "locrl.vision.encoders.Prototypes.load": Prototypes.load,
     "locrl.vision.encoders.load_encoder": None,
     "locrl.vision.feature_store.Projection.load": Projection.load,
+    "locrl.vision.region_pooling.HalfMaps.load": None,
     "locrl.vision.feature_store.FeatureStore": as_store,
 }
 NOT_BY_NAME = {  # further loaders that the names do not tell, and readers of parts of what another loader has read
