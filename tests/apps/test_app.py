@@ -51,10 +51,10 @@ def test_the_walk_is_the_search(photo):
     assert [each["confidence"] for each in second.record["ranking"]] == [0.8, 0.4, 0.1]
 
 
-def test_a_corrected_box_is_the_last_step():
+def test_a_corrected_box_ends_the_last_step():
     location = made_up(shade(COLOURS[0]), "cat", 0.8, box=(0.2, 0.5, 0.7, 1.0), visited=np.float32([0.2, 0, 1, 1]))
     steps = steps_in(app.walk_html(location))
-    assert steps["words"] == ["start", "1: right", "corrected"] and steps["boxes"][-1] == [20, 50, 70, 100]
+    assert steps["words"] == ["start", "1: right"] and steps["boxes"][-1] == [20, 50, 70, 100]
     assert app.location_record(location)["visited"] == [13, 0, 64, 48]
 
 
