@@ -13,8 +13,6 @@ __all__ = ['CONFIDENCE', 'CONTEXT', 'CHOICES', 'Predictions', 'needs_classifier'
 
 # %% ../../nbs/agents/05_predictions.ipynb #900fe71a
 from dataclasses import dataclass, fields, replace
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from .judge import ConfidenceError
 from .search import Steps, evidence_inside, search
 from ..data.boxes import FULL, TRIGGER, Moves
 from ..envs.observation import MAX_STEPS, grown
-from ..files import array_digest, write_atomic
+from ..files import UNREADABLE, array_digest, write_atomic
 from ..vision.region_pooling import FeatureBank, integral_image, region_pool
 
 # %% ../../nbs/agents/05_predictions.ipynb #71117807
@@ -215,7 +213,7 @@ class RegionClassifier:
             raise ConfidenceError(
                 f"there is no region classifier at {path}: fit one (fit_region_classifier) and save it there"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, ZlibError) as e:
+        except UNREADABLE as e:
             raise ConfidenceError(
                 f"{path} is damaged or no region classifier ({e}): delete it and fit another (fit_region_classifier)"
             ) from e

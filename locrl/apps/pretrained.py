@@ -15,8 +15,6 @@ __all__ = ['FORMAT', 'ALIKE', 'LIMIT', 'AGENTS', 'PackError', 'PretrainedAgent',
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +28,7 @@ from ..agents.predictions import RegionClassifier, confidence_of, needs_classifi
 from ..agents.search import SearchPolicy
 from ..data.boxes import iou
 from ..experiments.config import Config, checked_encoder, difference, search_policy
-from ..files import cache_root, safe_name, write_atomic
+from ..files import UNREADABLE, cache_root, safe_name, write_atomic
 from ..vision.encoders import Encoder, Prototypes
 from ..vision.feature_store import Projection
 
@@ -224,7 +222,7 @@ def load_pretrained(
             arrays = {k: z[k] for k in z.files}
         declared, about = str(arrays.pop("sha256")), json.loads(arrays["about"].tobytes())
         version = about["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except UNREADABLE as e:
         raise PackError(f"{path} is damaged or no packed agent ({e}): {cure}") from e
     if version != FORMAT:
         writer = about.get("versions", {}).get("locrl", "unknown")

@@ -17,8 +17,6 @@ predictions, `classifier_of` the classifier that ranks them, `episode_of` draws 
 import hashlib
 import json
 import warnings
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ from ..agents.judge import Judge, judged, load_judge, look_closer, save_judge
 from ..agents.search import SEARCH_FORMAT, TOTAL_STEPS, windows_of
 from ..evaluation.confidence import fit_region_classifier
 from .config import ConfigError, World, check_confidence, difference, load_data
-from ..files import array_digest, write_atomic
+from ..files import UNREADABLE, array_digest, write_atomic
 from .diagnostics import Probe, watch
 from .iterations import CLONING
 from ..vision.encoders import weights_digest
@@ -109,7 +107,7 @@ def _read(file, key, made):
             if str(z["key"]) != key:
                 raise ValueError("it is of other searches")
             return made(**{name: z[name] for name in z.files if name != "key"})
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except UNREADABLE as e:
         warnings.warn(f"{file} is damaged or foreign ({e}): it is made anew", stacklevel=2)
 
 
