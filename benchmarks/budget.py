@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from locrl.agents.judge import judged
+from locrl.agents.judge import judged, relevance
 from locrl.data.boxes import FULL
-from locrl.evaluation.judging import average_precision_of, moving_or_judging
-from locrl.evaluation.multi import Regions, attended_regions
+from locrl.evaluation.judging import average_precision_of, moving_or_judging, regions_at
+from locrl.evaluation.multi import attended_regions
 from locrl.evaluation.protocols import all_queries, relabelled
 from locrl.experiments.results import classifier_of, opened
 from locrl.experiments.train import provenance
 from locrl.files import write_atomic
-from locrl.vision.region_pooling import integral_image, region_pool
 
 BUDGETS = (1, 5, 20, 100, 200, 500, 2_500)  # regions for each picture and class
 MOST = {"agent": 200, "saliency": 200, "random": 500, "windows": 2_500}  # of each way
@@ -59,21 +58,6 @@ def random_windows(n: int, rng: np.random.Generator) -> np.ndarray:  # (n, 4) xy
     return np.concatenate([corner, corner + side], 1).astype(np.float32)
 
 
-def relevance(bank, image, label, boxes):  # (N,) in [0, 1]
-    "Return how well boxes fit the saliency map: F1 of the share of its mass inside and of the mean inside"
-    maps = bank.saliency[image, label][..., None]
-    inside = region_pool(integral_image(maps), torch.arange(len(image)), torch.from_numpy(boxes)[:, None])[:, 0, 0]
-    area = torch.from_numpy((boxes[:, 2:] - boxes[:, :2]).prod(1))
-    share = inside * area / maps.mean((1, 2))[:, 0].clamp(min=1e-6)
-    return (2 * share * inside / (share + inside).clamp(min=1e-6)).numpy()
-
-
-def regions_at(image, label, boxes):  # `Regions`, whose remaining numbers are zero
-    "Return boxes as regions"
-    n = len(image)
-    return Regions(image, label, boxes, *[np.zeros(n, bool)], *[np.zeros(n, int)] * 2, *[np.zeros(n, np.float32)] * 4)
-
-
 def spread(boxes, n_images, n_classes):  # `Regions` of the same boxes for every picture and class
     "Return the boxes for every picture and class"
     images, labels = all_queries(n_images, n_classes)
@@ -87,8 +71,9 @@ def by_saliency(bank, most):  # dictionary: budget -> `Regions`
     images, labels = all_queries(len(bank), len(bank.classes))
     order = []
     for i, c in zip(images, labels):
-        fit = relevance(bank, np.full(len(pool), i), np.full(len(pool), c), pool)
-        order.append(np.argsort(-fit, kind="stable")[: max(most)])
+        picture, asked = (torch.full((len(pool),), int(k)) for k in (i, c))
+        _, _, fit = relevance(bank, picture, asked, torch.from_numpy(pool))
+        order.append(np.argsort(-fit.numpy(), kind="stable")[: max(most)])
     order = np.array(order)
     return {b: regions_at(np.repeat(images, b), np.repeat(labels, b), pool[order[:, :b]].reshape(-1, 4)) for b in most}
 

@@ -1,7 +1,10 @@
 """Options, environment and folders shared by all tests."""
 
+import importlib
 import os
 import shutil
+import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -82,6 +85,37 @@ def film_left_out():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(diagnostics, "filmstrip", no_film)
         yield
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    "A machine without network, proxies or anything in the Hugging Face cache, whose folder it gives"
+    from huggingface_hub import constants
+
+    def refuse(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    "Imports a script of benchmarks/ by its name; it is forgotten after the test, with what it imports from there"
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    imported = []
+
+    def load(name):
+        imported.extend((name, "speed"))
+        return importlib.import_module(name)
+
+    yield load
+    for name in imported:
+        sys.modules.pop(name, None)
 
 
 def box_xml(name="cat", box=(11, 21, 50, 60), extra=""):

@@ -1,24 +1,17 @@
 "The comparison of devices: says that there is no GPU, and goes through all of its steps on the processor"
 
 import json
-import sys
 
 import pytest
 import torch
 
-from conftest import ROOT
 from vision.test_clip import TINY
 
 
 @pytest.fixture
-def device(monkeypatch):
+def device(benchmark_module):
     "benchmarks/device.py as a module"
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import device
-
-    yield device
-    for name in ("device", "speed"):
-        sys.modules.pop(name, None)
+    return benchmark_module("device")
 
 
 def test_no_gpu_is_said(device, capsys, monkeypatch):

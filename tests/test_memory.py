@@ -4,21 +4,15 @@ import sys
 
 import pytest
 
-from conftest import ROOT
 
 LIMIT = 300_000_000  # bytes beyond the interpreter's that may be held once the features are there
 PEAK = 900_000_000  # bytes beyond the interpreter's, with those of building, training and search
 
 
 @pytest.fixture
-def memory(monkeypatch):
+def memory(benchmark_module):
     "benchmarks/memory.py as a module"
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import memory
-
-    yield memory
-    for name in ("memory", "speed"):
-        sys.modules.pop(name, None)
+    return benchmark_module("memory")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the peak of a process's memory")

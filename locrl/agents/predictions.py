@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .judge import ConfidenceError
+from .judge import ConfidenceError, evidence_in, shape_of
 from .search import Steps, evidence_inside, search
 from ..data.boxes import FULL, TRIGGER, Moves
 from ..envs.observation import MAX_STEPS, grown
 from ..files import UNREADABLE, array_digest, write_atomic
-from ..vision.region_pooling import FeatureBank, integral_image, region_pool
+from ..vision.region_pooling import FeatureBank
 
 # %% ../../nbs/agents/05_predictions.ipynb #71117807
 @dataclass(frozen=True, eq=False)
@@ -114,17 +114,12 @@ def region_inputs(
     boxes: np.ndarray,  # (N, 4) xyxy in [0, 1]
 ) -> torch.Tensor:  # (N, 3*dim + 3*classes + 10) float32
     "Return what the classifier sees of each box: features, evidence of all classes, and the shape of the box"
-    seen, row = np.unique(image, return_inverse=True)
-    image, row, seen = (torch.as_tensor(x, device=bank.device) for x in (image, row, seen))
+    image = torch.as_tensor(image, device=bank.device)
     box = torch.as_tensor(boxes, dtype=torch.float32, device=bank.device)
     near = torch.stack([box, grown(box, CONTEXT).clamp(0, 1)], 1)
     features = bank.pool(image, torch.cat([near, torch.from_numpy(FULL).to(box).expand(len(box), 1, 4)], 1))
-    evidence = region_pool(integral_image(bank.saliency[seen].permute(0, 2, 3, 1)), row, near)
-    side = (box[:, 2:] - box[:, :2]).clamp(min=1e-3)
-    w, h = side.log().unbind(1)
-    touches = torch.cat([box[:, :2] < 0.01, box[:, 2:] > 0.99], 1).float()
-    shape = torch.cat([side, (w + h)[:, None] / 2, (w - h)[:, None], touches, (box[:, :2] + box[:, 2:]) / 2], 1)
-    return torch.cat([features.flatten(1), evidence.flatten(1), bank.presence[image], shape], 1)
+    evidence = evidence_in(bank, image, near)
+    return torch.cat([features.flatten(1), evidence.flatten(1), bank.presence[image], shape_of(box)], 1)
 
 # %% ../../nbs/agents/05_predictions.ipynb #bb66d237
 @dataclass(frozen=True, eq=False)

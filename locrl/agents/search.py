@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/agents/search.html.md"""
 
 # %% auto #0
 __all__ = ['SEARCH_FORMAT', 'TOTAL_STEPS', 'WINDOWS', 'FINE_WINDOWS', 'RegionProjection', 'RegionHeads', 'RegionNetwork',
-           'SearchPolicy', 'Steps', 'search', 'windows_of', 'evidence_inside']
+           'SearchPolicy', 'Steps', 'search', 'windows_of', 'beginning', 'evidence_inside']
 
 # %% ../../nbs/agents/02_search.ipynb #7c874d79
 """`RegionNetwork` turns state keys into Q-values and a predicted IoU; `search` lets it search and returns `Steps`."""
@@ -345,6 +345,16 @@ def windows_of(
     if restarts not in known:
         raise ValueError(f"restarts={restarts!r}: use 'corners', 'windows' or 'fine'")
     return known[restarts]
+
+
+def beginning(
+    begin: str,  # "whole" picture, or all "windows"
+    restarts: str,  # which windows
+    max_steps: int,  # actions of a search that begins with the whole picture, at most
+) -> tuple[np.ndarray | None, int]:  # `starts` of `search`, and actions of each of them, at most
+    "Return where the search for one box begins; windows share the actions that a query has in all"
+    starts = windows_of(restarts) if begin == "windows" else None
+    return starts, max_steps if starts is None else TOTAL_STEPS // len(starts)
 
 # %% ../../nbs/agents/02_search.ipynb #28e5c167
 def evidence_inside(

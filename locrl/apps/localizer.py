@@ -24,7 +24,7 @@ from PIL import Image
 
 from ..agents.judge import Judge, finer_picture_maps, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
-from ..agents.search import TOTAL_STEPS, search, windows_of
+from ..agents.search import beginning, search
 from .pretrained import load_pretrained, load_shared, save_shared
 from ..data.voc import DataError, open_image, rgb
 from ..vision.encoders import IMAGENET_GROUPS, CropCache, Encoder, Prototypes, UnknownClassError, forms
@@ -236,9 +236,8 @@ class Localizer:
         self.classifier = classifier if needs_classifier(wanted) else None
         # whether the agent or its confidence has a code for the classes of its training and for no others
         self.closed = bool(config.observation.n_classes or self.classifier)
-        judge = self.classifier if isinstance(self.classifier, Judge) else None
-        self._judge = judge
-        self._finer = encoder.finer() if judge is not None and judge.finer is not None else None
+        self._judge = judge = self.classifier if isinstance(self.classifier, Judge) else None
+        self._finer = (encoder.finer(), judge.finer) if judge is not None and judge.finer is not None else None
 
     @classmethod
     def from_run(
@@ -417,8 +416,7 @@ class Localizer:
         bank = self._bank(pictures, dict.fromkeys(name for _, name in queries), prototypes)
         image = np.array([i for i, _ in queries])
         label = np.array([bank.classes.index(name) for _, name in queries])
-        starts = windows_of(config.search.restarts) if config.search.begin == "windows" else None
-        limit = config.observation.max_steps if starts is None else TOTAL_STEPS // len(starts)
+        starts, limit = beginning(config.search.begin, config.search.restarts, config.observation.max_steps)
         steps = search(policy, bank, image, label, config.moves, limit, starts)
         passed = choose(steps, bank, image, label, config.search.answer, self.confidence, self.classifier)
         found = self._judged(passed, bank)
@@ -455,8 +453,8 @@ class Localizer:
         classes = tuple(config.data.classes if self.closed else names)
         prototypes = prototypes or self.agent.prototypes
         bank = kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device)
-        if self._judge is not None and self._judge.finer is not None and self._finer is not None:
-            bank.finer = finer_picture_maps(pictures, self._finer, self._judge.finer, self.device)
+        if self._finer is not None:
+            bank.finer = finer_picture_maps(pictures, *self._finer, self.device)
         return bank
 
     def _score(self, predictions):

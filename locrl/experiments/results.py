@@ -18,6 +18,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from locrl.agents.predictions import (
     with_region,
 )
 from ..agents.judge import Judge, judged, load_judge, look_closer, save_judge
-from ..agents.search import SEARCH_FORMAT, TOTAL_STEPS, windows_of
+from ..agents.search import SEARCH_FORMAT, beginning
 from ..evaluation.confidence import fit_region_classifier
 from .config import ConfigError, World, check_confidence, difference, load_data
 from ..files import UNREADABLE, array_digest, write_atomic
@@ -114,8 +115,7 @@ def _read(file, key, made):
 def _search(agent, bank, progress, *choice):
     "Search for every picture and class of `bank`; `choice` is how `predict` picks a box, its confidence and classifier"
     c, queries = agent.config, all_queries(len(bank), len(bank.classes))
-    starts = windows_of(c.search.restarts) if c.search.begin == "windows" else None
-    limit = c.observation.max_steps if starts is None else TOTAL_STEPS // len(starts)
+    starts, limit = beginning(c.search.begin, c.search.restarts, c.observation.max_steps)
     batch = 4096 if starts is None else 512
     return predict(agent.policy, bank, *queries, c.moves, limit, *choice, batch=batch, progress=progress, starts=starts)
 
@@ -154,19 +154,32 @@ def classifier_of(
 
     A file that is damaged is named in a warning and made anew.
     """
-    file, judges = classifier_file(agent), agent.config.evaluation.judge
+    file = classifier_file(agent)
+    if agent.config.evaluation.judge:
+        return _read_or_fit(file, load_judge, lambda: _fitted_judge(agent, progress))
+    return _read_or_fit(file, RegionClassifier.load, lambda: _fitted_classifier(agent, progress))
+
+
+def _read_or_fit(file, load, fit):
+    "Return the classifier in a file, or fit it and put it there; a damaged file is named in a warning"
     if file.exists():
         try:
-            return load_judge(file) if judges else RegionClassifier.load(file)
+            return load(file)
         except ConfidenceError as e:
-            warnings.warn(f"{e}: it is made anew", stacklevel=2)
-    if judges:
-        judge = _fitted_judge(agent, progress)
-        save_judge(judge, file)
-        return judge
+            warnings.warn(f"{e}: it is made anew", stacklevel=3)
+    made = fit()
+    if isinstance(made, Judge):
+        save_judge(made, file)
+    else:
+        made.save(file)
+    return made
+
+
+def _fitted_classifier(agent, progress):
+    "Return a region classifier fitted on the training pictures and on what the agent predicts for them"
     world = agent.world()
     bank = world.bank("train")
-    classifier = fit_region_classifier(
+    return fit_region_classifier(
         bank,
         world.data["train"],
         [searches_of(agent, bank, progress)],
@@ -174,8 +187,6 @@ def classifier_of(
         members=agent.config.evaluation.classifiers,
         progress=progress,
     )
-    classifier.save(file)
-    return classifier
 
 
 def any_judge_of(
@@ -188,15 +199,8 @@ def any_judge_of(
             f"{agent.folder} has no judge (evaluation.judge): rank by another confidence, such as presence*iou"
         )
     file = classifier_file(agent)
-    file = file.with_name(f"any_{file.name}")
-    if file.exists():
-        try:
-            return load_judge(file)
-        except ConfidenceError as e:
-            warnings.warn(f"{e}: it is made anew", stacklevel=2)
-    judge = _fitted_judge(agent, progress, any_class=True)
-    save_judge(judge, file)
-    return judge
+    fit = partial(_fitted_judge, agent, progress, any_class=True)
+    return _read_or_fit(file.with_name(f"any_{file.name}"), load_judge, fit)
 
 
 def _fitted_judge(agent, progress, any_class=False):

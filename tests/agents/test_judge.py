@@ -29,7 +29,7 @@ from locrl.agents.predictions import ConfidenceError, Predictions
 from locrl.evaluation.multi import Regions
 from locrl.vision.encoders import load_encoder
 from locrl.vision.feature_store import Projection
-from locrl.vision.region_pooling import FeatureBank, integral_image
+from locrl.vision.region_pooling import FeatureBank, HalfTensor, integral_image
 
 CLASSES = ("cat", "dog")
 
@@ -149,6 +149,24 @@ def test_any_class_sees_the_map_of_the_one_that_is_asked():
     np.testing.assert_allclose(judge.judge(other, image[:1], boxes[:1], np.array([0])).scores, scores[:1], atol=1e-6)
     alone = [judge.judge(bank, image[k : k + 1], boxes[k : k + 1], np.array([k])).scores[0, 0] for k in range(2)]
     np.testing.assert_allclose(scores[:, 0], alone, atol=1e-6)
+
+
+def test_a_bank_of_half_floats_is_judged_alike():
+    "Where maps are kept in half precision; for the classes it knows and for any"
+    image, boxes, label = (
+        np.array([0, 2]),
+        np.array([[0.2, 0.2, 0.7, 0.7], [0, 0.1, 1, 0.9]], np.float32),
+        np.array([1, 0]),
+    )
+    bank = RandomBank()
+    half = RandomBank()
+    half.saliency = HalfTensor(half.saliency.half())
+    for classes in (CLASSES, ()):
+        judge = Judge(classes, 4, "features", _finer(), widths=(8,))
+        scores, moved = judge.judge(bank, image, boxes, label)
+        theirs = judge.judge(half, image, boxes, label)
+        np.testing.assert_allclose(theirs.scores, scores, atol=1e-3)
+        np.testing.assert_allclose(theirs.boxes, moved, atol=1e-3)
 
 
 def _finer(dim=2):

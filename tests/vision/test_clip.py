@@ -2,7 +2,6 @@
 fingerprints, memory, and what a user is told on failure."""
 
 import json
-import socket
 import warnings
 
 import numpy as np
@@ -573,21 +572,6 @@ def test_neither_tag_nor_file():
         OpenClipEncoder("ViT-B-32", pretrained="nowhere.pt")
     with pytest.raises(WeightsError, match="has no tags"):
         OpenClipEncoder("tiny-ViT-8", pretrained="openai")
-
-
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    "A machine without network, proxies or anything in the Hugging Face cache"
-    from huggingface_hub import constants
-
-    def refuse(*args, **kwargs):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def test_no_network_says_what_to_fetch(no_network):

@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-import socket
 import warnings
 from pathlib import Path
 
@@ -134,22 +133,6 @@ def test_nothing_is_unpickled_and_other_weights_are_refused(weights, tmp_path, m
         ):
             load_encoder("timm:test_vit", pretrained=name)
     assert not (tmp_path / "sprung").exists()
-
-
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    "No host can be looked up, and no cache is there"
-    from huggingface_hub import constants
-
-    def refuse(*args, **kwargs):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    return tmp_path / "hub"
 
 
 def test_no_network_says_what_to_fetch(no_network):
