@@ -237,7 +237,9 @@ class Localizer:
         # whether the agent or its confidence has a code for the classes of its training and for no others
         self.closed = bool(config.observation.n_classes or self.classifier)
         self._judge = judge = self.classifier if isinstance(self.classifier, Judge) else None
-        self._finer = (encoder.finer(), judge.finer) if judge is not None and judge.finer is not None else None
+        self._finer = None  # what gives the finer maps: the encoder's finer form and its projection
+        if judge is not None and judge.finer is not None and (finer := encoder.finer()) is not None:
+            self._finer = (finer, judge.finer)
 
     @classmethod
     def from_run(

@@ -49,11 +49,12 @@ def test_ranking_against_a_plain_loop(seed, low, high):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 12))
     logit, truth = rng.normal(size=n), rng.uniform(size=n).round(2)
+    exact, low32, high32 = truth.astype(np.float32), np.float32(low), np.float32(high)  # what the loss compares
     terms = []
     for i in range(n):
         for j in range(n):
-            inside = low <= truth[i] <= high and low <= truth[j] <= high
-            if inside and np.float32(truth[i]) > np.float32(truth[j]) + np.float32(0.01):
+            inside = low32 <= exact[i] <= high32 and low32 <= exact[j] <= high32
+            if inside and exact[i] > exact[j] + np.float32(0.01):
                 terms.append(np.log1p(np.exp(-(logit[i] - logit[j]))))
     loss = IoULoss(targets(), band=(low, high)).ranking(torch.tensor(logit), torch.tensor(truth, dtype=torch.float32))
     assert float(loss) == pytest.approx(np.mean(terms) if terms else 0.0, abs=1e-6)
