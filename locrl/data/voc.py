@@ -491,9 +491,9 @@ class VOC(Dataset):
         self.folder = Path(root or data_root()) / "VOCdevkit" / f"VOC{year}"
         if not self.folder.is_dir():
             raise DataError(
-                f"no folder {self.folder}: point LOCRL_DATA (or `root`) at the folder that holds VOCdevkit, fetch the "
-                f"official archive with `locrl.data.download.download('{year}')`, or use the embedded "
-                "`locrl.data.scenes.Scenes`"
+                f"no folder {self.folder}, where the split {split!r} would be: point LOCRL_DATA (or `root`) at the "
+                f"folder that holds VOCdevkit, fetch the official archive with "
+                f"`locrl.data.download.download('{year}')`, or use the embedded `locrl.data.scenes.Scenes`"
             )
         super().__init__(f"VOC{year} {split}", check_classes(classes), _read_list(self.folder, split))
         for sub, suffix, what in ("JPEGImages", ".jpg", "image"), ("Annotations", ".xml", "annotation"):
