@@ -331,11 +331,12 @@ def _shade(ax, limits):
 def iterations_figure(
     board: Leaderboard,
     metrics=("one-shot mAP",),  # keys of `METRICS`, a panel each
-    names=None,  # iterations; None shows all
+    names=None,  # iterations; None shows all. One that has none of the metrics gets no column, but is still cited
     limits=None,  # title -> (low, high): a shaded range, such as one that a criterion allows
 ):  # matplotlib Figure
     "Metrics over the iterations, with seeds, intervals and what others published"
-    names = list(board.results) if names is None else list(names)
+    cited = list(board.results) if names is None else list(names)
+    names = [name for name in cited if any(seed_values(board[name], METRICS[title]) for title in metrics)]
     with style():
         figure = new_figure(max(5.2, 0.62 * len(names) + 1.6) * (1 if len(metrics) == 1 else 0.8 * len(metrics)), 3)
         for ax, title in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
@@ -360,7 +361,7 @@ def iterations_figure(
                     markersize=5,
                     zorder=3,
                 )
-            _cited_lines(ax, METRICS[title], names)
+            _cited_lines(ax, METRICS[title], cited)
             if title in (limits or {}):
                 _shade(ax, limits[title])
             ax.set_xticks(range(len(names)), names)
