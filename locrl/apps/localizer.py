@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..agents.judge import Judge, finer_picture_maps, load_judge
+from ..agents.judge import Judge, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
 from ..agents.search import beginning, search
 from .pretrained import load_pretrained, load_shared, save_shared
@@ -95,6 +95,7 @@ class PictureBank(FeatureBank):
         classes,  # names; those that `prototypes` know come first in `self.classes`
         prototypes: Prototypes | None = None,  # evidence for the classes they know, instead of the encoder's own
         device: str = "cpu",  # torch device
+        finer: Projection | None = None,  # of the encoder's finer layer, whose maps a judge needs
     ):
         learned = tuple(c for c in classes if prototypes is not None and c in prototypes.classes)
         own = tuple(c for c in classes if c not in learned)  # whose evidence is the encoder's
@@ -104,8 +105,8 @@ class PictureBank(FeatureBank):
         self.device = device
 
         size = max(encoder.batch_size, 16)
-        batches = [self._encode(encoder, images[i : i + size], own) for i in range(0, len(images), size)]
-        features, maps, presence = (torch.cat(part) for part in zip(*batches))
+        batches = [self._encode(encoder, images[i : i + size], own, finer) for i in range(0, len(images), size)]
+        features, maps, presence, closer = (torch.cat(part) for part in zip(*batches))
         evidence = []
         if learned:
             evidence.append(class_evidence(None, features, learned, prototypes))
@@ -113,15 +114,21 @@ class PictureBank(FeatureBank):
             evidence.append((to_saliency(maps), presence))
         self.saliency, self.presence = (torch.cat(part, 1).to(device) for part in zip(*evidence))
         self.integral = integral_image(features.to(device))
+        if finer is not None:
+            self.finer = integral_image(closer.to(device))
 
-    def _encode(self, encoder, images, classes):
-        "Return projected features (n, h, w, d), evidence (n, C, h, w) and presence (n, C) of the encoder's own classes"
-        dense = encoder.encode(images)
+    def _encode(self, encoder, images, classes, finer):
+        """Return projected features (n, h, w, d), evidence (n, C, h, w) and presence (n, C) of the encoder's own
+        classes, and projected features of the finer layer, empty where none are asked for."""
+        pixels = encoder.preprocess(images)
+        dense, closer = encoder.both(pixels) if finer else (encoder.dense(pixels), None)
+        closer = dense.new_zeros(len(images), 0) if closer is None else finer(closer)
         maps = dense.new_zeros(len(images), 0, *encoder.grid)
         presence = dense.new_zeros(len(images), 0)
         if classes:
             maps, presence = encoder.evidence(dense, classes), encoder.presence(dense, classes)
-        return self.projection(dense).half().cpu(), maps.half().cpu(), presence.float().cpu()
+        features = self.projection(dense)
+        return features.half().cpu(), maps.half().cpu(), presence.float().cpu(), closer.half().cpu()
 
 
 class CutPictures(PictureBank):
@@ -237,9 +244,9 @@ class Localizer:
         # whether the agent or its confidence has a code for the classes of its training and for no others
         self.closed = bool(config.observation.n_classes or self.classifier)
         self._judge = judge = self.classifier if isinstance(self.classifier, Judge) else None
-        self._finer = None  # what gives the finer maps: the encoder's finer form and its projection
-        if judge is not None and judge.finer is not None and (finer := encoder.finer()) is not None:
-            self._finer = (finer, judge.finer)
+        self._finer = None  # the projection of the finer layer
+        if judge is not None and encoder.finer() is not None:
+            self._finer = judge.finer
 
     @classmethod
     def from_run(
@@ -454,10 +461,7 @@ class Localizer:
         kind = PictureBank if config.encoder.regions == "pooled" else CutPictures
         classes = tuple(config.data.classes if self.closed else names)
         prototypes = prototypes or self.agent.prototypes
-        bank = kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device)
-        if self._finer is not None:
-            bank.finer = finer_picture_maps(pictures, *self._finer, self.device)
-        return bank
+        return kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device, self._finer)
 
     def _score(self, predictions):
         "Return the confidence of each prediction; products, which `CONFIDENCE` keeps as logarithms, as products"

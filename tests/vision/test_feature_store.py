@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from conftest import ROOT
@@ -25,6 +26,7 @@ from locrl import files
 from locrl.data import voc as data_module
 from locrl.data.scenes import Scenes
 from locrl.vision import feature_store
+from locrl.vision.encoders import UnknownClassError
 from locrl.vision.feature_store import FeatureError, FeatureStore, Projection, build_store
 from mosaic import Mosaic, build, pictures
 
@@ -422,6 +424,108 @@ def test_the_first_damaged_picture_is_named_whoever_opens_it(tmp_path, workers):
     assert [p.name for p in (tmp_path / "other").rglob("shard-*.json")] == ["shard-00000.json"]
 
 
+# Two layers by one forward pass
+
+
+class TwoLayers(Mosaic):
+    "A `Mosaic` with a finer layer of four times as many cells; it counts the pictures that pass through it"
+
+    seen = 0
+
+    def finer(self):
+        return FinerLayer(self)
+
+    def dense(self, pixels):
+        type(self).seen += len(pixels)
+        return super().dense(pixels)
+
+    def both(self, pixels):
+        return self.dense(pixels), self.finer()._of(pixels)
+
+
+class FinerLayer(Mosaic):
+    "The layer in the middle of a `TwoLayers`, which knows no class"
+
+    name, dim, grid, seen = "mosaic/4", 3, (8, 8), 0
+
+    def __init__(self, of):
+        self.fingerprint = f"{of.fingerprint}/4"
+
+    def _of(self, pixels):
+        return F.avg_pool2d(pixels, 4)
+
+    def dense(self, pixels):
+        type(self).seen += len(pixels)
+        return self._of(pixels)
+
+    def class_embeddings(self, names):
+        raise UnknownClassError(names[0], ())
+
+
+@pytest.fixture
+def two_layers(tmp_path):
+    "Return an encoder of two layers, the projection of the finer, and the files of stores that two passes built"
+    TwoLayers.seen = FinerLayer.seen = 0
+    encoder, root = TwoLayers(), tmp_path / "apart"
+    build(root, encoder=encoder)
+    finer = build(root, encoder=encoder.finer(), dim=2)
+    assert finer.grid == (8, 8) and finer.classes == ()
+    files = {name: data for name, data in contents(root).items() if not name.startswith("projection-")}
+    return encoder, finer.projection, files
+
+
+def _shards(folder):
+    return sorted(f.name for f in folder.glob("shard-*.json"))
+
+
+def test_one_pass_makes_the_stores_of_both_layers(two_layers, tmp_path):
+    "The same files as two passes; another build finds both"
+    encoder, finer, files = two_layers
+    root, projection = tmp_path / "together", build(tmp_path / "apart", encoder=encoder).projection
+    TwoLayers.seen = FinerLayer.seen = 0
+    for _ in range(2):
+        build(root, encoder=encoder, projection=projection, finer=finer)
+        build(root, encoder=encoder.finer(), projection=finer)
+        assert contents(root) == files and (TwoLayers.seen, FinerLayer.seen) == (10, 0)
+
+
+@pytest.mark.parametrize("lost, alone, together", [("mosaic", 4, 0), ("mosaic_4", 0, 4), ("", 0, 0)])
+def test_only_what_is_missing_is_encoded(two_layers, tmp_path, lost, alone, together):
+    "A shard that one layer lacks is made for that layer; a whole store of the last layer is left as it is"
+    encoder, finer, files = two_layers
+    root = tmp_path / "apart"
+    projection = build(root, encoder=encoder).projection
+    TwoLayers.seen = FinerLayer.seen = 0
+    folders = [f for f in root.glob("Scenes*") if lost and f.name.startswith(f"Scenes train-{lost}-")]
+    for folder in folders:
+        (folder / "shard-00001.json").unlink()
+    build(root, encoder=encoder, projection=projection, finer=finer)
+    build(root, encoder=encoder.finer(), projection=finer)
+    assert (TwoLayers.seen, FinerLayer.seen) == (alone, together)
+    assert files == {name: data for name, data in contents(root).items() if not name.startswith("projection-")}
+
+
+def test_a_pass_that_ends_early_is_taken_up_for_both(two_layers, tmp_path, monkeypatch):
+    encoder, finer, files = two_layers
+    root, projection = tmp_path / "together", build(tmp_path / "apart", encoder=encoder).projection
+    write, done = feature_store._write_shard, []
+
+    def fails(path, k, *arrays):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((path, k))
+        write(path, k, *arrays)
+
+    monkeypatch.setattr(feature_store, "_write_shard", fails)
+    with pytest.raises(KeyboardInterrupt):
+        build(root, encoder=encoder, projection=projection, finer=finer)
+    monkeypatch.undo()
+    assert sorted(len(_shards(f)) for f in root.iterdir()) == [1, 2]
+    build(root, encoder=encoder, projection=projection, finer=finer)
+    build(root, encoder=encoder.finer(), projection=finer)
+    assert contents(root) == files
+
+
 def test_single_pictures_are_read(original):
     store = build(original)
     whole = {name: np.concatenate([np.load(f) for f in sorted(store.path.glob(f"{name}-*.npy"))]) for name in NAMES}
@@ -682,7 +786,7 @@ def test_what_is_ahead_is_told(tmp_path, capsys):
         "5,000 pictures at 8.3 img/s (measured on the first batch): about 10.0 minutes; 1.00 GB to write"
     )
     written = sum(f.stat().st_size for f in store.path.rglob("*.npy"))
-    foretold = 60 * feature_store._picture_bytes(encoder, store.projection, store.classes)
+    foretold = 60 * feature_store._Plan(tmp_path, data, encoder, store.projection, False, 256).picture_bytes
     assert foretold <= written < 1.2 * foretold  # beside the cells stand only presences and headers
 
 
