@@ -37,6 +37,7 @@ from locrl.vision.encoders import (
     Encoder,
     ensure_torchvision,
     forms,
+    on_device,
     phrases,
     register_family,
     warp,
@@ -591,7 +592,7 @@ class OpenClipEncoder(Encoder):
                 torch.no_grad(),
                 torch.autocast(torch.device(self.device).type, self._dtype) if self._dtype else nullcontext(),
             ):
-                return f(x.to(self.device)).float()
+                return f(on_device(x, self.device)).float()
 
         return self._batches(run, inputs)
 

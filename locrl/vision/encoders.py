@@ -6,9 +6,9 @@ Docs: https://locrl.github.io/locrl/vision/encoders.html.md"""
 
 # %% auto #0
 __all__ = ['PROMPTS', 'SYNONYMS', 'IMAGENET_GROUPS', 'ENCODERS', 'FAMILIES', 'FAMILY_MODULES', 'UnknownClassError', 'phrases',
-           'forms', 'Encoder', 'crop', 'warp', 'free_memory', 'out_of_memory', 'keep_freed_memory', 'Batches',
-           'EfficientNetLite0', 'weights_digest', 'CropCache', 'Prototypes', 'ensure_torchvision', 'register_encoder',
-           'register_family', 'family_of', 'load_encoder']
+           'forms', 'Encoder', 'crop', 'warp', 'free_memory', 'out_of_memory', 'keep_freed_memory', 'on_device',
+           'Batches', 'EfficientNetLite0', 'weights_digest', 'CropCache', 'Prototypes', 'ensure_torchvision',
+           'register_encoder', 'register_family', 'family_of', 'load_encoder']
 
 # %% ../../nbs/vision/00_encoders.ipynb #e832ffda
 """`Encoder` is the interface of everything that turns pictures into frozen features; `load_encoder` makes one by name.
@@ -272,6 +272,15 @@ def keep_freed_memory() -> bool:  # whether the C library took it
     return all(mallopt(*option) for option in ((_M_MMAP_THRESHOLD, 1 << 25), (_M_TRIM_THRESHOLD, (1 << 31) - 1)))
 
 
+def on_device(
+    tensor: torch.Tensor,
+    device: str,  # torch device
+    **options,  # for `Tensor.to`
+) -> torch.Tensor:
+    "Return a tensor on a device; from pinned memory it is copied there while this thread goes on"
+    return tensor.to(device, non_blocking=tensor.is_pinned(), **options)
+
+
 def _joined(parts):
     "Return the tensors of all parts one behind another; where a part is a tuple of tensors, so many of them"
     return tuple(map(torch.cat, zip(*parts))) if isinstance(parts[0], tuple) else torch.cat(parts)
@@ -457,7 +466,7 @@ class EfficientNetLite0(Encoder):
         "Return `forward` of all pixels: on a CPU each thread takes a picture of its own"
 
         def run(part):
-            part = part.to(self.device, memory_format=torch.channels_last)
+            part = on_device(part, self.device, memory_format=torch.channels_last)
             if torch.device(self.device).type != "cpu":
                 return forward(part)
             with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

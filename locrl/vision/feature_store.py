@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -220,21 +221,27 @@ def _known_classes(encoder, classes):
     return tuple(c for c in classes if known(c))
 
 # %% ../../nbs/vision/03_feature_store.ipynb #5ca1e002
-def _ahead(pool, work, items, n, keep=False):
-    """Yield `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for.
-    With `keep`, those are done even where `items` fails."""
+def _ahead(pool, work, items, n):
+    """Yield `work(item)` in order; up to `n` items are worked on in `pool` before they are asked for. Where `items`
+    fails, what it gave before is yielded first."""
     waiting = deque()
+    items = iter(items)
+    failure = None
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > n:
+        while failure is None:
+            try:
+                waiting.append(pool.submit(work, next(items)))
+            except Exception as e:  # the end of `items`, too
+                failure = e
+            if waiting and len(waiting) > n:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if not isinstance(failure, StopIteration):
+            raise failure
     finally:
-        if not keep:
-            for future in waiting:
-                future.cancel()
+        for future in waiting:
+            future.cancel()
 
 # %% ../../nbs/vision/03_feature_store.ipynb #5ca1e003
 class _Pixels:
@@ -344,10 +351,14 @@ class _Plan:
                 )
             self.shard_size = there["shard_size"]  # a store keeps its own
 
+    @property
+    def shards(self):
+        "Number of shards"
+        return -(-len(self.data) // self.shard_size)
+
     def missing(self):
         "Return the numbers of the shards that are yet to be made"
-        shards = range(-(-len(self.data) // self.shard_size))
-        return [k for k in shards if not (self.path / f"shard-{k:05d}.json").exists()]
+        return [k for k in range(self.shards) if not (self.path / f"shard-{k:05d}.json").exists()]
 
     @contextmanager
     def writing(self):
@@ -393,6 +404,7 @@ def build_store(
     if projection is None:
         projection = kept_projection(data, encoder, dim, root, workers)
     plan = _Plan(root, data, encoder, projection, flip, shard_size)
+    todo: list[int] = []
     if plan.missing() or not (plan.path / "projection.npz").exists():
         second = encoder.finer() if finer is not None and plan.missing() else None
         plans = [plan] + ([_Plan(root, data, second, finer, flip, plan.shard_size)] if second is not None else [])
@@ -407,7 +419,8 @@ def build_store(
             for some, shards in ((plans, together), ([plan], alone)):
                 if shards:
                     _encode_shards(some, shards, batch_size, workers)
-    return FeatureStore(plan.path, encoder=encoder, data=data)
+    before = set(range(plan.shards)).difference(todo)  # what was written just now is not read again
+    return FeatureStore(plan.path, encoder=encoder, data=data, verify=before)
 
 # %% ../../nbs/vision/03_feature_store.ipynb #7fb95102
 def demand_mounted(
@@ -482,15 +495,19 @@ def _encode_shards(plans, todo, batch_size, workers):
     failed = []
     start = time.perf_counter()
 
-    def finish(batch):
+    def score(batch):
         ids, maps = batch
+        few = 1 if maps[0].device.type == "cpu" else batch_size  # one by one, each stays in a processor's cache
+        return ids, [[plan.arrays(dense, ids) for dense in seen.split(few)] for plan, seen in zip(plans, maps)]
+
+    def write(batch):
+        ids, made = batch
         k = ids[0] // shard_size
         if failed:
             return  # a shard that failed is the last that was tried
         try:
-            for plan, seen, arrays in zip(plans, maps, parts):
-                few = 1 if seen.device.type == "cpu" else batch_size  # one by one, each stays in a processor's cache
-                arrays += [plan.arrays(dense, ids) for dense in seen.split(few)]
+            for plan, some, arrays in zip(plans, made, parts):
+                arrays += some
                 if ids[-1] == shards[k][-1]:
                     _write_shard(plan.path, k, *map(np.concatenate, zip(*arrays)))
                     arrays.clear()
@@ -505,12 +522,14 @@ def _encode_shards(plans, todo, batch_size, workers):
 
     see = encoder.both if len(plans) > 1 else lambda pixels: (encoder.dense(pixels),)
     with (
-        _threads(1) as finisher,
+        _threads(workers or min(cores(), 16)) as scorers,
+        _threads(1) as writer,
         tqdm(total=total, desc=f"encode {data.name}", unit="img", disable=total < 50) as bar,
         closing(_opened(data, encoder, batches, workers, plans[0].flip)) as opened,
     ):
         seen = ((ids, see(pixels)) for ids, pixels in opened)
-        for _ in _ahead(finisher, finish, seen, max(1, 64 // batch_size), keep=True):
+        scored = _ahead(scorers, score, seen, max(1, 64 // batch_size))
+        for _ in _ahead(writer, write, scored, 1):
             pass
 
 
@@ -543,7 +562,7 @@ class FeatureStore:
         path,  # folder of the store
         encoder: Encoder | None = None,  # when given, the store must be of this encoder
         data=None,  # when given, the store must be of this data set
-        verify: bool = True,  # check every shard against its SHA-256
+        verify: bool | Collection[int] = True,  # check every shard against its SHA-256; or these, by their numbers
     ):
         self.path = Path(path)
         self.about = _about(self.path)
@@ -560,8 +579,10 @@ class FeatureStore:
         self.grid = tuple(self.about["grid"])
         self._check_counts(data)
         n = -(-self.about["images"] // self.about["shard_size"])
+        chosen = range(n) if verify is True else verify or ()
         self._starts = {  # array -> at which byte of each shard's file it begins
-            name: [self._checked(name, k, verify) for k in range(n)] for name in ("features", "evidence", "presence")
+            name: [self._checked(name, k, k in chosen) for k in range(n)]
+            for name in ("features", "evidence", "presence")
         }
 
     def _check_origin(self, what, given, name):

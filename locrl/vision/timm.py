@@ -29,6 +29,7 @@ from locrl.vision.encoders import (
     Encoder,
     UnknownClassError,
     ensure_torchvision,
+    on_device,
     register_family,
     warp,
     weights_digest,
@@ -212,7 +213,7 @@ class TimmEncoder(Encoder):
         "Return the map of some pictures as float32, without gradients, in the chosen precision"
         kind = torch.device(self.device).type
         with torch.inference_mode(), torch.autocast(kind, self._dtype) if self._dtype else nullcontext():
-            features = self.model.forward_features(pixels.to(self.device))
+            features = self.model.forward_features(on_device(pixels, self.device))
         return as_map(features, self.dim, getattr(self.model, "num_prefix_tokens", 0)).float()
 
     def dense(self, pixels):
