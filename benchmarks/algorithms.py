@@ -3,7 +3,8 @@
 All three play the same game: the same pictures, queries, moves and reward. PPO and QR-DQN see the full observation and
 keep the settings of their authors, but for the discount and the number of environments; nothing was tuned. Every tenth
 of the budget the policy searches, greedily and from the whole picture, for every object of the selection pictures. The
-script writes the share of searches that end with an IoU of at least 0.5 (hit rate) to results/scenes/algorithms.json.
+script writes the share of searches that end with an IoU of at least 0.5 (hit rate), and the processor's seconds of each
+training with its validations, to results/benchmarks/algorithms.json, anew after each seed.
 
     pip install "locrl[contrib]"
     python benchmarks/algorithms.py --seeds 1
@@ -12,6 +13,7 @@ script writes the share of searches that end with an IoU of at least 0.5 (hit ra
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from locrl.experiments.results import history
 from locrl.experiments.train import train, versions
 from locrl.files import write_atomic
 
-OUT = Path(__file__).parents[1] / "results/scenes/algorithms.json"
+OUT = Path(__file__).parents[1] / "results/benchmarks/algorithms.json"
 
 
 def hit_rate(model, world, split="select"):
@@ -86,28 +88,42 @@ def qr_dqn(env, seed, gamma):
     return QRDQN("MlpPolicy", env, gamma=gamma, buffer_size=50_000, seed=seed, device="cpu", **often)
 
 
+def double_dqn(world, seed):
+    "Curve of locrl's Double DQN, with the demo's settings"
+    with tempfile.TemporaryDirectory() as root:
+        rows = history(train(world.config, seed, root, world, progress=False))
+    return [dict(step=row["step"], hit_rate=row["hit_rate"]) for row in rows if "hit_rate" in row]
+
+
+LEARNERS = {
+    "Double DQN": double_dqn,
+    "PPO": lambda world, seed: learned(ppo, world, seed),
+    "QR-DQN": lambda world, seed: learned(qr_dqn, world, seed),
+}
+
+
 def main():
     "Train and write"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each algorithm")
     parser.add_argument("--steps", type=int, default=None, help="transitions; default the demo's")
+    parser.add_argument("--out", type=Path, default=OUT, help="file to write")
     chosen = parser.parse_args()
     config = find_config("demo")
-    if chosen.steps is not None:
-        config = config.replace({"learning.steps": chosen.steps})
-    config = config.replace({"evaluation.eval_every": config.learning.steps // 10})
-    world, rows = prepare(config), []
-    for seed in range(chosen.seeds):
-        with tempfile.TemporaryDirectory() as root:
-            for row in history(train(config, seed, root, world, progress=False)):
-                if "hit_rate" in row:
-                    rows.append(dict(algorithm="Double DQN", seed=seed, step=row["step"], hit_rate=row["hit_rate"]))
-        for name, make in (("PPO", ppo), ("QR-DQN", qr_dqn)):
-            rows += [dict(algorithm=name, seed=seed, **row) for row in learned(make, world, seed)]
     command = f"python benchmarks/algorithms.py --seeds {chosen.seeds}"
     if chosen.steps is not None:
+        config = config.replace({"learning.steps": chosen.steps})
         command += f" --steps {chosen.steps}"
-    write_atomic(OUT, json.dumps(dict(command=command, versions=versions(), rows=rows), indent=1) + "\n")
+    config = config.replace({"evaluation.eval_every": config.learning.steps // 10})
+    world, rows, costs = prepare(config), [], []
+    for seed in range(chosen.seeds):
+        for name, learn in LEARNERS.items():
+            began = time.process_time()
+            rows += [dict(algorithm=name, seed=seed, **row) for row in learn(world, seed)]
+            costs.append(dict(algorithm=name, seed=seed, cpu_seconds=round(time.process_time() - began, 1)))
+            print(costs[-1], flush=True)
+        found = dict(command=command, versions=versions(), steps=config.learning.steps, costs=costs, rows=rows)
+        write_atomic(chosen.out, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

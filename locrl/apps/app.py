@@ -48,7 +48,7 @@ def _heat(saliency):
     from matplotlib import colormaps
 
     pixels = colormaps["inferno"](np.clip(saliency, 0, 1))
-    pixels[..., 3] = 0.35 + 0.4 * np.clip(saliency, 0, 1)
+    pixels[..., 3] = 0.35 + 0.2 * np.clip(saliency, 0, 1)
     return Image.fromarray((255 * pixels).round().astype(np.uint8))
 
 
@@ -82,12 +82,13 @@ def walk_html(
     bars = "".join(
         f'<div class="bar"><span>{escape(name)}</span><i><b></b></i><em></em></div>' for name in steps["names"]
     )
-    thing = escape(location.class_name)
+    thing, photo = escape(location.class_name), _small(location.image)
+    size = f'width="{photo.width}" height="{photo.height}"'  # so that nothing jumps when the picture has been read
     return f"""
 <div class="locrl-walk" data-steps="{escape(json.dumps(steps))}">
  <div class="scene">
   <div class="stage">
-   <img src="{_data_uri(_small(location.image), quality=85)}" alt="Your photograph" onload="locrlPlay(this)">
+   <img src="{_data_uri(photo, quality=85)}" {size} alt="Your photograph" onload="locrlPlay(this)">
    <img class="heat" src="{_data_uri(_heat(location.saliency), "png")}" alt="Saliency of {thing}" hidden>
    <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{_rectangle(steps["boxes"][-1])}</svg>
   </div>
@@ -152,6 +153,7 @@ function locrlPlay(within, byHand) {
     if (Number(slider.value) >= last) locrlStop(walk);
   }, Math.max(120, Math.min(450, 8000 / last)));
 }
+function locrlShow(part) { document.querySelector(part)?.scrollIntoView({block: 'nearest'}); }
 function locrlHeat(box) { box.closest('.locrl-walk').querySelector('.heat').hidden = !box.checked; }
 </script>"""
 
@@ -176,7 +178,7 @@ STYLE = """
 .locrl-walk button, .locrl-links a { border: 1px solid var(--border-color-primary, #bbb); border-radius: 6px;
   padding: .3rem .8rem; min-height: 2.2rem; background: var(--background-fill-secondary, #eee); color: inherit;
   text-decoration: none; cursor: pointer; display: inline-block }
-.locrl-walk button { min-width: 4.6rem }
+.locrl-walk button { min-width: 4.6rem; font-size: 1rem }
 .locrl-walk .bar { display: grid; grid-template-columns: 5.2rem 1fr 3rem; gap: .5rem; align-items: center;
   font-size: .85rem; line-height: 1.5 }
 .locrl-walk .bar i { position: relative; height: .8rem; background: var(--background-fill-secondary, #eee) }
@@ -188,9 +190,11 @@ STYLE = """
 .locrl-all .stage { flex: 1 1 16rem; max-width: 28rem } .locrl-all .list { flex: 2 1 16rem; overflow-x: auto }
 .locrl-all .stage b { position: absolute; font: 600 .8rem/1.3 sans-serif; background: #E69F00; color: #000;
   padding: 0 .35em; border-radius: 2px }
-.locrl-all table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-.locrl-all th, .locrl-all td { text-align: left; padding: .25rem .8rem .25rem 0;
-  border-bottom: 1px solid var(--border-color-primary, #ddd); white-space: nowrap }
+.locrl-all .list table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
+.locrl-all .list table, .locrl-all .list table tr { border: 0 }
+.locrl-all .list table th, .locrl-all .list table td { text-align: left; padding: .25rem .7rem .25rem 0; border: 0;
+  border-bottom: 1px solid var(--border-color-primary, #ddd) }
+#walk .html-container, #ranking .html-container { padding: 0 }
 footer { display: none !important }
 """
 
@@ -366,8 +370,10 @@ def page(
                     record = gr.JSON(elem_id="record")
         outputs = [sentence, walk, ranking, record]
         asked = dict(fn=answer, inputs=[photo, phrase], outputs=outputs, show_progress_on=[sentence])
-        button.click(**asked, api_name="search")
-        phrase.submit(**asked, api_visibility="private")
+        show = "(...inputs) => { locrlShow('%s'); return inputs }"  # on a phone the answer is below the form
+        button.click(**asked, js=show % "#sentence", api_name="search")
+        phrase.submit(**asked, js=show % "#sentence", api_visibility="private")
+        walk.change(None, js=show % "#walk .scene", api_visibility="private")
     return demo.queue(default_concurrency_limit=max(2, os.cpu_count() or 2), max_size=64, api_open=False)
 
 # %% ../../nbs/apps/07_app.ipynb #75c9092a
