@@ -801,18 +801,13 @@ def draw(
     animate(episode, out) if out.suffix == ".gif" else filmstrip(episode).savefig(out, dpi=110)
 
 # %% ../../nbs/apps/08_cli.ipynb #5d1f0c3a
-def _localizer(run, device="cpu", like=False):
-    "Return the localizer of a run, a packed agent or the package; with `like` one that takes examples, if it can"
+def _localizer(run, device="cpu"):
+    "Return the localizer of a run, a packed agent or the package"
     from locrl.apps.localizer import Localizer
 
     if run is None or run.suffix == ".npz":
-        localizer = Localizer.pretrained(device=device) if run is None else Localizer.pretrained(run, device=device)
-    else:
-        localizer = Localizer.from_run(run, device=device)
-    if like and localizer.classifier is not None:  # a code for each class, and an example has none
-        confidence = localizer.agent.config.evaluation.confidence
-        localizer = Localizer(localizer.agent, localizer.encoder, confidence, device)
-    return localizer
+        return Localizer.pretrained(device=device) if run is None else Localizer.pretrained(run, device=device)
+    return Localizer.from_run(run, device=device)
 
 # %% ../../nbs/apps/08_cli.ipynb #8be27d14
 def _check_search(image, phrases, example, every, rate, out):
@@ -963,7 +958,7 @@ def locate(
 
     from locrl.apps.media import look
 
-    localizer = _localizer(run, device, example is not None)
+    localizer = _localizer(run, device)
     for phrase in phrases or ():
         localizer.name_of(phrase)  # an unknown one is refused before any picture is opened
     if example is not None:

@@ -347,7 +347,13 @@ class Localizer:
             if name in config.data.classes:
                 return name, 1.0
         known = set(config.data.classes)
-        cure = "This agent, or its confidence, has a code for each class of its training and none for others."
+        cure = "This agent is told its class by a code of its training and has none for others."
+        if self.classifier is not None and not config.observation.n_classes:
+            cure = (
+                "What ranks its boxes knows the classes of its training only: give an example "
+                f"(locate(picture, example=crop)), or make the localizer with "
+                f"confidence={config.evaluation.confidence!r}."
+            )
         if not self.closed:
             for name in names:
                 if self._knows(name):
@@ -403,14 +409,20 @@ class Localizer:
         from locrl.vision.example import THIS, example_of
 
         if self.closed:
-            raise ValueError(
-                "this agent, or its confidence, has a code for each class of its training: it takes no example"
-            )
+            return self._unbound()._locate_like(pictures, example, several)
         image, box = example if isinstance(example, (tuple, list)) else (example, None)
         like = example_of(self.encoder, self.agent.projection, picture(image), box)
         found = self._search(pictures, [(i, THIS) for i in range(len(pictures))], like) if pictures else {}
         locations = [found[i, THIS] for i in range(len(pictures))]
         return locations if several else locations[0]
+
+    def _unbound(self):
+        """Return the localizer without its judge or region classifier, which knows the classes of its training only.
+        Raises `ValueError` for an agent that is told its class by a code."""
+        config = self.agent.config
+        if config.observation.n_classes:
+            raise ValueError("this agent is told its class by a code, and an example has none: it takes no example")
+        return Localizer(self.agent, self.encoder, config.evaluation.confidence, self.device)
 
     def _picture(self, i, image):
         "Return picture `i` of several; an error says which it is"

@@ -33,7 +33,7 @@ from torch import nn
 from ..data.scenes import Scenes, background, sprites
 from ..data.voc import VOC_CLASSES
 from . import saliency
-from .clip import attention_pool, joint_tokens
+from .clip import ClassTexts, attention_pool, joint_tokens
 from .encoders import IMAGENET_GROUPS, Encoder, Prototypes, UnknownClassError
 from .saliency import presence_score
 
@@ -256,6 +256,9 @@ def activations(
     return found
 
 
+_NAME_IT_QUICKGELU = "OpenAI's weights: take the tag 'openai', or name the model with -quickgelu (ViT-L-14-quickgelu)"
+
+
 def check_activation(encoder: Encoder) -> Check | None:  # None where nobody published them
     "Compare the activations with those the weights were trained with"
     if not hasattr(encoder, "texts") and encoder.name != "efficientnet_lite0":
@@ -265,22 +268,50 @@ def check_activation(encoder: Encoder) -> Check | None:  # None where nobody pub
     else:
         found = activations(encoder.model)
         wanted, why = _published_activation(encoder)
-    cure = "OpenAI's weights: load the archive as published, or name the model with -quickgelu (ViT-L-14-quickgelu)"
+        if wanted is None:
+            return _check_both_activations(encoder, found)
     measured = ", ".join(sorted(found)) or "none found"
-    return Check("activation", measured, wanted, why, cure, found == {wanted})
+    return Check("activation", measured, wanted, why, _NAME_IT_QUICKGELU, found == {wanted})
 
 
 def _published_activation(encoder):
-    "The activation that an open_clip encoder's weights were trained with, and who says so"
+    "The activation that an open_clip encoder's weights were trained with, or `None`, and who says so"
     import open_clip
 
     if published_tag(encoder):
         return ("QuickGELU" if published_tag(encoder).get("quick_gelu") else "GELU"), "open_clip's list of weights"
-    parts = encoder.name.split("/")
-    if parts[1].endswith(".pt") and np.isclose(float(encoder.model.logit_scale.exp()), 100, atol=0.01):
-        return "QuickGELU", "a .pt file with logit scale 100 is taken for one of OpenAI's"
-    config = open_clip.get_model_config(parts[0]) or {}
-    return ("QuickGELU" if config.get("quick_gelu") else "GELU"), f"open_clip's configuration of {parts[0]}"
+    model, weights = encoder.name.split("/")[:2]
+    if not weights.startswith("random-seed"):
+        return None, ""
+    config = open_clip.get_model_config(model) or {}
+    return ("QuickGELU" if config.get("quick_gelu") else "GELU"), f"open_clip's configuration of {model}"
+
+
+def _check_both_activations(encoder, found):
+    "Compare how well names fit the pictures with what is there and with the other activation"
+    other = copy.deepcopy(encoder)
+    _swap_activation(other)
+    here, there = _lead_of_names(encoder), _lead_of_names(other)
+    least = 0.02
+    decided = max(here, there) > 0.03 and abs(here - there) >= least * max(here, there)
+    return Check(
+        "activation",
+        f"{', '.join(sorted(found)) or 'none found'}; right names are ahead by {here:.4f}, {there:.4f} with the other",
+        f"ahead of the other by at least {least:.0%}",
+        "a file does not say what it was trained with, so GELU and QuickGELU were both tried; open_clip, issue 771",
+        _NAME_IT_QUICKGELU,
+        here > there if decided else None,
+    )
+
+
+def _lead_of_names(encoder):
+    "By how much the cosine of a photograph with its name is above that with other names, on average"
+    return _lead(_similarity(encoder, photographs(), PHOTOGRAPHS.values()))
+
+
+def _lead(cosine):
+    "Mean of the diagonal of a square matrix, less that of the rest"
+    return float(np.diag(cosine).mean() - cosine[~np.eye(len(cosine), dtype=bool)].mean())
 
 # %% ../../nbs/vision/05_acceptance.ipynb #ec6cb104
 def _formula_error():
@@ -444,7 +475,7 @@ def check_photographs(encoder: Encoder) -> list[Check]:  # empty for an encoder 
     cosine = _similarity(encoder, photographs(), PHOTOGRAPHS.values())
     right = int((cosine.argmax(1) == np.arange(len(cosine))).sum())
     own = float(np.diag(cosine).mean())
-    ahead = own - float(cosine[~np.eye(len(cosine), dtype=bool)].mean())
+    ahead = _lead(cosine)
     cure = "Image tower and text tower must be of one model, both with trained weights: load them anew"
     return [
         Check(
@@ -482,7 +513,7 @@ def check_sprites(encoder: Encoder, each: int = 3) -> Check | None:  # None for 
         return None
     presence = encoder.presence(encoder.encode(list(pictures)), classes).cpu().numpy()
     area = float(np.mean([area_under_curve(presence[:, k], truth == k) for k in range(len(classes))]))
-    why = "chance is 0.50; 0.82 to 0.84 was measured with the true weights"
+    why = "chance is 0.50; measured with the true weights 0.80 to 0.83, with random ones 0.49 to 0.52"
     return Check("sprites ranked", f"area under the curve {area:.2f}", "at least 0.70", why, cure, area >= 0.7)
 
 # %% ../../nbs/vision/05_acceptance.ipynb #c9c4571d
@@ -523,14 +554,14 @@ def check_scenes(encoder: Encoder, n: int = 16, fit_on: int = 24) -> list[Check]
     )
     if hasattr(encoder, "texts"):
         least = (0.65, 0.7)
-        why = "chance is 0.50; SCLIP, arXiv 2312.01597, segments by such maps, far above chance"
+        why = "chance is 0.50; by such maps SCLIP has 38.2% mIoU over 8 data sets, plain CLIP 14.1%, arXiv 2312.01597"
         whys = (why, why)
     else:
         least = (0.8, 0.75)  # halfway between random weights and the true ones
         why = "chance is 0.50; measured with the true weights {}, with random ones {}"
         if encoder.name != "efficientnet_lite0":
             why = "chance is 0.50; EfficientNet-Lite0 has {} with its true weights, {} with random ones"
-        whys = (why.format("0.92", "0.64"), why.format("0.93", "0.51"))
+        whys = (why.format("0.89 to 0.90", "0.67"), why.format("0.88 to 0.91", "0.46 to 0.59"))
     return [
         Check(
             "saliency",
@@ -593,6 +624,8 @@ def accept(
 def _swap_activation(encoder):
     "GELU for QuickGELU, the reverse, or SiLU for ReLU6"
     network = encoder.model if hasattr(encoder, "texts") else encoder.net
+    if hasattr(encoder, "texts"):
+        encoder.texts = ClassTexts(encoder.model, encoder.texts.architecture, encoder.texts.prompts, encoder.device)
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             kind = type(child).__name__

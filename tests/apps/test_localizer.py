@@ -200,7 +200,7 @@ def classifier(localizer, world, scenes):
 def test_region_classifier_of_the_run(localizer, scenes, classifier):
     judged = Localizer.from_run(localizer.agent.folder, confidence="region")
     assert [f.confidence for f in judged.locate(scenes[0], ["dog", "cat"])] == pytest.approx([0.75, 0.25])
-    with pytest.raises(UnknownClassError, match="none for others"):
+    with pytest.raises(UnknownClassError, match="classes of its training only"):
         judged.locate(scenes[0], "bus")
 
 
@@ -371,10 +371,25 @@ def test_find_this_is_refused(localizer, scenes):
         localizer.locate(scenes[0], "cat", example=scenes[1])
     with pytest.raises(ValueError, match="box"):
         localizer.locate(scenes[0], example=(scenes[1], (0.5, 0.5, 0.5, 0.6)))
-    coded = Localizer(localizer.agent, localizer.encoder)
-    coded.closed = True
+    config = TINY.replace({"observation": ObservationConfig(n_classes=2)})
+    coded = Localizer(replace(localizer.agent, config=config), localizer.encoder)
     with pytest.raises(ValueError, match="takes no example"):
         coded.locate(scenes[0], example=scenes[1])
+
+
+def test_find_this_by_the_agent_of_the_package():
+    "Its judge knows the classes of its training only: an example is looked for without it, as without one at all"
+    data = Scenes(2, split="test", classes=("cat",), objects=(1, 1), negatives=0)
+    judged = Localizer.pretrained()
+    assert judged.closed
+    plain = Localizer.pretrained(confidence=judged.agent.config.evaluation.confidence)
+    example = (data.image(1), data.annotation(1).boxes[0])
+    found, wanted = (one.locate(data.image(0), example=example) for one in (judged, plain))
+    assert found.class_name == "this"
+    same(found, wanted)
+    with pytest.raises(UnknownClassError, match="give an example"):
+        judged.locate(data.image(0), "bus")
+    assert plain.class_of("bus") == "bus"
 
 
 def test_an_agent_with_a_class_code_takes_its_own_classes_only(localizer, scenes):

@@ -226,6 +226,15 @@ def test_leaderboard_page_is_in_step(board):
         assert f"]({page_of(name).name})" in source
 
 
+def test_train_clip_takes_the_best_by_default(board):
+    "The tutorial begins with the iteration of the highest one-shot mAP here, and offers the first author's by name"
+    cells = json.loads((ROOT / "nbs" / "tutorials" / "train_clip.ipynb").read_text(encoding="utf-8"))["cells"]
+    chosen = next(c for c in map("".join, (c["source"] for c in cells)) if c.startswith("iteration, seed"))
+    means = {name: np.mean(values["one-shot mAP"]) for name, values in zip(board.results, board.rows())}
+    assert chosen.split('"')[1] == max(means, key=means.get)
+    assert re.findall(r'"(v[\d.]+)"', chosen.splitlines()[0])[1:] == ["v5", "v6", "v7", "v9.2", "v10"]
+
+
 def test_a_moved_number_is_noticed(board):
     "The check above would see a changed result"
     name = list(board.results)[-1]

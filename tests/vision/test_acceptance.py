@@ -149,6 +149,44 @@ def test_names_by_another_text_tower_fail(clip, monkeypatch):
     assert failures(check_photographs(clip)) == ["photographs named", "text and image"]
 
 
+@pytest.mark.parametrize(
+    ("with_gelu", "passed"), [(0.08, True), (0.12, False), (0.0999, None)], ids=["better", "worse", "the same"]
+)
+def test_activation_of_a_file_is_told_by_what_it_does(clip, monkeypatch, with_gelu, passed):
+    "A file does not say what it was trained with: the activation with which names fit better is right"
+    import copy
+
+    file = copy.deepcopy(clip)
+    file.name = "tiny-acceptance/mine.safetensors/sclip"
+
+    def lead(encoder):
+        "What names would be ahead by, with either activation"
+        return {"QuickGELU": 0.1, "GELU": with_gelu}[activations(encoder.model).pop()]
+
+    monkeypatch.setattr(acceptance, "_lead_of_names", lead)
+    check = check_activation(file)
+    assert check.passed is passed and check.measured.startswith("QuickGELU;")
+    with plant(file, "activation") as wrong:
+        check = check_activation(wrong)
+    assert check.passed is (None if passed is None else not passed) and "-quickgelu" in check.cure
+
+
+def test_activation_of_random_weights_in_a_file_is_undecided(clip):
+    import copy
+
+    file = copy.deepcopy(clip)
+    file.name = "tiny-acceptance/mine.pt/sclip"
+    assert check_activation(file).passed is None
+
+
+def test_another_activation_makes_other_texts(clip):
+    "Texts that are remembered are not those of the other activation"
+    right = clip.class_embeddings(["a cat"])
+    with plant(clip, "activation") as wrong:
+        assert not torch.allclose(wrong.class_embeddings(["a cat"]), right, atol=1e-5)
+    assert torch.equal(clip.class_embeddings(["a cat"]), right)
+
+
 def test_half_trained_weights_are_told(clip):
     "Layer norms that training moved are no sign of missing weights; one that is the identity is"
     import copy
