@@ -178,8 +178,10 @@ class DoubleDQN(DQN):
             logs.append({"loss": loss.detach(), **{k: v.detach() for k, v in log.items()}})
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in logs[0] if logs else ():
-            self.logger.record_mean(f"train/{name}", torch.stack([each[name] for each in logs]).mean().item())
+        if logs:
+            means = torch.stack([torch.stack([each[name] for each in logs]).mean() for name in logs[0]])
+            for name, mean in zip(logs[0], means.tolist()):  # a GPU is waited for once
+                self.logger.record_mean(f"train/{name}", mean)
 
     def predict(self, observation, state=None, episode_start=None, deterministic=False):
         """Return the greedy action, or while exploring, with probability `exploration_rate` for each environment on its

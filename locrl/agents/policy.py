@@ -150,9 +150,14 @@ class IoULoss:
             loss = loss + ranking
         return loss, log
 
-    def ranking(self, logit, truth):
-        "Return the mean logistic loss over the ordered pairs of the band"
+    def ranking(self, logit, truth, masked=None):
+        """Return the mean logistic loss over the ordered pairs of the band. `masked` takes all pairs, those outside
+        with weight 0, as suits a GPU, which then need not be asked how many there are; default what suits the device.
+        """
         inside = (truth >= self.band[0]) & (truth <= self.band[1])
+        if logit.device.type != "cpu" if masked is None else masked:
+            pair = (truth[:, None] > truth + 0.01) & inside[:, None] & inside
+            return (F.softplus(logit - logit[:, None]) * pair).sum() / pair.sum().clamp(min=1)
         logit, truth = logit[inside], truth[inside]
         pair = truth[:, None] > truth + 0.01
         return F.softplus(-(logit[:, None] - logit)[pair]).sum() / pair.sum().clamp(min=1)

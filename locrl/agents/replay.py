@@ -146,6 +146,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         "Strength of the importance weights now"
         return 1 + (self.first_beta - 1) * max(self.progress_remaining, 0)
 
+    def to_torch(self, array, copy=True):
+        "Return an array as a tensor on the device; a GPU gets it from pinned memory, and nothing waits for it"
+        if self.device.type != "cuda":
+            return super().to_torch(array, copy)
+        return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self.device, non_blocking=True)
+
     def add(self, *args, **kwargs):
         "Store one transition of each environment, over the oldest ones where it is full"
         row = self.pos
