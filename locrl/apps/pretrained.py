@@ -264,6 +264,7 @@ def measure(
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
         finer = classifier.finer if isinstance(classifier, Judge) else None
         world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={}, finer=finer)
+        world.judges = a.judges
         bank, data = world.bank(split), world.data[split]
         if isinstance(classifier, Judge):
             look_closer(bank, data, world.encoder, finer)
