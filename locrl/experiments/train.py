@@ -666,8 +666,18 @@ class Agent:
         encoder = self.encoder(device)
         no_queries: Any = None  # nothing is trained in it
         finer = self.judges[0].finer if self.judges else None
-        judged = dict(finer=finer, judges=self.judges)
-        return World(self.config, encoder, self.projection, self.prototypes, {}, {}, no_queries, device, **judged)
+        return World(
+            self.config,
+            encoder,
+            self.projection,
+            self.prototypes,
+            {},
+            {},
+            no_queries,
+            device,
+            finer=finer,
+            judges=self.judges,
+        )
 
     def evaluate(self, bank: FeatureBank, data, progress: bool = False) -> Evaluation:
         "Return the results of both protocols on `data`"
