@@ -7,7 +7,8 @@ Docs: https://locrl.github.io/locrl/agents/judge.html.md"""
 # %% auto #0
 __all__ = ['FINER_DIM', 'FINE', 'FINE_REACH', 'COARSE', 'AROUND', 'VIEWS', 'SHAPE', 'MAP', 'LEVELS', 'look_closer', 'finer_maps',
            'judge_inputs', 'evidence_in', 'relevance', 'shape_of', 'shift_between', 'shifted', 'ConfidenceError',
-           'Verdicts', 'Judge', 'judged', 'save_judge', 'about_judge', 'judge_arrays', 'load_judge', 'judge_of']
+           'Verdicts', 'Judge', 'judged', 'HeldOutJudges', 'save_judge', 'about_judge', 'judge_arrays', 'load_judge',
+           'judges_to_bytes', 'load_judges', 'judge_of']
 
 # %% ../../nbs/agents/04_judge.ipynb #0a931103
 """A `Judge` scores boxes for every class and corrects them; `look_closer` gives a bank the finer maps it needs."""
@@ -214,7 +215,7 @@ class Judge(nn.Module):
         "Return log-odds (M, C, 5) of reaching each IoU with each class, and shifts (M, 4), for `judge_inputs`"
         seen = self.hidden(torch.cat([fine, self.narrow(last).flatten(1)], 1))
         x = self.body(torch.cat([seen, rest], 1))
-        return self.quality(x).view(len(x), -1, len(LEVELS)), self.shift(x)
+        return self.quality(x).unflatten(1, (-1, len(LEVELS))), self.shift(x)
 
     @property
     def digest(self) -> str:
@@ -324,6 +325,45 @@ def judged(
     "Return the regions with the judge's score as `region`. Raises `ConfidenceError` for a judge of other features."
     return replace(regions, **judge.changes(regions, bank, stop, corrected, progress))
 
+# %% ../../nbs/agents/04_judge.ipynb #3aaf91a1
+class HeldOutJudges:
+    "What several judges say of boxes of one bank; a training picture is read by the judge that has not seen it"
+
+    def __init__(
+        self,
+        judges: Sequence[Judge],  # judge k was fitted without the pictures k, k + K, k + 2K, ...
+        bank: FeatureBank,  # features of the pictures, that has looked closer
+        n_train: int
+        | None = None,  # pictures of the training split, where `bank` holds them, mirrored behind; else None
+    ):
+        for judge in judges:
+            judge.check(bank)
+        self.judges = tuple(judges)
+        self.bank = bank
+        self.n_train = n_train
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: torch.Tensor,  # (M,) int64, which picture
+        label: torch.Tensor,  # (M,) int64, which class
+        boxes: torch.Tensor,  # (M, 4) float32 xyxy in [0, 1]
+    ) -> torch.Tensor:  # (M, 5) in [0, 1], probabilities of reaching each of `LEVELS`
+        "Return how well boxes fit their classes"
+        seen = judge_inputs(self.bank, image, boxes)
+        found = boxes.new_zeros(len(boxes), len(LEVELS))
+        for k, judge in enumerate(self.judges):
+            if self.n_train is None:
+                found += self._read(judge, seen, label) / len(self.judges)
+            else:
+                mine = (image % self.n_train % len(self.judges) == k).nonzero()[:, 0]
+                found[mine] = self._read(judge, [x[mine] for x in seen], label[mine])
+        return found
+
+    def _read(self, judge, seen, label):
+        "Return the probabilities (M, 5) of one judge"
+        return judge(*seen)[0][torch.arange(len(label), device=label.device), label].sigmoid()
+
 # %% ../../nbs/agents/04_judge.ipynb #da8d877c
 def save_judge(
     judge: Judge,
@@ -356,13 +396,40 @@ def load_judge(
     path,  # a file that `save_judge` wrote
 ) -> Judge:
     "Read what `save_judge` wrote; nothing is unpickled. Raises `ConfidenceError` for a missing or damaged file."
-    cure = "delete it and fit another judge (fit_judge)"
+    (judge,) = _judges_in(path, "delete it and fit another judge (fit_judge)")
+    return judge
+
+
+def judges_to_bytes(
+    judges: Sequence[Judge],  # of the same classes, features and sizes
+) -> bytes:
+    "Return several judges as the content of one file, for `load_judges`"
+    arrays = {f"{k}.{name}": x for k, judge in enumerate(judges) for name, x in judge_arrays(judge).items()}
+    return pack_tensors(arrays, dict(about_judge(judges[0]), features=judges[0].features, judges=len(judges)))
+
+
+def load_judges(
+    path,  # a file with what `judges_to_bytes` gave
+) -> tuple[Judge, ...]:
+    "Read several judges of one file. Raises `ConfidenceError` for a missing or damaged file."
+    return _judges_in(path, "it belongs to a run: delete the folder of the run to train anew")
+
+
+def _judges_in(path, cure):
+    "Return the judges in a file, one where it does not say how many. Raises `ConfidenceError`."
     schema = {"classes": [str], "features": str, "sizes": {"dim": int, "narrow": int, "widths": [int]}}
     tensors, about = read_tensors(path, schema, ConfidenceError, cure)
     try:
-        return judge_of(tensors, about)
-    except (KeyError, ValueError, IndexError, RuntimeError) as e:
+        if "judges" not in about:
+            return (judge_of(tensors, about),)
+        return tuple(judge_of(_of_part(tensors, k), about) for k in range(int(about["judges"])))
+    except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as e:
         raise ConfidenceError(f"{path} is damaged ({' '.join(str(e).split())}): {cure}") from None
+
+
+def _of_part(arrays, k):
+    "Return the arrays of judge `k` of several"
+    return {name.partition(".")[2]: x for name, x in arrays.items() if name.startswith(f"{k}.")}
 
 
 def judge_of(

@@ -50,7 +50,9 @@ class KeyExtractor(BaseFeaturesExtractor):
 class RegionQNetwork(RegionHeads, TrunkQNetwork):
     "The `RegionNetwork` that learns: state keys in, looked up in the attached bank or in one that is given"
 
-    def __init__(self, *args, region_width: int = 64, dropout: float = 0.0, judges: bool = True, **kwargs):
+    def __init__(
+        self, *args, region_width: int = 64, dropout: float = 0.0, judges: bool = True, tied: bool = False, **kwargs
+    ):
         super().__init__(*args, **kwargs)
         extractor = self.features_extractor
         self.build(
@@ -61,6 +63,7 @@ class RegionQNetwork(RegionHeads, TrunkQNetwork):
             region_width,
             dropout,
             judges,
+            tied,
             self.activation_fn,
         )
 
@@ -76,8 +79,12 @@ class RegionQNetwork(RegionHeads, TrunkQNetwork):
 class RegionPolicy(TrunkPolicy):
     "The policy that learns to search, for `DoubleDQN(RegionPolicy, env, policy_kwargs=policy_kwargs(...))`"
 
-    def __init__(self, *args, region_width: int = 64, dropout: float = 0.0, judges: bool = True, **kwargs):
-        self.network_class = partial(RegionQNetwork, region_width=region_width, dropout=dropout, judges=judges)
+    def __init__(
+        self, *args, region_width: int = 64, dropout: float = 0.0, judges: bool = True, tied: bool = False, **kwargs
+    ):
+        self.network_class = partial(
+            RegionQNetwork, region_width=region_width, dropout=dropout, judges=judges, tied=tied
+        )
         super().__init__(*args, **kwargs)
 
 
@@ -88,6 +95,7 @@ def policy_kwargs(
     region_width: int = 64,  # channels a region embedding is narrowed to; 0 leaves it as it is
     dropout: float = 0.0,  # share of the trunk's units left out while learning
     judges: bool = True,  # the IoU head is trained; False takes Q(TRIGGER) in its place
+    tied: bool = False,  # Q(TRIGGER) is read from the quality in the observation alone
 ) -> dict:
     "Return the arguments of `RegionPolicy`, for the `policy_kwargs` of SB3"
     return dict(
@@ -97,6 +105,7 @@ def policy_kwargs(
         region_width=region_width,
         dropout=dropout,
         judges=judges,
+        tied=tied,
     )
 
 

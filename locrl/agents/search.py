@@ -21,7 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.boxes import FULL, TRIGGER, Moves
-from ..envs.observation import HISTORY, MAX_STEPS, ObservationConfig, observe
+from ..envs.observation import HISTORY, MAX_STEPS, QUALITY, ObservationConfig, observe
 from ..vision.region_pooling import FeatureBank
 
 # %% ../../nbs/agents/02_search.ipynb #ef250e5c
@@ -63,11 +63,13 @@ class RegionHeads:
         region_width: int,  # channels a region embedding is narrowed to; 0 leaves it as it is
         dropout: float,  # share of the trunk's units left out while learning
         judges: bool,  # the IoU head is trained; False takes Q(TRIGGER) in its place
+        tied: bool = False,  # Q(TRIGGER) is read from the quality in the observation alone
         activation: type = nn.ReLU,  # between the layers
     ):
         "Make the layers: shared region projection, trunk, Q-values (`q_net`) and the IoU head (`iou_head`)"
         self.observation = observation
         self.judges = judges
+        self.tied = tied
         layers = []
         size = observation.size(dim)
         if region_width:
@@ -80,9 +82,14 @@ class RegionHeads:
                 layers.append(nn.Dropout(dropout))
             layers.append(activation())
             size = width
+        size += QUALITY * tied
         layers.append(nn.Linear(size, n_actions))
         self.q_net = nn.Sequential(*layers)
         self.iou_head = nn.Linear(size, 1)
+        if tied:
+            self.stop_head = nn.Linear(QUALITY, 1)
+            nn.init.constant_(self.stop_head.weight, 1.0)  # at first from -3, where nothing is reached, to 2
+            nn.init.constant_(self.stop_head.bias, -3.0)
 
     def look(
         self,
@@ -96,15 +103,19 @@ class RegionHeads:
         self,
         features: torch.Tensor,  # (B, observation size) from `look`
     ) -> torch.Tensor:  # (B, d) input of the heads
-        "Return the representation that both heads read"
-        return self.q_net[:-1](features)
+        "Return the representation that the heads read; where TRIGGER is tied, the quality is its end"
+        hidden = self.q_net[:-1](features)
+        return torch.cat([hidden, features[:, -QUALITY:]], 1) if self.tied else hidden
 
     def head(
         self,
         trunk: torch.Tensor,  # (B, d) from `trunk`
     ) -> torch.Tensor:  # (B, n_actions)
         "Return the Q-values"
-        return self.q_net[-1](trunk)
+        q = self.q_net[-1](trunk)
+        if not self.tied:
+            return q
+        return torch.cat([q[:, :TRIGGER], self.stop_head(trunk[:, -QUALITY:]), q[:, TRIGGER + 1 :]], 1)
 
     def predict_all(
         self,
@@ -130,9 +141,10 @@ class RegionNetwork(RegionHeads, nn.Module):
         region_width: int = 64,  # channels a region embedding is narrowed to; 0 leaves it as it is
         dropout: float = 0.0,  # share of the trunk's units left out while learning
         judges: bool = True,  # the IoU head is trained; False takes Q(TRIGGER) in its place
+        tied: bool = False,  # Q(TRIGGER) is read from the quality in the observation alone
     ):
         super().__init__()
-        self.build(dim, observation, n_actions, net_arch, region_width, dropout, judges)
+        self.build(dim, observation, n_actions, net_arch, region_width, dropout, judges, tied)
         self.eval()
 
     def forward(self, keys, bank):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..agents.judge import Judge, load_judge
+from ..agents.judge import HeldOutJudges, Judge, load_judge
 from ..agents.predictions import RegionClassifier, choose, confidence_of, needs_classifier
 from ..agents.search import beginning, search
 from .pretrained import load_pretrained, load_shared, save_shared
@@ -242,8 +242,9 @@ class Localizer:
         self.confidence = wanted
         self.classifier = classifier if needs_classifier(wanted) else None
         # whether the agent or its confidence has a code for the classes of its training and for no others
-        self.closed = bool(config.observation.n_classes or self.classifier)
-        self._judge = judge = self.classifier if isinstance(self.classifier, Judge) else None
+        self.closed = bool(config.observation.n_classes or config.observation.quality or self.classifier)
+        self._judge = self.classifier if isinstance(self.classifier, Judge) else None
+        judge = next(iter(agent.judges), self._judge)  # all of an agent see the same finer layer
         self._finer = None  # the projection of the finer layer
         if judge is not None and encoder.finer() is not None:
             self._finer = judge.finer
@@ -473,7 +474,10 @@ class Localizer:
         kind = PictureBank if config.encoder.regions == "pooled" else CutPictures
         classes = tuple(config.data.classes if self.closed else names)
         prototypes = prototypes or self.agent.prototypes
-        return kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device, self._finer)
+        bank = kind(pictures, self.encoder, self.agent.projection, classes, prototypes, self.device, self._finer)
+        if self.agent.judges:
+            bank.quality = HeldOutJudges(self.agent.judges, bank)
+        return bank
 
     def _score(self, predictions):
         "Return the confidence of each prediction; products, which `CONFIDENCE` keeps as logarithms, as products"

@@ -57,6 +57,7 @@ class PretrainedAgent:
     fingerprint: str | None  # of the encoder it learned from
     classifier: RegionClassifier | Judge | None = None  # ranks its predictions, where it has one
     about: dict = field(default_factory=dict)  # where it comes from and how good it is, as `pack` wrote it
+    judges: tuple = ()  # whose readings it observes
 
     def encoder(
         self,
@@ -102,6 +103,8 @@ def _arrays(agent, classifier):
         out |= {f"judge/{k}": x for k, x in judge_arrays(classifier).items()}
     elif classifier is not None:
         out |= {f"classifier/{k}": getattr(classifier, k) for k in ("hidden", "hidden_bias", "out", "out_bias")}
+    for i, judge in enumerate(agent.judges):
+        out |= {f"judges/{i}/{k}": x for k, x in judge_arrays(judge).items()}
     return out
 
 
@@ -124,6 +127,8 @@ def _agent(arrays, about, device):
         classifier = RegionClassifier(config.data.classes, projection.digest, **stored)
     if stored := part("judge"):
         classifier = judge_of(stored, dict(about["judge"], features=projection.digest))
+    count = about.get("judges", {}).get("number", 0)
+    judges = [judge_of(part(f"judges/{i}"), dict(about["judges"], features=projection.digest)) for i in range(count)]
     return PretrainedAgent(
         config,
         about["seed"],
@@ -135,6 +140,7 @@ def _agent(arrays, about, device):
         about["encoder"]["fingerprint"],
         classifier,
         about,
+        tuple(judges),
     )
 
 # %% ../../nbs/apps/00_pretrained.ipynb #0d9a0722
@@ -143,8 +149,8 @@ _ROOM = 2**14  # bytes left for what is measured when the size is settled
 _EIGHT = (
     (),
     ("projection/",),
-    ("projection/", "classifier/", "judge/"),
-    ("projection/", "classifier/", "judge/", "q/"),
+    ("projection/", "classifier/", "judge/", "judges/"),
+    ("projection/", "classifier/", "judge/", "judges/", "q/"),
 )  # stored in eight bits, the first that fits
 
 
@@ -159,7 +165,12 @@ def _shrunk(arrays, eight=()):
                 np.moveaxis(x.astype(np.float16)[..., None].view(np.uint8), -1, 0)
             )
         else:
-            scale = np.abs(x).max(1 if name.startswith(("q/", "judge/net")) else 0, keepdims=True).clip(1e-12) / 127
+            scale = (
+                np.abs(x)
+                .max(1 if name.startswith(("q/", "judge")) and "finer" not in name else 0, keepdims=True)
+                .clip(1e-12)
+                / 127
+            )
             out[f"{name}:int8"], out[f"{name}:scale"] = np.round(x / scale).astype(np.int8), scale.astype(np.float32)
     return out
 
@@ -253,6 +264,7 @@ def measure(
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
         finer = classifier.finer if isinstance(classifier, Judge) else None
         world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={}, finer=finer)
+        world.judges = a.judges
         bank, data = world.bank(split), world.data[split]
         if isinstance(classifier, Judge):
             look_closer(bank, data, world.encoder, finer)
@@ -384,6 +396,8 @@ def _facts(agent, encoder, config, name, classifier, told, command):
     from locrl.experiments.train import versions
 
     judge = dict(judge=about_judge(classifier)) if isinstance(classifier, Judge) else {}
+    if agent.judges:
+        judge["judges"] = dict(about_judge(agent.judges[0]), number=len(agent.judges))
     return judge | dict(
         name=name,
         config=config.to_dict(),

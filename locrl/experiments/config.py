@@ -194,6 +194,7 @@ class NetworkConfig(_Group):
     net_arch: tuple[int, ...] = (256, 256)  # widths of the trunk's layers
     region_width: int = 48  # channels a region embedding is narrowed to; 0 leaves it as it is
     dropout: float = 0.0  # share of the trunk's units left out while learning
+    tied: bool = False  # Q(TRIGGER) is read from the judge's reading alone; needs observation.quality
 
     def _check(self):
         self.demand(self.net_arch, "net_arch", "needs at least one layer")
@@ -386,6 +387,9 @@ class Config(_Group):
                 f"observation.n_classes={seen.n_classes}: its class code is for {seen.n_classes} classes, the run "
                 f"has {classes}"
             )
+        self.network.demand(not self.network.tied or seen.quality, "tied", "reads the judge: set observation.quality")
+        if seen.quality and self.search.restarts == "corners":
+            raise ConfigError("observation.quality=True: a judge reads no marks: set search.restarts to 'windows'")
         self.learning.demand(
             self.learning.steps or self.demonstrations.warmup,
             "steps",
@@ -676,6 +680,7 @@ class World:
     targets: Any  # `locrl.envs.localization.Targets`: the queries of the training set, mirrored ones included; or None
     device: str = "cpu"
     finer: Projection | None = None  # of the encoder's finer layer, where there is a judge
+    judges: tuple = ()  # whose readings are observed, see `locrl.agents.judge.HeldOutJudges`
 
     def bank(self, split: str) -> FeatureBank:
         "Features of a split, encoded when first asked for"
@@ -684,6 +689,7 @@ class World:
                 self.data[split] = load_data(getattr(self.config.data, split), self.config.data.classes)
             store = build_store(self.data[split], self.encoder, projection=self.projection, finer=self.finer)
             self.banks[split] = self.look(store, self.data[split], self.config.data.classes, self.prototypes)
+            self.read_quality(split)
         return self.banks[split]
 
     def look(
@@ -698,6 +704,15 @@ class World:
             return FeatureBank(stores, classes, prototypes, self.device)
         (store,) = [stores] if isinstance(stores, FeatureStore) else stores
         return CropBank(store, classes, CropCache(self.encoder, data), prototypes, self.device)
+
+    def read_quality(self, split: str):
+        "Let the judges read the boxes of a split, where there are judges"
+        if self.judges:
+            from locrl.agents.judge import HeldOutJudges, look_closer
+
+            bank, data = self.banks[split], self.data[split]
+            look_closer(bank, data, self.encoder, self.judges[0].finer)
+            bank.quality = HeldOutJudges(self.judges, bank, len(data) if split == "train" else None)
 
     def under(self, config: Config) -> "World":
         "The same world for a configuration that learns otherwise. Raises `ConfigError` when it looks at other things."
@@ -769,7 +784,9 @@ def search_policy(
     net = config.network
     trained = bool(config.learning.iou_weight or config.learning.rank_weight)  # the IoU head
     actions = config.moves.n_actions
-    return SearchPolicy(dim, config.observation, actions, net.net_arch, net.region_width, net.dropout, trained)
+    return SearchPolicy(
+        dim, config.observation, actions, net.net_arch, net.region_width, net.dropout, trained, net.tied
+    )
 
 
 @dataclass(frozen=True)
@@ -821,8 +838,9 @@ def prepare(
     config: Config,
     device: str = "cpu",  # torch device of encoder and features
     tell: tuple[str, ...] = (),  # splits whose needs of disk and memory are said before
+    judges: tuple = (),  # of a run that goes on, where they are observed; default are fitted
 ) -> World:
-    "Load the training data, encode it (once; it stays on disk) and fit projection and prototypes on it"
+    "Load the training data, encode it (once; it stays on disk), fit projection and prototypes on it, and judges"
     from locrl.envs.localization import Targets
 
     splits = dict.fromkeys(("train", *tell))
@@ -831,7 +849,7 @@ def prepare(
     encoder = make_encoder(config, device)
     if tell:
         print(feature_needs(config, encoder, every, device), flush=True)
-    closer = encoder.finer() if config.evaluation.judge else None
+    closer = encoder.finer() if config.evaluation.judge or config.observation.quality else None
     finer = kept_projection(data, closer, FINER_DIM) if closer is not None else None
     store = build_store(data, encoder, config.encoder.dim, finer=finer)
     prototypes = fit_prototypes(store, data, config.data.classes) if config.encoder.evidence == "prototypes" else None
@@ -846,6 +864,14 @@ def prepare(
         )
     world = World(config, encoder, store.projection, prototypes, every, {}, targets, device, finer)
     world.banks["train"] = world.look(stores, data, config.data.classes, prototypes)
+    if config.observation.quality:
+        from locrl.agents.judge import look_closer
+        from locrl.evaluation.judging import fit_held_out_judges
+
+        bank = world.banks["train"]
+        finer = look_closer(bank, data, encoder, judges[0].finer if judges else None)
+        world.judges = judges or fit_held_out_judges(bank, data, finer, progress=bool(tell))
+        world.read_quality("train")
     return world
 
 # %% ../../nbs/experiments/00_config.ipynb #5c1e77b1

@@ -82,9 +82,11 @@ def kept(
         bank=bank_digest(bank),
         format=SEARCH_FORMAT,
         moves=asdict(c.moves),
-        observation=asdict(c.observation),
+        observation={k: v for k, v in asdict(c.observation).items() if v or k != "quality"},
         **depends,
     )
+    if c.observation.quality:
+        about["judges"] = [judge.digest for judge in agent.judges]
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     file = agent.folder / "searches" / f"{kind}-{key[:12]}.npz"
     answers = _read(file, key, made)

@@ -35,6 +35,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from tqdm.auto import tqdm
 
 from ..agents.double_dqn import DoubleDQN
+from ..agents.judge import judges_to_bytes, load_judges
 from ..data.boxes import FULL, TRIGGER, iou
 from ..agents.search import SearchPolicy
 from locrl.experiments.config import (
@@ -65,7 +66,15 @@ from ..envs.rewards import named_reward
 CLOCK = ("minutes", "transitions_per_second")  # what the log says of time: two equal runs may differ in it
 
 # %% ../../nbs/experiments/03_train.ipynb #a354bd24
-FILES = ("config.json", "projection.npz", "prototypes.safetensors", "metrics.jsonl", "best", "last")  # of a whole run
+FILES = (  # of a whole run
+    "config.json",
+    "projection.npz",
+    "prototypes.safetensors",
+    "judges.safetensors",
+    "metrics.jsonl",
+    "best",
+    "last",
+)
 
 
 def load_checkpoint(
@@ -96,6 +105,7 @@ def _network(config, dim):
         config.network.region_width,
         config.network.dropout,
         bool(config.learning.iou_weight or config.learning.rank_weight),
+        config.network.tied,
     )
 
 
@@ -416,6 +426,8 @@ def _begin(run, model, world, seed, about, progress):
         }
         if world.prototypes is not None:
             files["prototypes.safetensors"] = world.prototypes.to_bytes()
+        if world.judges:
+            files["judges.safetensors"] = judges_to_bytes(world.judges)
         run.commit(files, step=0, made=_made(None, 0))
     if config.demonstrations.ratio:
         search = Search(
@@ -501,7 +513,8 @@ def train(
             _demand_config(folder, there, config, seed)
             here = world.encoder if world else make_encoder(config, device)
             demand_encoder(folder, there.get("encoder", {}).get("fingerprint"), here.fingerprint)
-        world = (world or prepare(config, device, ("train", "select") if progress else ())).under(config)
+        judges = load_judges(folder / "judges.safetensors") if "judges.safetensors" in files else ()
+        world = (world or prepare(config, device, ("train", "select") if progress else (), judges)).under(config)
         about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
         model = make_model(world, seed)
         at = (run.manifest() or {}).get("step", 0)
@@ -598,6 +611,7 @@ class Agent:
     step: int  # transitions it was trained for
     folder: Path
     fingerprint: str | None = None  # of the encoder it learned from; None for runs that did not note it
+    judges: tuple = field(default=(), kw_only=True)  # whose readings it observes
     made: list = field(
         default_factory=list, kw_only=True
     )  # commit, clean and versions that trained it, a row per change
@@ -611,7 +625,7 @@ class Agent:
         "Return the best policy of a run. Raises `ConfigError` without a checkpoint, `RunError` for damaged files."
         folder = Path(folder)
         files = RunFolder(folder).read(
-            "config.json", "projection.npz", "prototypes.safetensors", "metrics.jsonl", "best"
+            "config.json", "projection.npz", "prototypes.safetensors", "judges.safetensors", "metrics.jsonl", "best"
         )
         if "config.json" not in files:
             raise ConfigError(f"{folder} is no run (config.json is missing): train one with `locrl train`")
@@ -624,6 +638,9 @@ class Agent:
         prototypes = None
         if "prototypes.safetensors" in files:
             prototypes = Prototypes.load(folder / "prototypes.safetensors")
+        judges = load_judges(folder / "judges.safetensors") if "judges.safetensors" in files else ()
+        if config.observation.quality and not judges:
+            raise RunError(f"{folder} lacks judges.safetensors, which its agent observes: delete it to train anew")
         return cls(
             config,
             about["seed"],
@@ -633,6 +650,7 @@ class Agent:
             state["step"],
             folder,
             about.get("encoder", {}).get("fingerprint"),
+            judges=judges,
             made=RunFolder(folder).manifest().get("made", []),
         )
 
@@ -647,7 +665,19 @@ class Agent:
         "Return a `World` for the run's splits, without its training set. Raises `ConfigError` for another encoder."
         encoder = self.encoder(device)
         no_queries: Any = None  # nothing is trained in it
-        return World(self.config, encoder, self.projection, self.prototypes, {}, {}, no_queries, device)
+        finer = self.judges[0].finer if self.judges else None
+        return World(
+            self.config,
+            encoder,
+            self.projection,
+            self.prototypes,
+            {},
+            {},
+            no_queries,
+            device,
+            finer=finer,
+            judges=self.judges,
+        )
 
     def evaluate(self, bank: FeatureBank, data, progress: bool = False) -> Evaluation:
         "Return the results of both protocols on `data`"

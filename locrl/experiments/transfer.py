@@ -43,6 +43,11 @@ def elsewhere(
             f"{agent.folder} sees a one-hot code of its {agent.config.observation.n_classes} classes "
             "(observation.n_classes): it cannot be asked for others"
         )
+    if agent.config.observation.quality:
+        raise ConfigError(
+            f"{agent.folder} observes what judges of its own classes say (observation.quality): it cannot be asked for "
+            "others"
+        )
     if evidence not in ("prototypes", "encoder"):
         raise ConfigError(f"evidence={evidence!r}: use 'prototypes' or 'encoder'")
     world, classes, data = world or agent.world(), tuple(classes), load_data(spec, tuple(classes))

@@ -322,6 +322,7 @@ class FeatureBank:
     saliency: Any  # (N, C, 16, 16) in [0, 1]
     presence: torch.Tensor  # (N, C) in [0, 1]
     finer: torch.Tensor | None = None  # (N, H+1, W+1, d) sums of a finer layer, see `locrl.agents.judge.look_closer`
+    quality: Any = None  # what says how well boxes fit their class, see `locrl.agents.judge.HeldOutJudges`
 
     def __init__(
         self,

@@ -14,11 +14,14 @@ from locrl.agents.judge import (
     FINE,
     FINE_REACH,
     LEVELS,
+    HeldOutJudges,
     Judge,
     Verdicts,
     judge_inputs,
     judged,
+    judges_to_bytes,
     load_judge,
+    load_judges,
     relevance,
     save_judge,
     shape_of,
@@ -296,3 +299,37 @@ def test_one_forward_pass_gives_both_layers(threads):
         assert torch.equal(again, fine) and none is None
     finally:
         torch.set_num_threads(before)
+
+
+def some_judges(n=2):
+    "Judges with weights of their own"
+    made = []
+    for k in range(n):
+        torch.manual_seed(k)
+        made.append(Judge(CLASSES, 4, "features", Projection(np.zeros(2, np.float32), None, 1.0), widths=(8,)))
+        torch.nn.init.normal_(made[-1].quality.weight)
+    return made
+
+
+def test_a_training_picture_is_read_by_the_judge_that_has_not_seen_it():
+    "Pictures 0 and 2 by judge 0, picture 1 by judge 1, mirrored ones as the pictures they mirror; others by the mean"
+    bank, judges = RandomBank(n=6), some_judges()
+    image, label = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([0, 1, 1, 0, 1, 0])
+    boxes = torch.tensor([[0.1, 0.2, 0.6, 0.8]] * 6) + 0.02 * image[:, None]
+    alone = [judge(*judge_inputs(bank, image, boxes))[0].sigmoid()[range(6), label] for judge in judges]
+    trained = HeldOutJudges(judges, bank, n_train=3)(image, label, boxes)
+    for row, k in enumerate((0, 1, 0, 0, 1, 0)):
+        torch.testing.assert_close(trained[row], alone[k][row])
+    torch.testing.assert_close(HeldOutJudges(judges, bank)(image, label, boxes), (alone[0] + alone[1]) / 2)
+    assert (alone[0] - alone[1]).abs().max() > 0.01
+
+
+def test_several_judges_in_one_file(tmp_path):
+    judges, file = some_judges(3), tmp_path / "judges.safetensors"
+    file.write_bytes(judges_to_bytes(judges))
+    assert [judge.digest for judge in load_judges(file)] == [judge.digest for judge in judges]
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ConfidenceError, match="judges.safetensors"):
+        load_judges(file)
+    with pytest.raises(ConfidenceError, match="features"):
+        HeldOutJudges(some_judges(1), SimpleNamespace(**vars(RandomBank()) | {"projection": SimpleNamespace(digest=0)}))

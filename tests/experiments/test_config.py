@@ -244,7 +244,7 @@ OF_OLD = [name for name in ITERATIONS if name not in ("v17", "v18", "v19")]  # t
 def test_flat_configurations_are_read(name):
     config = find_config(name).replace({"demonstrations.mixed": False})  # there was no such field
     old = json.loads(json.dumps(flat(config)))
-    for newer in ("mixed", "begin", "stop", "corrected", "overlap", "judge"):
+    for newer in ("mixed", "begin", "stop", "corrected", "overlap", "judge", "tied"):
         del old[newer]
     assert len(old) == 59 and Config.from_dict(old) == config
 
