@@ -134,7 +134,8 @@ def image_pairs(
 ):  # (p,) and (p,) int64, rows of the one and of the other
     "All pairs of a detection and an object in the same image, detection after detection"
     by_image = np.argsort(gt_image, kind="stable")
-    first, last = (np.searchsorted(gt_image[by_image], image, side) for side in ("left", "right"))
+    ordered = gt_image[by_image]
+    first, last = np.searchsorted(ordered, image, "left"), np.searchsorted(ordered, image, "right")
     return np.repeat(np.arange(len(image)), last - first), by_image[spans(first, last - first)]
 
 # %% ../../nbs/evaluation/00_average_precision.ipynb #bc3be5a8
