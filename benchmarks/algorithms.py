@@ -24,7 +24,7 @@ from locrl.envs.observation import observe
 from locrl.envs.rewards import named_reward
 from locrl.experiments.config import prepare
 from locrl.experiments.iterations import find_config
-from locrl.experiments.results import history
+from locrl.checkpoints import RunFolder
 from locrl.experiments.train import train, versions
 from locrl.files import write_atomic
 
@@ -99,7 +99,7 @@ def main():
     world, rows = prepare(config), []
     for seed in range(chosen.seeds):
         with tempfile.TemporaryDirectory() as root:
-            for row in history(train(config, seed, root, world, progress=False)):
+            for row in RunFolder(train(config, seed, root, world, progress=False)).validations():
                 if "hit_rate" in row:
                     rows.append(dict(algorithm="Double DQN", seed=seed, step=row["step"], hit_rate=row["hit_rate"]))
         for name, make in (("PPO", ppo), ("QR-DQN", qr_dqn)):
