@@ -26,7 +26,7 @@ from locrl.envs.observation import observe
 from locrl.envs.rewards import named_reward
 from locrl.experiments.config import prepare
 from locrl.experiments.iterations import find_config
-from locrl.experiments.results import history
+from locrl.checkpoints import RunFolder
 from locrl.experiments.train import train, versions
 from locrl.files import write_atomic
 
@@ -91,7 +91,7 @@ def qr_dqn(env, seed, gamma):
 def double_dqn(world, seed):
     "Curve of locrl's Double DQN, with the demo's settings"
     with tempfile.TemporaryDirectory() as root:
-        rows = history(train(world.config, seed, root, world, progress=False))
+        rows = RunFolder(train(world.config, seed, root, world, progress=False)).validations()
     return [dict(step=row["step"], hit_rate=row["hit_rate"]) for row in rows if "hit_rate" in row]
 
 

@@ -20,9 +20,9 @@ import torch
 from tqdm.auto import tqdm
 
 from locrl.data.voc import open_image
-from locrl.vision.encoders import load_encoder
+from locrl.vision.encoders import Projection, load_encoder
 from locrl.envs.localization import Search, Targets
-from locrl.vision.feature_store import Projection, build_store
+from locrl.vision.feature_store import build_store
 from locrl.vision.region_pooling import integral_image, region_pool
 from locrl.data.scenes import Scenes
 from speed import SEED, command_line, markdown

@@ -30,7 +30,8 @@ from PIL import Image
 from locrl.data.voc import VOC, DataError, open_image, read_xml
 from locrl.experiments.config import Config, ConfigError
 from locrl.files import FileError, read_json, read_npz, read_tensors, read_text, write_atomic
-from locrl.vision.feature_store import FeatureError, FeatureStore
+from locrl.vision.encoders import FeatureError
+from locrl.vision.feature_store import FeatureStore
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "results" / "benchmarks" / "fuzz.json"

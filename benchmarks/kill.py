@@ -77,10 +77,10 @@ class Store:
 
 def rows_and_weights(folder):
     "Validations of a run, without the clock, and a digest of the weights that were best"
-    from locrl.experiments.results import history
+    from locrl.checkpoints import RunFolder
     from locrl.experiments.train import CLOCK, Agent
 
-    rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in history(folder)]
+    rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in RunFolder(folder).validations()]
     h = hashlib.sha256()
     for name, value in sorted(Agent.load(folder).policy.state_dict().items()):
         h.update(name.encode() + value.numpy().tobytes())
@@ -89,11 +89,10 @@ def rows_and_weights(folder):
 
 def steps_of(folder):
     "Transitions behind the last row of a run; its agent, where there is one, can be loaded"
-    from locrl.experiments.results import history
+    from locrl.checkpoints import RunFolder
     from locrl.experiments.train import Agent
 
-    file = folder / "metrics.jsonl"
-    rows = history(folder) if file.exists() and file.stat().st_size else []
+    rows = RunFolder(folder).validations()
     if rows:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

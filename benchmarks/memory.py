@@ -28,8 +28,8 @@ from locrl.envs.observation import ObservationConfig, observe
 from locrl.evaluation.protocols import evaluate
 from locrl.experiments.config import World, feature_needs, named_config
 from locrl.experiments.train import make_model
-from locrl.vision.encoders import Encoder
-from locrl.vision.feature_store import Projection, build_store
+from locrl.vision.encoders import Encoder, Projection
+from locrl.vision.feature_store import build_store
 from locrl.vision.region_pooling import HalfMaps, integral_image, region_pool
 from speed import SEED, command_line, markdown, resident
 from stable_baselines3.common.callbacks import CallbackList

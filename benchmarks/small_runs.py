@@ -25,7 +25,7 @@ def trained(config: Config, seed: int):
     import torch
 
     from locrl.experiments.config import prepare
-    from locrl.experiments.results import history
+    from locrl.checkpoints import RunFolder
     from locrl.experiments.train import Agent, load_checkpoint, train
 
     torch.set_num_threads(1)
@@ -33,7 +33,7 @@ def trained(config: Config, seed: int):
     folder = train(config, seed, cache_root() / "runs", world, progress=False)
     agent = Agent.load(folder)
     agent.policy.load_state_dict(load_checkpoint(folder)["model"]["policy"])
-    return agent, history(folder), world.bank("select"), world.data["select"]
+    return agent, RunFolder(folder).validations(), world.bank("select"), world.data["select"]
 
 
 def options_of(

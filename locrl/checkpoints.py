@@ -17,11 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from .files import persistent, write_atomic
+from .files import FileError, persistent, read_text, write_atomic
 
 # %% ../nbs/checkpoints.ipynb #c4ec0008
 class RunError(ValueError):
@@ -33,6 +32,8 @@ _MARKS = ("$tensor", "$array", "$tuple", "$dict")
 
 def _flat(value, tensors):
     "Return `value` as JSON can hold it; arrays go into `tensors`, a number stands for each"
+    import torch
+
     if isinstance(value, (torch.Tensor, np.ndarray)) or isinstance(value, np.generic) and value.dtype == np.float32:
         kind = "$tensor" if isinstance(value, torch.Tensor) else "$array"
         array = value.detach().cpu().numpy() if kind == "$tensor" else np.asarray(value)
@@ -57,6 +58,8 @@ def _flat(value, tensors):
 
 def _nested(value, tensors):
     "Return what `_flat` was given"
+    import torch
+
     if isinstance(value, list):
         return [_nested(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -104,7 +107,7 @@ def unpack_tree(
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise RunError(f"{where} is damaged ({e})") from None
 
-# %% ../nbs/checkpoints.ipynb #c4ec0020
+# %% ../nbs/checkpoints.ipynb #c4ec0022
 FORMAT = 1  # of the manifest; raised when an older locrl could not read a new one
 _READS = 100  # generations that may pass while a reader reads
 _GROWS = ("metrics.jsonl",)  # the manifest covers what was there; a row may follow it
@@ -140,7 +143,7 @@ def _demand_file(path, cure):
     if path.exists() and not path.is_file():
         raise RunError(f"{path} is a folder, a pipe or a device, not a file: {cure}")
 
-
+# %% ../nbs/checkpoints.ipynb #c4ec0020
 class RunFolder:
     """The files of a run, and the manifest that lists them. A role with a dot in it is a file name. Any other role,
     such as `last`, is a checkpoint; its file has the generation in its name."""
@@ -243,6 +246,26 @@ class RunFolder:
         previous = {} if not before["files"] else dict(previous=now)
         self._write("manifest.json", _sealed(now | dict(generation=generation, files=entries) | facts | previous))
         self._drop_unlisted()
+
+    def is_finished(
+        self,
+        steps: int,  # transitions of the configuration
+    ) -> bool:
+        "Whether nothing is left to train: the last checkpoint has all transitions, and there is a best policy"
+        manifest = self.manifest() or {}
+        return manifest.get("step", 0) >= steps and "best" in manifest["files"]
+
+    def validations(self) -> list[dict]:  # a row for each, in order; none where nothing was measured yet
+        "Return what the run has measured so far. Raises `FileError` for a damaged file."
+        file, rows = self.path / "metrics.jsonl", []
+        text = persistent(lambda: read_text(file) if file.exists() else "", f"read {file}")
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+                rows[-1]["step"]
+            except (ValueError, KeyError, TypeError) as e:
+                raise FileError(f"{file}, line {number} is damaged ({e}): copy the file back from a backup") from None
+        return rows
 
     def roll_back(self):
         "Return to the generation before. Raises `RunError` where there is none, or it is damaged too."

@@ -22,7 +22,7 @@ from locrl.apps.localizer import Localizer, picture
 from locrl.apps.pretrained import AGENTS, load_pretrained
 from locrl.data.voc import VOC
 from locrl.experiments import config as configs, diagnostics
-from locrl.experiments.results import history
+from locrl.checkpoints import RunFolder
 from locrl.experiments.train import Agent, train
 from locrl.vision import encoders
 from locrl.vision.feature_store import FeatureStore
@@ -286,7 +286,7 @@ def read_voc(path):
 def load_run(path):
     "An agent, and its rows"
     Agent.load(path.parent)
-    return history(path.parent)
+    return RunFolder(path.parent).validations()
 
 
 PYTHON = dict(

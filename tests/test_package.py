@@ -85,6 +85,16 @@ def test_imports_are_seen():
     )
 
 
+def test_private_names_stay_at_home():
+    "No module imports a name with an underscore from another"
+    taken = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("locrl")):
+                taken += [f"{name_of(path)}: {a.name}" for a in node.names if re.match(r"_(?!_)", a.name)]
+    assert not taken
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_notebook_and_module_share_their_place(path: Path):
     "`locrl/vision/clip.py` is exported by `nbs/vision/NN_clip.ipynb`; on each floor the numbers run without gaps"

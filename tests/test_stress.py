@@ -14,7 +14,6 @@ from locrl.apps.localizer import Localizer
 from locrl.checkpoints import RunFolder
 from locrl.data.scenes import Scenes
 from locrl.experiments import diagnostics
-from locrl.experiments.results import history
 from locrl.experiments.train import CLOCK, Agent, train
 from conftest import ROOT
 from mosaic import Mosaic, build
@@ -104,7 +103,7 @@ def test_eight_processes_on_one_store(tmp_path):
 
 def rows(folder):
     "Validations, without what the clock says"
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in history(folder)]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in RunFolder(folder).validations()]
 
 
 def weights(agent):

@@ -284,7 +284,7 @@ def _class_of(name):
         )
     return kind
 
-
+# %% ../../nbs/agents/00_double_dqn.ipynb #c43e83cc
 def _plain(value):
     "Return `value` as a tree for `pack_tree`. Raises `TypeError` for what has no such form."
     if isinstance(value, type):
@@ -335,7 +335,7 @@ def _built(value):
         return kind(**{name: _built(item) for name, item in value["with"].items()})
     return {_built(key): _built(item) for key, item in value["items"]}
 
-
+# %% ../../nbs/agents/00_double_dqn.ipynb #209b99b1
 def _field(name, value):
     "Return a field of a saved agent: plain where possible, else pickled, which `load` refuses"
     try:
@@ -355,7 +355,7 @@ def _value(name, field, where, trusted):
         )
     return json_to_data(json.dumps({name: field["pickled"]}))[name]
 
-
+# %% ../../nbs/agents/00_double_dqn.ipynb #ac18b910
 def _write(path, content):
     "Write to a path, `.safetensors` where it has no ending, or to an open file"
     if hasattr(path, "write"):

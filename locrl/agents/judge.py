@@ -26,8 +26,7 @@ from tqdm.auto import tqdm
 from ..data.boxes import FULL
 from ..envs.observation import cells, grown
 from ..files import array_digest, pack_tensors, read_tensors, write_atomic
-from ..vision.encoders import Encoder
-from ..vision.feature_store import FeatureStore, Projection, build_store
+from ..vision.encoders import Encoder, Projection
 from ..vision.region_pooling import FeatureBank, integral_image, region_pool
 
 # %% ../../nbs/agents/04_judge.ipynb #9045d050
@@ -42,6 +41,8 @@ def look_closer(
     root=None,  # where stores live; default `cache_root()/"features"`
 ) -> Projection | None:  # of the finer layer; `None` for an encoder without one
     "Give `bank` the maps of the encoder's finer layer; they are encoded once and kept on disk"
+    from locrl.vision.feature_store import build_store
+
     finer = encoder.finer()
     if finer is None:
         return None
@@ -55,7 +56,7 @@ def look_closer(
 
 
 def finer_maps(
-    stores: Sequence[FeatureStore],  # of the finer layer; the pictures follow one another
+    stores: Sequence,  # `FeatureStore`s of the finer layer; the pictures follow one another
     device: str = "cpu",  # torch device
 ) -> torch.Tensor:  # (N, H+1, W+1, FINER_DIM) float32
     "Return the sums of the finer maps, ready for `region_pool`"
@@ -177,7 +178,7 @@ def _distinct(image, boxes):
     _, once, row = np.unique(np.ascontiguousarray(rows).view("V20").ravel(), return_index=True, return_inverse=True)
     return once, row
 
-
+# %% ../../nbs/agents/04_judge.ipynb #b20487bb
 class Judge(nn.Module):
     """A small network that scores boxes and corrects them; made by `locrl.evaluation.judging.fit_judge`.
     Without classes of its own it is for any class that the bank has a map of."""

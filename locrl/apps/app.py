@@ -28,8 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .localizer import EXAMPLE, Localizer, Location, picture
-from .media import location_record
+from .localizer import EXAMPLE, Localizer, Location, location_record, picture
 from ..data.boxes import ACTIONS
 from ..data.voc import DataError
 from ..files import write_atomic

@@ -956,8 +956,6 @@ def locate(
         check_device(device)
     import gc
 
-    from locrl.apps.media import look
-
     localizer = _localizer(run, device)
     for phrase in phrases or ():
         localizer.name_of(phrase)  # an unknown one is refused before any picture is opened
@@ -965,7 +963,15 @@ def locate(
         from locrl.apps.localizer import picture
 
         example = picture(example)
-    seen = look(localizer, image, phrases or (), example, every, least, rate=rate)
+    asked = phrases or (), example, every, least
+    if image.is_file() and not _is_film(image):
+        from locrl.apps.localizer import look_at
+
+        seen = [look_at(localizer, image, *asked)]
+    else:
+        from locrl.apps.media import look
+
+        seen = look(localizer, image, *asked, rate=rate)
     failed = _print_seen(seen, image, out, rate, as_json)
     gc.freeze()  # the last collection of the process would walk through all of PyTorch, which takes 0.7 s
     if failed:
@@ -1036,9 +1042,9 @@ def pack(
     Anybody can load it, with no run and no data.
     """
     from locrl.apps.pretrained import pack as run_
-    from locrl.apps.pages import _private
+    from locrl.apps.pages import without_folders
 
-    packed = run_(run, out, results, confidence, measured, _private(_command()), progress=True)
+    packed = run_(run, out, results, confidence, measured, without_folders(_command()), progress=True)
     print(packed)
     if "measured" in packed.about:
         for name in ("run", "packed"):
@@ -1090,15 +1096,17 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
     import time
 
     start = time.monotonic()
+    from locrl.checkpoints import RunFolder
     from locrl.figures import training_curves
     from locrl.experiments.config import prepare
     from locrl.experiments.iterations import cloned
-    from locrl.experiments.results import evaluate_runs, good_example, history, results_table, save_results
+    from locrl.experiments.results import evaluate_runs, good_example, results_table, save_results
     from locrl.experiments.train import Agent, train as run
 
     world = prepare(config, device)
     folder = run(config, seed, root, world, device=device, minutes=minutes)
-    if history(folder)[-1]["step"] < config.learning.steps:
+    rows = RunFolder(folder).validations()
+    if rows[-1]["step"] < config.learning.steps:
         print(f"{folder}\nstopped after --minutes {minutes:g}; the same command goes on from there")
         return
     run(cloned(config), seed, root, world, device=device)
@@ -1108,7 +1116,7 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
     episode = good_example(Agent.load(folder), world.bank("report"), world.data["report"])
     for name in ("episode.gif", "episode.png"):
         draw(episode, out / name)
-    curves = training_curves(history(folder), keys=["hit_rate", "map11", "q_mean", "iou_loss"])
+    curves = training_curves(rows, keys=["hit_rate", "map11", "q_mean", "iou_loss"])
     curves.savefig(out / "training.png", dpi=110)
     scores, chance = result["metrics"]["seeds"][0], result["baselines"]["random policy"]
     ap = scores["one_shot"]

@@ -29,8 +29,7 @@ from ..agents.search import SearchPolicy
 from ..data.boxes import iou
 from ..experiments.config import Config, checked_encoder, difference, search_policy
 from ..files import UNREADABLE, cache_root, safe_name, write_atomic
-from ..vision.encoders import Encoder, Prototypes
-from ..vision.feature_store import Projection
+from ..vision.encoders import Encoder, Projection, Prototypes
 
 # %% ../../nbs/apps/00_pretrained.ipynb #62aeec62
 FORMAT = 2  # of the file; raised when an older locrl could not read a new one

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..data.boxes import ACTIONS, TRIGGER, Moves, iou
 from ..envs.observation import MAX_STEPS
-from ..figures import COLOURS, Episode, _pixels, _words
+from ..figures import COLOURS, Episode, image_pixels, step_label
 
 # %% ../../nbs/apps/02_widgets.ipynb #bb4654b2
 def _jpeg(pixels):
@@ -163,7 +163,7 @@ class EpisodeState:
     def show(self, episode: Episode):
         "Another episode, from its start"
         self.episode, self.step = episode, 0
-        pixels = _pixels(episode.image)
+        pixels = image_pixels(episode.image)
         self.size = self.width, round(self.width * pixels.shape[0] / pixels.shape[1])
         self._picture = _jpeg(pixels)
         self._layer = None if episode.saliency is None else _png(_heat(episode.saliency, (64, 64)))
@@ -184,7 +184,7 @@ class EpisodeState:
         last = self.step == e.steps
         end = ", not triggered" if last and not e.triggered else ""
         score = f", confidence {e.confidence:.2f}" if last and e.confidence is not None else ""
-        return f"{e.class_name}, {_words(e, self.step)}{end}{score}"
+        return f"{e.class_name}, {step_label(e, self.step)}{end}{score}"
 
     def picture(self, colour: str = COLOURS["agent"]) -> str:
         "The picture with the box, those before it, and the objects, as an SVG group; boxes in `colour`"
@@ -495,7 +495,7 @@ def svg(self: Game) -> str:
     (w, h) = mine.size
     colour = COLOURS["second"]
     tall = max(mine.size[1], 220)
-    panels = [(f"you: {_words(self.mine, mine.step)}", w, mine.picture(colour))]
+    panels = [(f"you: {step_label(self.mine, mine.step)}", w, mine.picture(colour))]
     if self.over:
         ious = {
             "you": (colour, self.mine.ious),
@@ -506,7 +506,7 @@ def svg(self: Game) -> str:
             for i, (name, (c, _)) in enumerate(ious.items())
         )
         panels += [
-            (f"the agent: {_words(self.agent, its.step)}", w, its.picture()),
+            (f"the agent: {step_label(self.agent, its.step)}", w, its.picture()),
             ("IoU", 200, curve_svg(ious, None, max(len(v) for _, v in ious.values()), height=tall) + key),
         ]
     return panels_svg(panels, tall)

@@ -94,7 +94,7 @@ def annotation_box(
         box = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
     return box if box and box[2] > 0 and box[3] > 0 else None
 
-
+# %% ../../nbs/data/07_coco.ipynb #8ba223ab
 def _categories(content, problems):
     "Return category id -> class name, and the names in the order of the ids"
     names = {}
@@ -176,7 +176,7 @@ def _as_fractions(entry):
     w, h = entry.size
     entry.objects = [(name, (x1 / w, y1 / h, x2 / w, y2 / h), *f) for name, (x1, y1, x2, y2), *f in entry.objects]
 
-
+# %% ../../nbs/data/07_coco.ipynb #0b8d4c4a
 def coco_file(
     rest: str,  # FILE.json or FILE.json:SPLIT, the split made by a seed
     classes=None,  # class names to keep; None for all

@@ -89,7 +89,7 @@ class HubPictures(Labelled):
         left_out = self.left_out + tuple(damaged.values())
         return HubPictures(self.name, self.classes, self.rows, *parts, self.notes, left_out)
 
-
+# %% ../../nbs/data/09_hub.ipynb #228e9f0d
 def _decoded(rows, k, name):
     "Return the picture of a row, upright, as RGB. Raises `DataError`."
     try:
@@ -151,7 +151,7 @@ def _named(label, names, where):
         raise DataError(f"{where}: class {label}: there are {len(names)} classes")
     return names[int(label)]
 
-
+# %% ../../nbs/data/09_hub.ipynb #2f3d883c
 def from_rows(
     rows,  # a `datasets.Dataset`, or a list of dictionaries with `image` and `objects`
     name: str,  # of the data set, for tables and messages
@@ -209,7 +209,7 @@ def from_rows(
     numbers, sizes = zip(*kept)
     return HubPictures(safe_name(name, 60), classes, rows, numbers, annotations, sizes, problems.texts(), left_out)
 
-
+# %% ../../nbs/data/09_hub.ipynb #a99e4f3c
 _ASKED = re.compile(rf"(.+?):([^:\[\]]+(?:\[[^\]]*\])?)(?::({'|'.join(FORMS)}))?")  # NAME:SPLIT:FORM
 
 

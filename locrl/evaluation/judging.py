@@ -26,7 +26,7 @@ from .average_precision import Detections, evaluate_detections, image_pairs
 from .confidence import best_iou, sample_boxes
 from .multi import Regions, suppress
 from .protocols import relabelled
-from ..vision.feature_store import Projection
+from ..vision.encoders import Projection
 from ..vision.region_pooling import FeatureBank
 
 # %% ../../nbs/evaluation/07_judging.ipynb #2af63a2b

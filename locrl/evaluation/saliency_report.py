@@ -21,8 +21,8 @@ import torch
 
 from ..data.boxes import pairwise_iou
 from ..vision.acceptance import area_under_curve, cells_inside
-from ..vision.encoders import Encoder
-from ..vision.feature_store import FeatureStore, Projection, build_store
+from ..vision.encoders import Encoder, Projection
+from ..vision.feature_store import FeatureStore, build_store
 from ..vision.region_pooling import class_evidence, fit_prototypes
 from ..vision.saliency import METHODS, saliency_box
 

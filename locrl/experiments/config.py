@@ -34,8 +34,7 @@ from ..agents.predictions import CHOICES, CONFIDENCE
 from ..agents.search import SearchPolicy
 from ..files import cache_root, check_writable
 from ..data.voc import ANIMALS, VOC, VOC_CLASSES, DataError
-from ..vision.encoders import ENCODERS, CropCache, Encoder, Prototypes, family_of, load_encoder
-from ..vision.feature_store import FeatureStore, Projection, build_store, kept_projection
+from ..vision.encoders import ENCODERS, CropCache, Encoder, Projection, Prototypes, family_of, load_encoder
 from ..vision.region_pooling import CropBank, FeatureBank, choose_maps, fit_prototypes, map_bytes, memory_room
 from ..envs.observation import ObservationConfig
 
@@ -477,7 +476,7 @@ class Config(_Group):
                 raise ConfigError(f"{e}; this run was made by another version of locrl") from e
             raise
 
-
+# %% ../../nbs/experiments/00_config.ipynb #1746a259
 def _with(group, name, values):
     "Return a group with fields replaced, each checked for its type. Raises `ConfigError`."
     types = {f.name: f.type for f in fields(group)}
@@ -684,17 +683,19 @@ class World:
 
     def bank(self, split: str) -> FeatureBank:
         "Features of a split, encoded when first asked for"
+        from locrl.vision.feature_store import build_store
+
         if split not in self.banks:
             if split not in self.data:
                 self.data[split] = load_data(getattr(self.config.data, split), self.config.data.classes)
             store = build_store(self.data[split], self.encoder, projection=self.projection, finer=self.finer)
-            self.banks[split] = self.look(store, self.data[split], self.config.data.classes, self.prototypes)
+            self.banks[split] = self.look([store], self.data[split], self.config.data.classes, self.prototypes)
             self.read_quality(split)
         return self.banks[split]
 
     def look(
         self,
-        stores: FeatureStore | list[FeatureStore],  # of `data`; one alone where regions are crops
+        stores: list,  # `FeatureStore`s of `data`; one alone where regions are crops
         data,  # a data set
         classes,  # what may be asked for
         prototypes: Prototypes | None,  # evidence for the classes, instead of the encoder's own
@@ -702,7 +703,7 @@ class World:
         "Features in memory, with regions embedded as the configuration says"
         if self.config.encoder.regions == "pooled":
             return FeatureBank(stores, classes, prototypes, self.device)
-        (store,) = [stores] if isinstance(stores, FeatureStore) else stores
+        (store,) = stores
         return CropBank(store, classes, CropCache(self.encoder, data), prototypes, self.device)
 
     def read_quality(self, split: str):
@@ -724,7 +725,7 @@ class World:
             )
         return replace(self, config=config)
 
-
+# %% ../../nbs/experiments/00_config.ipynb #00a02da9
 def make_encoder(
     config: Config,
     device: str = "cpu",  # torch device
@@ -788,7 +789,7 @@ def search_policy(
         dim, config.observation, actions, net.net_arch, net.region_width, net.dropout, trained, net.tied
     )
 
-
+# %% ../../nbs/experiments/00_config.ipynb #81a3bc07
 @dataclass(frozen=True)
 class FeatureNeeds:
     "What the features of a configuration's splits take, on the disk and in memory"
@@ -833,7 +834,7 @@ def feature_needs(
     disk = sum(pictures.values()) * (2 * h * w * (dim + classes) + 4 * classes)
     return FeatureNeeds(pictures, disk, free - room, tuple(half), shutil.disk_usage(folder).free, free)
 
-
+# %% ../../nbs/experiments/00_config.ipynb #80c1bf5a
 def prepare(
     config: Config,
     device: str = "cpu",  # torch device of encoder and features
@@ -842,6 +843,7 @@ def prepare(
 ) -> World:
     "Load the training data, encode it (once; it stays on disk), fit projection and prototypes on it, and judges"
     from locrl.envs.localization import Targets
+    from locrl.vision.feature_store import build_store, kept_projection
 
     splits = dict.fromkeys(("train", *tell))
     every = {split: load_data(getattr(config.data, split), config.data.classes) for split in splits}

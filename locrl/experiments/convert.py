@@ -75,7 +75,7 @@ def _unpickled(file, blob):
     except Exception as e:  # a damaged pickle ends in any kind of error
         raise RunError(f"{file} is damaged ({type(e).__name__}: {e})") from None
 
-
+# %% ../../nbs/experiments/11_convert.ipynb #b56a022e
 def _checked(file):
     "Return the newest whole content of an old checkpoint, or None where there is none. Raises `RunError`."
     sums = {s.read_text(errors="replace").strip() for s in file.parent.glob(f"{file.name}*.sha256")}
@@ -106,7 +106,7 @@ def _today(
         config["margin_weight"] *= round(config["batch_size"] * config["demo_ratio"]) / config["batch_size"]
     return about | {"config": config}
 
-
+# %% ../../nbs/experiments/11_convert.ipynb #ed47279f
 def convert_run(
     folder,  # of a run that an older locrl saved
     trust: bool = False,  # unpickle its files; only what you or somebody you trust made

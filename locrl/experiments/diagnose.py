@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..agents.predictions import Predictions, confidence_of
 from ..agents.search import search
 from ..data.boxes import ACTIONS, TRIGGER, Moves, iou
+from ..checkpoints import RunFolder
 from .config import ConfigError, World, check_confidence
 from ..files import array_digest
 from .diagnostics import Probe
@@ -32,7 +33,7 @@ from ..evaluation.average_precision import Detections
 from ..envs.observation import MAX_STEPS
 from ..envs.oracle import greedy, plan
 from ..figures import COLOURS, style, table
-from .results import answers_of, history, kept, opened
+from .results import answers_of, kept, opened
 from ..evaluation.statistics import Ranked
 from .train import Agent
 
@@ -460,7 +461,7 @@ def _drop(ax, names, levels, losses, title):
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)
 
-
+# %% ../../nbs/experiments/08_diagnose.ipynb #4be4c623
 def ladder_figure(
     steps,  # of `Step`
     metric: str = "map11",  # for the axis
@@ -492,7 +493,7 @@ def ladder_figure(
         )
     return figure
 
-
+# %% ../../nbs/experiments/08_diagnose.ipynb #ab04c792
 def signs_figure(
     e: dict,  # what `evidence` gave
     training: list,  # rows of metrics.jsonl, a list for each seed
@@ -589,7 +590,7 @@ def diagnose(
         metric,
         steps,
         mean,
-        [history(a.folder) for a in agents],
+        [RunFolder(a.folder).validations() for a in agents],
         verdict(steps, mean, config),
     )
 

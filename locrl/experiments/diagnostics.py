@@ -44,6 +44,8 @@ class Curve(NamedTuple):
 
 
 _MARGIN, _PRIORITY = ("demonstrations.margin_weight",), ("replay.alpha",)
+
+# %% ../../nbs/experiments/02_diagnostics.ipynb #1c8beaf8
 NAMES = {
     "train/loss": Curve("all losses of an update together", "falls, then flat"),
     "train/td_loss": Curve(
@@ -169,7 +171,7 @@ NAMES = {
     ),
 }
 
-
+# %% ../../nbs/experiments/02_diagnostics.ipynb #07d7f9b5
 def applies(
     name: str,  # a key of `NAMES`
     config: Config,

@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/experiments/results.html.md"""
 
 # %% auto #0
 __all__ = ['bank_digest', 'kept', 'searches_of', 'classifier_file', 'classifier_of', 'any_judge_of', 'answers_of',
-           'predictions_of', 'spread', 'aggregate', 'agents_of', 'opened', 'evaluate_runs', 'results_of', 'history',
+           'predictions_of', 'spread', 'aggregate', 'agents_of', 'opened', 'evaluate_runs', 'results_of',
            'save_results', 'results_table', 'confidence_table', 'episode_of', 'good_example']
 
 # %% ../../nbs/experiments/04_results.ipynb #8d098f5f
@@ -37,6 +37,7 @@ from locrl.agents.predictions import (
 from ..agents.judge import Judge, judged, load_judge, look_closer, save_judge
 from ..agents.search import SEARCH_FORMAT, beginning
 from ..evaluation.confidence import fit_region_classifier
+from ..checkpoints import RunFolder
 from .config import ConfigError, World, check_confidence, difference, load_data
 from ..files import UNREADABLE, array_digest, write_atomic
 from .diagnostics import Probe, watch
@@ -176,7 +177,7 @@ def _read_or_fit(file, load, fit):
         made.save(file)
     return made
 
-
+# %% ../../nbs/experiments/04_results.ipynb #5d90fae9
 def _fitted_classifier(agent, progress):
     "Return a region classifier fitted on the training pictures and on what the agent predicts for them"
     world = agent.world()
@@ -232,7 +233,7 @@ def _some_queries(gt, n_images, n_classes, seed):
     more = np.arange(n_images) * n_classes + np.random.default_rng(seed).integers(n_classes, size=n_images)
     return np.divmod(np.union1d(held, more), n_classes)
 
-
+# %% ../../nbs/experiments/04_results.ipynb #f626a2bd
 def answers_of(
     agent: Agent,  # who answers
     bank: FeatureBank,  # features of the pictures
@@ -384,7 +385,7 @@ def evaluate_runs(
         out["baselines"]["behaviour cloning"] = _mean([e.to_dict() for e in scores])
     return out
 
-
+# %% ../../nbs/experiments/04_results.ipynb #c10e29e7
 def results_of(
     agents: list[Agent],  # of one configuration
     world: World,  # with their encoder
@@ -443,7 +444,7 @@ def _mean(results):
         return first
     return None if None in results else float(np.mean(results))
 
-
+# %% ../../nbs/experiments/04_results.ipynb #630e894f
 @dataclass(frozen=True, eq=False)
 class _Text:
     "Plain values as text, for `kept`"
@@ -489,16 +490,9 @@ def _several(agent, bank, data, confidence, progress):
     )
     return json.loads(str(score.json))
 
-
-def history(
-    folder,  # of a run
-) -> list[dict]:  # a row for each validation
-    "The metrics of a run while it learned"
-    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-
-
+# %% ../../nbs/experiments/04_results.ipynb #e26519cf
 def _minutes(folder):
-    return history(folder)[-1]["minutes"]
+    return RunFolder(folder).validations()[-1]["minutes"]
 
 
 _AT_THE_END = ("trigger_rate", "map11", "demos_accuracy", "demos_margin_missed")  # of the last validation
@@ -506,7 +500,7 @@ _AT_THE_END = ("trigger_rate", "map11", "demos_accuracy", "demos_margin_missed")
 
 def _training(folder):
     "Ranges of Q over the run, and where its other signs of health ended"
-    rows = history(folder)
+    rows = RunFolder(folder).validations()
 
     def column(name):
         return [r[name] for r in rows if r.get(name) is not None]

@@ -25,7 +25,7 @@ import yaml
 from .results import spread
 from ..figures import filmstrip, table
 from ..files import check_writable, pack_tensors, read_bytes, read_json, read_tensors, write_atomic
-from ..vision.clip import _cause, _offline_if_unreachable
+from ..vision.clip import cause_of, offline_if_unreachable
 
 # %% ../../nbs/experiments/12_share.ipynb #fbb2cb0f
 _FOLDERS = re.compile(r"(?<![\w.)/\\])(?:[A-Za-z]:(?=\\)|~)?[\\/](?:[^:\\/\s]+[\\/])*(?=[^:\\/\s])")
@@ -220,7 +220,7 @@ def upload_agent(
 
     api = HfApi()
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -229,7 +229,7 @@ def upload_agent(
             )
     except Exception as e:  # the library raises many kinds
         raise ShareError(
-            f"{repo_id} was not uploaded: {_cause(e)}. Log in with `hf auth login` (a token that may write), and try "
+            f"{repo_id} was not uploaded: {cause_of(e)}. Log in with `hf auth login` (a token that may write), and try "
             "again on a machine with a network; save_pretrained writes the same files into a folder"
         ) from e
     return told.commit_url
@@ -250,12 +250,12 @@ def agent_folder(
     from huggingface_hub import snapshot_download
 
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             return Path(snapshot_download(str(name), revision=revision, allow_patterns=[TENSORS, ABOUT, CARD, PICTURE]))
     except Exception as e:  # the library raises many kinds
         at = f" at revision {revision!r}" if revision else ""
         raise ShareError(
-            f"there is no folder {name}, and no agent could be fetched from the repository {name}{at}: {_cause(e)}. "
+            f"there is no folder {name}, and no agent could be fetched from the repository {name}{at}: {cause_of(e)}. "
             "Look at the name, log in with `hf auth login` if it is private; or run "
             f"`hf download {name} --local-dir FOLDER` on a machine with a network, and give that folder"
         ) from e

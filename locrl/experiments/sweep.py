@@ -16,7 +16,6 @@ Ray, `sweep_table` shows them."""
 import hashlib
 import json
 import logging
-import math
 import multiprocessing
 import os
 import platform
@@ -45,7 +44,7 @@ from .iterations import find_config
 from ..figures import table
 from .results import spread
 from ..evaluation.statistics import interval
-from .train import _config_of, _demand_config, _rows, run_folder, train
+from .train import demand_config, run_folder, stated_config, train
 
 # %% ../../nbs/experiments/05_sweep.ipynb #f68fdea8
 @dataclass(frozen=True, repr=False)
@@ -66,7 +65,7 @@ class Trial:
 
     def rows(self) -> list[dict]:
         "Its validations so far"
-        return _rows(self.folder / "metrics.jsonl", math.inf)
+        return RunFolder(self.folder).validations()
 
     @property
     def key(self) -> str:
@@ -82,10 +81,9 @@ class Trial:
     def finished(self) -> bool:
         "Whether nothing is left to train. Raises `ConfigError` when the folder holds a run of another configuration."
         demand_mounted(self.folder)
-        if there := _config_of(self.folder):
-            _demand_config(self.folder, there, self.config, self.seed)
-        manifest = RunFolder(self.folder).manifest() or {}
-        return manifest.get("step", 0) >= self.config.learning.steps and "best" in manifest["files"]
+        if there := stated_config(self.folder):
+            demand_config(self.folder, there, self.config, self.seed)
+        return RunFolder(self.folder).is_finished(self.config.learning.steps)
 
 # %% ../../nbs/experiments/05_sweep.ipynb #501681d8
 def _word(value):

@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/experiments/train.html.md"""
 
 # %% auto #0
 __all__ = ['CLOCK', 'FILES', 'load_checkpoint', 'make_model', 'demonstrations', 'model_state', 'load_model_state', 'versions',
-           'provenance', 'run_folder', 'LiveCurves', 'train', 'Agent']
+           'provenance', 'run_folder', 'demand_config', 'stated_config', 'LiveCurves', 'train', 'Agent']
 
 # %% ../../nbs/experiments/03_train.ipynb #466f906d
 """`train` does the run that a `Config` and a seed define: resumable, deterministic, in one folder. `Agent` uses it."""
@@ -52,10 +52,10 @@ from locrl.experiments.config import (
 from ..checkpoints import RunError, RunFolder, pack_tree, unpack_tree
 from ..files import cache_root, locked, persistent
 from .diagnostics import ActionValues, Diagnostics, Events
-from ..vision.encoders import Encoder, Prototypes
+from ..vision.encoders import Encoder, Projection, Prototypes
 from ..envs.localization import LocalizationVecEnv, Search
 from ..evaluation.protocols import Evaluation, evaluate
-from ..vision.feature_store import Projection, demand_mounted
+from ..vision.feature_store import demand_mounted
 from ..vision.region_pooling import FeatureBank
 from ..envs.oracle import best_actions, plan
 from ..agents.policy import IoULoss, RegionPolicy, attach, policy_kwargs
@@ -335,7 +335,12 @@ def _made(manifest, step):
     return rows
 
 
-def _demand_config(where, there, config, seed):
+def demand_config(
+    where,  # a folder or a file, for the error
+    there: dict,  # what `config.json` says of it
+    config: Config,  # the run that is meant
+    seed: int,
+):
     "Raise `ConfigError` when what lies at `where` is of another run"
     changed = difference(
         Config.from_dict(there["config"]).to_dict() | {"seed": there["seed"]}, config.to_dict() | {"seed": seed}
@@ -363,7 +368,9 @@ def _demand_version(where, there, here):
         )
 
 # %% ../../nbs/experiments/03_train.ipynb #565d4fb6
-def _config_of(folder):
+def stated_config(
+    folder,  # of a run
+) -> dict | None:
     "Return what `config.json` of a run says, or None where no run has begun. Raises `RunError`."
     file = Path(folder) / "config.json"
     text = RunFolder(folder).read("config.json").get("config.json")
@@ -373,15 +380,6 @@ def _config_of(folder):
         return None if text is None else json.loads(text)
     except ValueError as e:
         raise RunError(f"{file} is damaged ({e}): delete {folder} to train anew") from None
-
-
-def _rows(file, step):
-    "Return the rows of a log up to `step`: later ones, and one cut short, were written after the last checkpoint"
-    rows = []
-    for line in persistent(file.read_text, f"read {file}").splitlines() if file.exists() else ():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if row["step"] <= step]
 
 # %% ../../nbs/experiments/03_train.ipynb #c1ca2eda
 @contextmanager
@@ -406,7 +404,7 @@ def _resume(run, files, model, config, seed, about):
         return None
     state = unpack_tree(files["last"], f"the last checkpoint in {run.path}")
     saved = state.get("about") or json.loads(files["config.json"])
-    _demand_config(f"the last checkpoint in {run.path}", saved, config, seed)
+    demand_config(f"the last checkpoint in {run.path}", saved, config, seed)
     there = saved.get("encoder", {}).get("fingerprint")
     demand_encoder(f"the last checkpoint in {run.path}", there, about["encoder"]["fingerprint"])
     if state["model"]["counters"]["num_timesteps"] < config.learning.steps:
@@ -509,8 +507,8 @@ def train(
         run = RunFolder(folder)
         run.clean()
         files = _newest(run)
-        if there := _config_of(folder):
-            _demand_config(folder, there, config, seed)
+        if there := stated_config(folder):
+            demand_config(folder, there, config, seed)
             here = world.encoder if world else make_encoder(config, device)
             demand_encoder(folder, there.get("encoder", {}).get("fingerprint"), here.fingerprint)
         judges = load_judges(folder / "judges.safetensors") if "judges.safetensors" in files else ()

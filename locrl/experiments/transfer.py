@@ -17,7 +17,8 @@ from ..agents.predictions import confidence_of, needs_classifier
 from .config import ConfigError, World, load_data
 from ..data.voc import VOC_CLASSES
 from ..evaluation.protocols import relabelled, score
-from ..vision.feature_store import Projection, build_store
+from ..vision.encoders import Projection
+from ..vision.feature_store import build_store
 from ..vision.region_pooling import fit_prototypes
 from ..evaluation.average_precision import Detections
 from .results import agents_of, answers_of, any_judge_of, opened, results_of, searches_of
@@ -60,7 +61,7 @@ def elsewhere(
     )
     store = build_store(own, world.encoder, projection=agent.projection, finer=finer)
     prototypes = None if evidence == "encoder" else _prototypes(agent, classes, fit_on, world)
-    bank = world.look(store, own, classes, prototypes)
+    bank = world.look([store], own, classes, prototypes)
     if finer is not None:
         look_closer(bank, own, world.encoder, finer)
     return bank, data

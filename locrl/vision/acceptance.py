@@ -639,7 +639,7 @@ def _quick_gelu():
 
     return QuickGELU()
 
-
+# %% ../../nbs/vision/05_acceptance.ipynb #0aa5fac2
 def _other_pixels(change):
     "A mistake in `preprocess`; `change(pictures, size, mean, std, filter)` gives the pixels"
 
@@ -680,7 +680,7 @@ def _cropped_pixels(images, size, recipe):
         [_centre(im.convert("RGB")) for im in images], size, recipe.mean, recipe.std, Image.Resampling.BICUBIC
     )
 
-
+# %% ../../nbs/vision/05_acceptance.ipynb #eced07fb
 def _redraw(modules, seed):
     "Draw the weights of some modules anew, as at an initialisation"
     generator = torch.Generator().manual_seed(seed)
@@ -730,7 +730,7 @@ def _shuffle(dense):
     order = torch.randperm(dense.shape[2] * dense.shape[3], generator=torch.Generator().manual_seed(2))
     return dense.flatten(2)[:, :, order.to(dense.device)].view_as(dense)
 
-
+# %% ../../nbs/vision/05_acceptance.ipynb #bcb00e02
 MISTAKES: dict[str, Callable | None] = {
     "activation": _swap_activation,
     "normalisation": _other_pixels(_imagenet_pixels),

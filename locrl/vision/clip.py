@@ -7,8 +7,8 @@ Docs: https://locrl.github.io/locrl/vision/clip.html.md"""
 # %% auto #0
 __all__ = ['SINGLE_PROMPT', 'TEMPLATES', 'BACKGROUND', 'resize_position_embedding', 'last_block', 'joint_tokens', 'sliding_dense',
            'attention_pool', 'accept_any_size', 'pooled_patches', 'patch_tokens', 'demand_maskclip', 'tower_facts',
-           'of_siglip_kind', 'dense_unsupported', 'WeightsError', 'rivals', 'encode_texts', 'ClassTexts',
-           'OpenClipEncoder']
+           'of_siglip_kind', 'dense_unsupported', 'WeightsError', 'cause_of', 'offline_if_unreachable', 'rivals',
+           'encode_texts', 'ClassTexts', 'autocast_dtype', 'OpenClipEncoder']
 
 # %% ../../nbs/vision/02_clip.ipynb #3ac25ab3
 import hashlib
@@ -43,7 +43,7 @@ from locrl.vision.encoders import (
     warp,
     weights_digest,
 )
-from .saliency import _check_method, cosine_evidence, keeps_residual, last_block_attention, presence_score
+from .saliency import check_method, cosine_evidence, keeps_residual, last_block_attention, presence_score
 
 # %% ../../nbs/vision/02_clip.ipynb #98639101
 def resize_position_embedding(
@@ -227,7 +227,9 @@ def _tag(name, pretrained):
     return get_pretrained_cfg(name, str(pretrained)) or {}
 
 
-def _cause(e):
+def cause_of(
+    e: BaseException,
+) -> str:
     "Return the first line of an error, shortened"
     return textwrap.shorten((str(e).splitlines() or [type(e).__name__])[0], 400, placeholder=" ...").rstrip(".")
 
@@ -248,7 +250,7 @@ def _cure(name, pretrained):
 
 
 @contextmanager
-def _offline_if_unreachable():
+def offline_if_unreachable():
     "Keep huggingface_hub from retrying a host that cannot be looked up; files in its cache are still found"
     from huggingface_hub import constants
 
@@ -296,11 +298,11 @@ def _create(name, pretrained, seed):
         if _is_torchscript(path):
             return _openai_archive(name, path), label
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             return open_clip.create_model(name, **options), label
     except Exception as e:
         source = name if remote else f"{name} from {pretrained!r}"
-        raise WeightsError(f"no weights for {source}: {_cause(e)}. {_cure(name, pretrained)}") from e
+        raise WeightsError(f"no weights for {source}: {cause_of(e)}. {_cure(name, pretrained)}") from e
 
 
 def _is_torchscript(path):
@@ -388,7 +390,7 @@ class ClassTexts:
         import open_clip
 
         try:
-            with _offline_if_unreachable():
+            with offline_if_unreachable():
                 return open_clip.get_tokenizer(self.architecture)
         except ImportError as e:
             raise ImportError(
@@ -396,8 +398,8 @@ class ClassTexts:
             ) from e
         except OSError as e:
             raise WeightsError(
-                f"no tokenizer for {self.architecture}: {_cause(e)}. It is fetched with the weights on a machine with "
-                "a network, and kept there for later calls"
+                f"no tokenizer for {self.architecture}: {cause_of(e)}. It is fetched with the weights on a machine "
+                "with a network, and kept there for later calls"
             ) from e
 
     def sentences(self, name: str) -> list[str]:
@@ -452,8 +454,11 @@ def _bf16_cpu():
     return bool(native and native())
 
 
-def _precision(precision, device):
-    "The dtype to autocast to, or `None` for float32"
+def autocast_dtype(
+    precision: str,  # "auto", "fp32", "fp16" or "bf16"
+    device: str,  # type of a torch device, such as "cpu"
+) -> torch.dtype | None:
+    "Return the dtype to autocast to, or `None` for float32. Raises `ValueError` for what the device cannot do."
     if precision == "auto":
         precision = "fp16" if device == "cuda" else "bf16" if device == "cpu" and _bf16_cpu() else "fp32"
     if precision not in ("fp32", "fp16", "bf16"):
@@ -470,10 +475,10 @@ def _check_model(name, pretrained, method):
     import open_clip
 
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             config = open_clip.get_model_config(name)
     except Exception as e:
-        raise WeightsError(f"no configuration of {name}: {_cause(e)}. {_cure(name, pretrained)}") from e
+        raise WeightsError(f"no configuration of {name}: {cause_of(e)}. {_cure(name, pretrained)}") from e
     if config is None:
         near = ", ".join(get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.3)) or "none is near"
         raise ValueError(
@@ -522,10 +527,10 @@ class OpenClipEncoder(Encoder):
         batch_size: int | None = None,  # pictures (or windows) in one forward pass; default as many as fit
         seed: int = 0,  # of random weights
     ):
-        _check_method(method)
+        check_method(method)
         if prompts not in ("ensemble", "single"):
             raise ValueError(f"prompts is {prompts!r}; choose ensemble or single")
-        self._dtype = _precision(precision, torch.device(device).type)
+        self._dtype = autocast_dtype(precision, torch.device(device).type)
         ensure_torchvision()
         if ":" not in name:
             name = name.replace("/", "-")

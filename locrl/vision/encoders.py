@@ -7,13 +7,13 @@ Docs: https://locrl.github.io/locrl/vision/encoders.html.md"""
 # %% auto #0
 __all__ = ['PROMPTS', 'SYNONYMS', 'IMAGENET_GROUPS', 'ENCODERS', 'FAMILIES', 'FAMILY_MODULES', 'UnknownClassError', 'phrases',
            'forms', 'Encoder', 'crop', 'warp', 'free_memory', 'out_of_memory', 'keep_freed_memory', 'on_device',
-           'Batches', 'EfficientNetLite0', 'weights_digest', 'CropCache', 'Prototypes', 'ensure_torchvision',
-           'register_encoder', 'register_family', 'family_of', 'load_encoder']
+           'Batches', 'EfficientNetLite0', 'weights_digest', 'CropCache', 'FeatureError', 'Projection', 'Prototypes',
+           'ensure_torchvision', 'register_encoder', 'register_family', 'family_of', 'load_encoder']
 
 # %% ../../nbs/vision/00_encoders.ipynb #e832ffda
 """`Encoder` is the interface of everything that turns pictures into frozen features; `load_encoder` makes one by name.
-`EfficientNetLite0` is the embedded encoder, `CropCache` keeps exact crops, and `Prototypes` estimates classes that an
-encoder has no name for."""
+`EfficientNetLite0` is the embedded encoder, `CropCache` keeps exact crops, `Projection` reduces the channels, and
+`Prototypes` estimates classes that an encoder has no name for."""
 
 # %% ../../nbs/vision/00_encoders.ipynb #5638d13e
 import ctypes
@@ -28,9 +28,11 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,7 +42,7 @@ from torch import nn
 from PIL import Image
 
 from ..data.voc import rgb
-from ..files import FileError, pack_tensors, read_json, read_tensors, write_atomic
+from ..files import FileError, pack_tensors, read_json, read_npz, read_tensors, write_atomic
 
 # %% ../../nbs/vision/00_encoders.ipynb #24d41631
 class UnknownClassError(ValueError):
@@ -568,6 +570,84 @@ class CropCache:
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
         return out
+
+# %% ../../nbs/vision/00_encoders.ipynb #95ebe04b
+class FeatureError(ValueError):
+    "Features that are missing, damaged, of another encoder or not writable; the message names file and cure"
+
+# %% ../../nbs/vision/00_encoders.ipynb #7da2c898
+@dataclass(frozen=True, eq=False)
+class Projection:
+    "An affine map of feature vectors: `(x - mean) @ matrix`, scale included"
+
+    mean: np.ndarray  # (D,) float32
+    matrix: np.ndarray | None  # (D, d) float32; None keeps all channels
+    scale: float  # what the result is multiplied by
+
+    @property
+    def dim(self) -> int:
+        "Channels after the projection"
+        return len(self.mean) if self.matrix is None else self.matrix.shape[1]
+
+    @property
+    def digest(self) -> str:
+        "SHA-256 of the numbers"
+        h = hashlib.sha256(np.float64(self.scale).tobytes() + self.mean.tobytes())
+        if self.matrix is not None:
+            h.update(np.ascontiguousarray(self.matrix).tobytes())
+        return h.hexdigest()
+
+    @classmethod
+    def fit(
+        cls,
+        vectors: np.ndarray,  # (M, D) feature vectors
+        dim: int | None = None,  # channels to keep; None keeps all of them, unrotated
+    ):
+        "Fit principal components, scaled so that a kept channel has unit variance on average. Raises `FeatureError`."
+        vectors = np.asarray(vectors, dtype=np.float64)
+        if not np.isfinite(vectors).all():
+            raise FeatureError("the encoder gave NaN or infinite features; check its weights and precision")
+        mean = vectors.mean(0)
+        if dim is None or dim >= vectors.shape[1]:
+            return cls(mean.astype(np.float32), None, float(1 / (vectors - mean).std()))
+        values, axes = np.linalg.eigh(np.cov(vectors.T))
+        axes = axes[:, ::-1][:, :dim]
+        axes = axes * np.sign(axes[np.abs(axes).argmax(0), range(dim)])  # eigenvectors have no sign: fix it
+        return cls(mean.astype(np.float32), axes.astype(np.float32), float(values[::-1][:dim].mean() ** -0.5))
+
+    def __call__(
+        self,
+        dense: torch.Tensor,  # (B, D, H, W)
+    ) -> torch.Tensor:  # (B, H, W, d)
+        "Project the vector of every cell"
+        x = dense.permute(0, 2, 3, 1).float() - torch.as_tensor(self.mean, device=dense.device)
+        return (x if self.matrix is None else x @ torch.as_tensor(self.matrix, device=dense.device)).mul_(self.scale)
+
+    def save(
+        self,
+        file,  # a path or an open file; with `write_atomic(path, projection.save)` it is never half there
+    ):
+        "Write the numbers as `.npz`"
+        matrix: dict[str, Any] = {} if self.matrix is None else dict(matrix=self.matrix)
+        np.savez(file, mean=self.mean, scale=self.scale, **matrix)
+
+    @classmethod
+    def load(
+        cls,
+        path,  # a file that `save` wrote
+    ):
+        "Read what `save` wrote; nothing is unpickled. Raises `FeatureError` for a file that is missing or damaged."
+        cure = "delete it and build the store again"
+        arrays = read_npz(path, FeatureError, cure)
+        mean, matrix, scale = (arrays.get(name) for name in ("mean", "matrix", "scale"))
+        if mean is None or scale is None:
+            raise FeatureError(f"{path} is damaged (it has no mean or no scale): {cure}")
+        wide = mean.ndim == 1 and (matrix is None or (matrix.ndim == 2 and len(matrix) == len(mean)))
+        if not wide or scale.shape or {a.dtype.kind for a in arrays.values()} != {"f"}:
+            raise FeatureError(f"{path} is damaged (its arrays do not fit together): {cure}")
+        if not all(np.isfinite(a).all() for a in arrays.values()):
+            raise FeatureError(f"{path} is damaged (its numbers are not all finite): {cure}")
+        return cls(mean, matrix, float(scale))
 
 # %% ../../nbs/vision/00_encoders.ipynb #43a867e6
 class Prototypes(nn.Module):

@@ -20,8 +20,7 @@ from PIL import Image
 
 from ..data.voc import rgb
 from .acceptance import cells_inside
-from .encoders import Encoder, UnknownClassError
-from .feature_store import Projection
+from .encoders import Encoder, Projection, UnknownClassError
 
 # %% ../../nbs/vision/07_example.ipynb #55864b7a
 SCALE, THRESHOLD = 8.0, 0.2  # s and t; chosen on VOC2012 val with EfficientNet-Lite0, see below

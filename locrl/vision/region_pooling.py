@@ -25,8 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .encoders import CropCache, Prototypes, free_memory
-from .feature_store import FeatureError, FeatureStore
+from .encoders import CropCache, FeatureError, Prototypes, free_memory
 from .saliency import presence_score, to_saliency
 
 # %% ../../nbs/vision/04_region_pooling.ipynb #ed2e8f2b
@@ -115,7 +114,7 @@ class HalfMaps:
 
     def __init__(
         self,
-        stores: Sequence[FeatureStore],  # the pictures of the first come first
+        stores: Sequence,  # `FeatureStore`s; the pictures of the first come first
         room: int,  # pictures that may be in memory at once
         device: str = "cpu",  # torch device
     ):
@@ -326,14 +325,14 @@ class FeatureBank:
 
     def __init__(
         self,
-        stores: FeatureStore | Sequence[FeatureStore],  # features on disk; of several, the pictures follow one another
+        stores,  # a `FeatureStore`, or several, of which the pictures follow one another
         classes: Sequence[str],  # the classes the agent may be asked for
         prototypes: Prototypes | None = None,  # evidence for the classes, instead of the encoder's own
         device: str = "cpu",  # torch device
         maps: str | None = None,  # one of `MAPS`; None takes integral images where they fit
         room: int | None = None,  # bytes that are free; default `memory_room(device)`
     ):
-        stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
+        stores = list(stores) if isinstance(stores, Sequence) else [stores]
         if len({s.projection.digest for s in stores}) > 1:
             raise FeatureError(f"these stores do not share a projection: {', '.join(str(s.path) for s in stores)}")
         self.classes = tuple(classes)
@@ -399,7 +398,7 @@ def _portions(stores):
 
 # %% ../../nbs/vision/04_region_pooling.ipynb #0d929bfd
 def class_evidence(
-    store: FeatureStore | None,  # of `features`; not used where there are prototypes
+    store,  # `FeatureStore` of `features`; not used where there are prototypes
     features: torch.Tensor,  # (N, H, W, d) projected features
     classes: Sequence[str],  # names
     prototypes: Prototypes | None,  # of the classes; None takes the encoder's own evidence from the store
@@ -424,7 +423,7 @@ def class_evidence(
 
 # %% ../../nbs/vision/04_region_pooling.ipynb #e8f8e9d1
 def fit_prototypes(
-    store: FeatureStore,  # features of `data`
+    store,  # `FeatureStore` of `data`
     data,  # a data set with boxes
     classes: Sequence[str],  # classes to estimate
     per_image: int = 64,  # cells taken from a picture, at most
@@ -462,7 +461,7 @@ class CropBank(FeatureBank):
 
     def __init__(
         self,
-        store: FeatureStore,  # features on disk: evidence, and the projection
+        store,  # `FeatureStore`: evidence, and the projection
         classes: Sequence[str],  # the classes the agent may be asked for
         crops: CropCache,  # of the same data set
         prototypes: Prototypes | None = None,  # evidence for the classes, instead of the encoder's own

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .clip import WeightsError, _offline_if_unreachable, _precision
+from .clip import WeightsError, offline_if_unreachable, autocast_dtype
 from locrl.vision.encoders import (
     Batches,
     Encoder,
@@ -112,7 +112,7 @@ def timm_weights(
         if not path.is_file():
             raise WeightsError(f"pretrained={str(pretrained)!r} is no file. {_timm_cure(name, hub)}")
     try:
-        with _offline_if_unreachable():
+        with offline_if_unreachable():
             return *timm_network(model, size, pretrained=True, **options), label
     except Exception as e:
         source = f"{name} from {pretrained!r}" if label else name
@@ -147,7 +147,7 @@ class TimmEncoder(Encoder):
         batch_size: int | None = None,  # pictures in one forward pass; default as many as fit
         seed: int = 0,  # of random weights
     ):
-        self._dtype = _precision(precision, torch.device(device).type)
+        self._dtype = autocast_dtype(precision, torch.device(device).type)
         ensure_torchvision()
         import timm
 

@@ -1,11 +1,14 @@
 "Double DQN against SB3's DQN; saving and loading"
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 
 from stable_baselines3.dqn.policies import DQNPolicy, MlpPolicy
@@ -318,3 +321,35 @@ def test_a_guide_of_another_shape_is_refused():
     model = DoubleDQN("MlpPolicy", Wrong(), **SMALL, guide="allowed")
     with pytest.raises(ValueError, match=r"guide='allowed': .* \(1, 2\), but returned \(2,\)"):
         model.learn(10)
+
+
+def test_importance_weights_scale_the_error_of_each_transition():
+    "The loss by hand on three transitions; while it learns, the network is in training mode"
+    model = DoubleDQN("MlpPolicy", gym.make("CartPole-v1"), **SMALL, learning_rate=0.0)
+    rng = np.random.default_rng(0)
+    observations, following = (torch.from_numpy(rng.normal(size=(3, 4)).astype(np.float32)) for _ in range(2))
+    batch = SimpleNamespace(
+        observations=observations,
+        actions=torch.tensor([[0], [1], [1]]),
+        next_observations=following,
+        rewards=torch.tensor([[3.0], [0.2], [-2.0]]),
+        dones=torch.tensor([[0.0], [1.0], [0.0]]),
+        discounts=None,
+        weights=torch.tensor([[0.25], [1.0], [0.5]]),
+    )
+    modes = []
+
+    class Buffer:
+        def sample(self, n, env):
+            modes.append(model.q_net.training)
+            return batch
+
+    model.replay_buffer = Buffer()
+    model.set_logger(Logger(None, []))
+    model.train(1, 3)
+    with torch.no_grad():
+        off = model.q_net(observations).gather(1, batch.actions) - model.targets(batch)
+    huber = torch.where(off.abs() < 1, off**2 / 2, off.abs() - 0.5)
+    logged = model.logger.name_to_value
+    assert logged["train/td_loss"] == pytest.approx((huber * batch.weights).mean().item(), rel=1e-5)
+    assert logged["train/td_error"] == pytest.approx(off.abs().mean().item(), rel=1e-5) and modes == [True]

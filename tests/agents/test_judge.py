@@ -30,8 +30,7 @@ from locrl.agents.judge import (
 )
 from locrl.agents.predictions import ConfidenceError, Predictions
 from locrl.evaluation.multi import Regions
-from locrl.vision.encoders import load_encoder
-from locrl.vision.feature_store import Projection
+from locrl.vision.encoders import Projection, load_encoder
 from locrl.vision.region_pooling import FeatureBank, HalfTensor, integral_image
 
 CLASSES = ("cat", "dog")

@@ -140,3 +140,24 @@ def test_a_policy_without_features_says_so():
     q = p.q_net(keys((0, 0, (0, 0, 1, 1)), (1, 0, (0, 0, 1, 1))))
     assert q.shape == (2, 10) and not torch.equal(q[0], q[1])
     assert p.q_net_target.features_extractor.bank is p.q_net.features_extractor.bank
+
+
+def test_both_ends_of_the_band_are_ranked():
+    "Two states at its ends make a pair: log(1 + e^-d), where the nearer one has a log-odds greater by d"
+    targets = Targets(np.array([0]), np.array([0]), np.float32([[[0, 0, 1, 1]]]))
+    loss = IoULoss(targets, rank_weight=1.0, band=(0.5, 0.75))
+    value = loss.ranking(torch.tensor([0.25, 1.0]), torch.tensor([0.5, 0.75]))
+    assert value.item() == pytest.approx(np.log1p(np.exp(-0.75)), rel=1e-6)
+
+
+def test_the_loss_is_quadratic_within_a_tenth():
+    "Smooth L1: half the square over a tenth below it, linear above"
+    targets = Targets(np.array([0]), np.array([0]), np.float32([[[0, 0, 1, 1]]]))
+    loss = IoULoss(targets)
+    keys = torch.zeros(1, 17)
+    keys[0, 2:6] = torch.tensor([0.0, 0.0, 1.0, 0.5])  # IoU .5
+    for believed in (0.45, 0.8):
+        head = SimpleNamespace(iou_head=lambda trunk, x=believed: torch.logit(torch.tensor([[x]])))
+        value, _ = loss(SimpleNamespace(q_net=head), SimpleNamespace(observations=keys), None, torch.zeros(1, 2))
+        off = abs(believed - 0.5)
+        assert value.item() == pytest.approx(off**2 / 0.2 if off < 0.1 else off - 0.05, rel=1e-4)

@@ -12,6 +12,7 @@ from locrl.apps import cli
 from locrl.experiments import config
 from locrl.checkpoints import RunFolder
 from locrl.experiments.train import load_checkpoint
+from locrl.vision import feature_store
 from tiny import TINY
 
 
@@ -88,7 +89,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, words, monkeypatch, capsys,
     "It is found before any picture is encoded"
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["locrl", *line.replace("FILE", str(tmp_path / "file")).split()])
-    monkeypatch.setattr(config, "build_store", lambda *args, **kwargs: pytest.fail("pictures are encoded"))
+    monkeypatch.setattr(feature_store, "build_store", lambda *args, **kwargs: pytest.fail("pictures are encoded"))
     with pytest.raises(SystemExit) as e:
         cli.main()
     said = capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from locrl.apps.localizer import EXAMPLE
 from test_package import BESIDE, place
 
-MOST_MODULES = 17  # 14 for a search, and the judge, films, and the folders in which pictures lie
+MOST_MODULES = 14
 UPWARD = set()  # calls from a lower room to a higher one that are meant: (from, to); none
 HEAVY = {"scipy", "matplotlib", "stable_baselines3", "torchvision", "open_clip", "pandas", "sklearn", "tensorboard"}
 HEAVY |= {"torch._dynamo", "torch.utils.tensorboard"}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from locrl.apps import cli, media
+from locrl.apps import cli, localizer, media
 from locrl.apps.localizer import Location
 from locrl.data.voc import DataError
 
@@ -71,7 +71,7 @@ class MadeUp:
 
 
 def test_below_the_bound_nothing_is_found():
-    cat, dog = media.answers_in(MadeUp(), shade(COLOURS[0]), ["cat", "dog"])
+    cat, dog = localizer.answers_in(MadeUp(), shade(COLOURS[0]), ["cat", "dog"])
     assert cat.lines() == ["cat: 16 24 48 48, confidence 0.80, 3 actions"]
     assert dog.lines() == ["dog: not found, no box has confidence 0.10 (the surest box has confidence 0.01)"]
     assert cat.records() == [
@@ -79,21 +79,21 @@ def test_below_the_bound_nothing_is_found():
         | {"class": "cat"}
     ]
     assert dog.records() == [dict(phrase="dog", found=False, box=None, confidence=0.01, least=0.1)]
-    assert media.answers_in(MadeUp(), shade(COLOURS[0]), ["dog"], least=0)[0].locations
-    assert not media.answers_in(MadeUp(), shade(COLOURS[0]), ["cat"], least=0.9)[0].locations
+    assert localizer.answers_in(MadeUp(), shade(COLOURS[0]), ["dog"], least=0)[0].locations
+    assert not localizer.answers_in(MadeUp(), shade(COLOURS[0]), ["cat"], least=0.9)[0].locations
 
 
 def test_all_of_them_and_an_example():
-    assert [len(a.locations) for a in media.answers_in(MadeUp(), shade(COLOURS[0]), ["cat"], every=True)] == [2]
-    assert len(media.answers_in(MadeUp(), shade(COLOURS[0]), ["cat"], every=True, least=0.05)[0].locations) == 3
-    (none,) = media.answers_in(MadeUp(), shade(COLOURS[1]), ["cat"], every=True)
+    assert [len(a.locations) for a in localizer.answers_in(MadeUp(), shade(COLOURS[0]), ["cat"], every=True)] == [2]
+    assert len(localizer.answers_in(MadeUp(), shade(COLOURS[0]), ["cat"], every=True, least=0.05)[0].locations) == 3
+    (none,) = localizer.answers_in(MadeUp(), shade(COLOURS[1]), ["cat"], every=True)
     assert none.lines() == ["cat: not found, no box has confidence 0.30"]
-    (like,) = media.answers_in(MadeUp(), shade(COLOURS[1]), example=shade(COLOURS[0]))
-    assert like.phrase == media.THE_EXAMPLE and like.locations, "no bound was measured for examples"
+    (like,) = localizer.answers_in(MadeUp(), shade(COLOURS[1]), example=shade(COLOURS[0]))
+    assert like.phrase == localizer.THE_EXAMPLE and like.locations, "no bound was measured for examples"
 
 
 def test_the_path_in_pixels():
-    record = media.location_record(made_up(shade(COLOURS[0]), "cat", 0.8), path=True)
+    record = localizer.location_record(made_up(shade(COLOURS[0]), "cat", 0.8), path=True)
     assert record["start"] == [0, 0, 64, 48] and [step["action"] for step in record["path"]] == [
         "right",
         "smaller",

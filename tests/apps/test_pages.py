@@ -21,7 +21,7 @@ from locrl import files
 from locrl.apps import pages
 from locrl.experiments.diagnose import diagnose
 from locrl.apps.pages import (
-    _private,
+    without_folders,
     class_records,
     class_table,
     diagnosis_parts,
@@ -206,9 +206,8 @@ def test_no_folder_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     said = f"locrl x {cache}/runs/demo/seed-0 {here}/runs/b --root {home}/c --data={voc}/VOC2007"
     said += f" {tmp_path}/else/where/a/b/c"
-    assert (
-        _private(said) == "locrl x $LOCRL_CACHE/runs/demo/seed-0 runs/b --root ~/c --data=$LOCRL_DATA/VOC2007 …/a/b/c"
-    )
+    plain = "locrl x $LOCRL_CACHE/runs/demo/seed-0 runs/b --root ~/c --data=$LOCRL_DATA/VOC2007 …/a/b/c"
+    assert without_folders(said) == plain
     parts = {f"In {here}": [said, table([{f"{cache}/a": said, "path": cache / "x"}], emphasise=said)]}
     write_folder(here / "page", said, parts, {said: dict(file=cache / "x", more=[said])}, [{"file": cache / "x"}], said)
     for file in (here / "page").iterdir():
@@ -233,12 +232,12 @@ def test_no_folder_of_the_machine(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_no_path_of_the_machine_stays(text):
-    assert _private(text) == text
+    assert without_folders(text) == text
 
 
 @given(st.text("/ab. -=$~…", max_size=30))
 def test_private_once_is_enough(text):
-    assert _private(_private(text)) == _private(text)
+    assert without_folders(without_folders(text)) == without_folders(text)
 
 
 def test_an_existing_folder_keeps_what_is_not_written(tmp_path):

@@ -138,3 +138,16 @@ def test_the_embedding_looks_at_the_box_and_its_context(context):
     w, h = 0.1 * context, 0.2 * context
     want = (0.5 - w, 0.5 - h, 0.5 + w, 0.5 + h)
     np.testing.assert_allclose(seen, [(sum(want), want[0], want[3])], atol=1e-6)
+
+
+def test_the_smallest_values_that_a_part_may_have():
+    "They are taken; the next smaller ones are refused"
+    smallest = dict(local_saliency=0, grid=0, n_classes=0, n_actions=1, max_steps=1, context=1.0)
+    ObservationConfig(**smallest)
+    for name, value in smallest.items():
+        with pytest.raises(ValueError, match=name):
+            ObservationConfig(**{name: value - 1})
+    with pytest.raises(ValueError, match="reach=0"):
+        ObservationConfig(reach=0)
+    with pytest.raises(ValueError, match="context=0.99"):
+        ObservationConfig(context=0.99)

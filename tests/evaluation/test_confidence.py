@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locrl.agents.predictions import (
+    CONFIDENCE,
     CONTEXT,
     ConfidenceError,
     Predictions,
@@ -497,3 +498,26 @@ def test_the_answer_where_it_stops(fitted, searched):
     assert np.array_equal(stop.box, plain.box) and np.array_equal(stop.steps, plain.steps) and stop.region is not None
     with pytest.raises(ValueError, match="use 'stop' or 'surest'"):
         predict(policy, fitted.elsewhere, image, label, choice="last")
+
+
+def test_products_of_nothing_are_finite():
+    "A probability of 0 counts as a millionth, so that the logarithm is finite"
+    none, one = np.zeros(1), np.ones(1)
+    for presence, evidence, region, believed in ((0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)):
+        numbers = dict(presence=presence, evidence=evidence, region=region, iou=believed)
+        p = Predictions(
+            np.zeros(1, int),
+            np.zeros(1, int),
+            np.float32([[0, 0, 1, 1]]),
+            one > 0,
+            np.ones(1, int),
+            none,
+            believed * one,
+            presence * one,
+            evidence * one,
+            region * one,
+        )
+        for name in CONFIDENCE:
+            if "*" in name:
+                wanted = sum(np.log(numbers[part] + 1e-6) for part in name.split("*"))
+                assert confidence_of(p, name)[0] == pytest.approx(wanted, abs=1e-12), name

@@ -209,3 +209,19 @@ def test_average_precision_of_suppresses():
     some = Regions(np.zeros(2, int), np.repeat(gt.label[:1], 2), twice, *[np.zeros(2, bool)] * 3, *[np.zeros(2)] * 4)
     kept = average_precision_of(some, np.array([0.9, 0.8]), gt, CLASSES, 1)
     assert kept[CLASSES[gt.label[0]]] > 0
+
+
+def test_the_pace_of_learning_by_hand():
+    "Up from a twenty-fifth within a tenth of the way, then down half a cosine to nothing"
+    from locrl.evaluation.judging import _pace
+
+    for t, share in ((0, 0.04), (0.05, 0.54), (0.096, 1), (0.096 + 0.904 / 2, 0.5), (0.096 + 0.904 / 3, 0.75), (1, 0)):
+        assert _pace(t) == pytest.approx(share, abs=1e-12)
+
+
+def test_a_judge_of_any_class_is_mostly_asked_about_the_class_that_is_there():
+    "In 70 % of the cases and, with two classes, in half of the others"
+    from locrl.evaluation.judging import _asked
+
+    overlap = torch.tensor([[0.2, 0.6]]).repeat(20_000, 1)
+    assert _asked(overlap, np.random.default_rng(0)).float().mean().item() == pytest.approx(0.85, abs=0.01)

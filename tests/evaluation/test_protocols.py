@@ -227,3 +227,15 @@ def test_baselines(world):
     assert rows["greedy oracle"].localisation.hit_rate <= rows["centre-tie oracle"].localisation.hit_rate <= 1
     assert max(e.predictions.steps.max() for e in rows.values()) <= 40
     assert np.array_equal(baselines(bank, data)["random policy"].predictions.box, rows["random policy"].predictions.box)
+
+
+def test_baselines_by_hand(world):
+    "Fixed boxes with TRIGGER at once; the random policy moves until it draws TRIGGER, one of ten actions"
+    data, bank, _ = world
+    rows = baselines(bank, data)
+    n = len(data) * len(bank.classes)
+    for name, box in (("whole image", (0, 0, 1, 1)), ("centre box", (0.25, 0.25, 0.75, 0.75))):
+        p = rows[name].predictions
+        assert np.array_equal(p.box, np.tile(np.float32(box), (n, 1))) and p.triggered.all() and not p.steps.any()
+    steps = rows["random policy"].predictions.steps
+    assert steps.min() >= 1 and 5 < steps.mean() < 15

@@ -11,20 +11,19 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from locrl.apps import cli
+from locrl.checkpoints import RunFolder
 from locrl.experiments.runs import follow, run_state, runs_in, validation_line
 from locrl.files import FileError, locked
 
 
 def test_a_real_run(tiny_runs):
     "Finished, with the mAP that selected its policy; stopped when its last checkpoint is an earlier one"
-    from locrl.checkpoints import RunFolder
-    from locrl.experiments.results import history
     from tiny import TINY
 
     run, other = tiny_runs
     found = run_state(run)
     assert (found.state, found.step, found.steps) == ("finished", TINY.learning.steps, TINY.learning.steps)
-    assert found.best == max(row["map_area"] for row in history(run)) and found.written <= time.time()
+    assert found.best == max(row["map_area"] for row in RunFolder(run).validations()) and found.written <= time.time()
     RunFolder(other).roll_back()
     stopped = run_state(other)
     assert stopped.state == "stopped" and stopped.step < stopped.steps
@@ -36,8 +35,8 @@ def test_a_real_run(tiny_runs):
 
 def test_followed_until_it_ends(tmp_path):
     "Rows that come while it is held are given as they come, each once, the last one too"
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"learning": {"steps": 300}}}))
-    (tmp_path / "manifest.json").write_text(json.dumps({"step": 300}))
+    config = json.dumps({"config": {"learning": {"steps": 300}}}).encode()
+    RunFolder(tmp_path).commit({"config.json": config, "best": b""}, step=300)
     rows, ready = [{"step": 100 * k, "map_area": k / 10} for k in (1, 2, 3)], threading.Event()
 
     def train():
@@ -67,12 +66,11 @@ def test_a_writer_waits_for_whoever_looks(tmp_path):
 
 
 def test_damaged_and_old_runs_are_listed(tmp_path):
-    for name, manifest, rows in (("a", "{", ""), ("b", '{"step": 5}', "no row"), ("c", None, "")):
+    for name, rows in (("a", b""), ("b", b"no row"), ("c", b"")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text('{"config": {"steps": 10}}')
-        (tmp_path / name / "metrics.jsonl").write_text(rows)
-        if manifest:
-            (tmp_path / name / "manifest.json").write_text(manifest)
+        RunFolder(tmp_path / name).commit({"config.json": b'{"config": {"steps": 10}}', "metrics.jsonl": rows}, step=5)
+    (tmp_path / "a" / "manifest.json").write_text("{")
+    (tmp_path / "c" / "manifest.json").unlink()
     states = {run.folder.name: run.state for run in runs_in(tmp_path)}
     assert states["a"].startswith("damaged") and "manifest.json" in states["a"]
     assert "metrics.jsonl, line 1 is damaged" in states["b"] and "locrl convert" in states["c"]

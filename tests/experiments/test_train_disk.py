@@ -8,7 +8,7 @@ import pytest
 
 from locrl.experiments import train as training
 from locrl.experiments.config import Config
-from locrl.vision.feature_store import FeatureError
+from locrl.vision.encoders import FeatureError
 from locrl import files
 from locrl.checkpoints import RunError, RunFolder, pack_tree
 from locrl.experiments.train import load_checkpoint

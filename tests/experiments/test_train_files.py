@@ -43,8 +43,8 @@ from locrl.experiments.config import ConfigError, prepare
 from locrl.experiments.convert import convert_run
 from locrl.experiments.share import read_agent
 from locrl.experiments.train import FILES, Agent, LiveCurves, load_checkpoint, provenance, train
-from locrl.vision.encoders import Prototypes
-from locrl.vision.feature_store import FeatureStore, Projection
+from locrl.vision.encoders import Projection, Prototypes
+from locrl.vision.feature_store import FeatureStore
 from test_train import newest, same_run
 from tiny import TINIEST as TINY
 
@@ -196,7 +196,7 @@ LOADERS = {
     "locrl.files.read_tensors": lambda p: files.read_tensors(p, {}),
     "locrl.vision.encoders.Prototypes.load": Prototypes.load,
     "locrl.vision.encoders.load_encoder": None,
-    "locrl.vision.feature_store.Projection.load": Projection.load,
+    "locrl.vision.encoders.Projection.load": Projection.load,
     "locrl.vision.region_pooling.HalfMaps.load": None,
     "locrl.vision.feature_store.FeatureStore": as_store,
 }

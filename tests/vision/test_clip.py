@@ -532,8 +532,8 @@ def test_precision_is_what_the_device_has(monkeypatch, native):
     monkeypatch.setattr(clip, "_bf16_cpu", lambda: native)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
     assert (
-        clip._precision("auto", "cpu") == (torch.bfloat16 if native else None)
-        and clip._precision("auto", "cuda") == torch.float16
+        clip.autocast_dtype("auto", "cpu") == (torch.bfloat16 if native else None)
+        and clip.autocast_dtype("auto", "cuda") == torch.float16
     )
     assert isinstance(clip._bf16_cpu(), bool)
 

@@ -26,8 +26,8 @@ from locrl import files
 from locrl.data import voc as data_module
 from locrl.data.scenes import Scenes
 from locrl.vision import feature_store
-from locrl.vision.encoders import UnknownClassError
-from locrl.vision.feature_store import FeatureError, FeatureStore, Projection, build_store
+from locrl.vision.encoders import FeatureError, Projection, UnknownClassError
+from locrl.vision.feature_store import FeatureStore, build_store
 from mosaic import Mosaic, build, pictures
 
 

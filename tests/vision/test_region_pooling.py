@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from locrl.data.scenes import Scenes
-from locrl.vision.encoders import CropCache, EfficientNetLite0
-from locrl.vision.feature_store import FeatureError
+from locrl.vision.encoders import CropCache, EfficientNetLite0, FeatureError
 from locrl.vision import region_pooling
 from locrl.vision.region_pooling import (
     CropBank,
@@ -362,3 +361,22 @@ def test_the_memory_of_a_process_can_be_limited(monkeypatch):
         monkeypatch.setenv("LOCRL_MEMORY", wrong)
         with pytest.raises(FeatureError, match=f"LOCRL_MEMORY={wrong}: give the GB"):
             memory_room()
+
+
+def test_portions_name_every_picture_once():
+    "Stores of more pictures than a portion holds"
+    from locrl.vision.region_pooling import _portions
+
+    stores = [range(600), range(3), range(256)]
+    named = [list(ids) for store, ids in _portions(stores) if store is stores[0]]
+    assert sum(named, []) == list(range(600)) and max(map(len, named)) <= 256
+    assert [list(ids) for store, ids in _portions(stores) if store is not stores[0]] == [[0, 1, 2], list(range(256))]
+
+
+def test_column_sums_of_many_pictures():
+    "Each picture once, whatever the portions"
+    bank = object.__new__(FeatureBank)
+    bank.integral = torch.arange(600.0)[:, None, None, None].expand(600, 3, 3, 2)
+    bank.presence = torch.zeros(600, 1)
+    sums = torch.cat(list(bank.column_sums()))
+    assert sums.shape == (600, 3, 2) and torch.equal(sums[:, 0, 0], torch.arange(600.0))
