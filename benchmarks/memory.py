@@ -6,6 +6,10 @@ says. The store lies in a scratch folder, which is deleted at the end. With its 
 what the interpreter and its libraries hold (LOCRL_MEMORY). The script prints a Markdown table and writes it, with
 machine, versions and seed, to results/benchmarks/memory.json. No encoder runs: the features are random, so that
 nothing is learned, and memory, disk and time are the same as with real ones.
+
+With --most a third number of pictures is tried (40,000 take 16 GB on the disk and about as long as ten times the
+others). With --voc the same is done once for three data sets of VOC2007's sizes, all held at once: train with its
+mirrored pictures, val and test, searched for one object and for several, within so many MB.
 """
 
 import json
@@ -15,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +30,9 @@ from locrl.agents.policy import attach
 from locrl.data.voc import Annotation, Dataset
 from locrl.envs.localization import Targets
 from locrl.envs.observation import ObservationConfig, observe
-from locrl.evaluation.protocols import evaluate
-from locrl.experiments.config import World, feature_needs, named_config
+from locrl.evaluation.multi import attended_regions
+from locrl.evaluation.protocols import all_queries, evaluate
+from locrl.experiments.config import Config, World, feature_needs, named_config
 from locrl.experiments.train import make_model
 from locrl.vision.encoders import Encoder, Projection
 from locrl.vision.feature_store import build_store
@@ -35,13 +41,14 @@ from speed import SEED, command_line, markdown, resident
 from stable_baselines3.common.callbacks import CallbackList
 
 CLASSES = ("cat", "dog")
+VOC2007 = (2501, 2510, 4952)  # pictures of train, val and test
 
 
 class Boxes(Dataset):
     "Pictures of nothing, with a box of one class in each"
 
-    def __init__(self, n):
-        super().__init__(f"boxes {n}", CLASSES, [str(i) for i in range(n)])
+    def __init__(self, n, name="boxes"):
+        super().__init__(f"{name} {n}", CLASSES, [str(i) for i in range(n)])
         self.picture = Image.new("RGB", (8, 8))
 
     def image(self, i):
@@ -108,20 +115,82 @@ def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def run(n: int, steps: int, side: int, dim: int, limit: int, root: str) -> dict:
-    "Encode, train and search `n` pictures in this process; `limit` and the peaks are bytes beyond what it holds now"
-    interpreter, out = resident() or 0, dict(pictures=n, limit=limit)
-    os.environ["LOCRL_MEMORY"] = str((interpreter + limit) / 1e9)
-    config = named_config("voc2007-clip").replace(
+def configuration(steps: int, flip: bool) -> Config:
+    "Return that of the whole of VOC2007 with ViT-L/14, for two classes and a short training"
+    return named_config("voc2007-clip").replace(
         {
-            "name": f"memory-{n}",
+            "name": "memory",
             "data.classes": CLASSES,
-            "data.flip": False,
+            "data.flip": flip,
             "learning.steps": max(steps, 128),
             "learning.learning_starts": min(1_000, steps // 4),
             "replay.buffer_size": 50_000,
         }
     )
+
+
+def trained(world: World, steps: int):
+    "Return the agent after so many transitions, and how many there were a second"
+    learning = world.config.learning
+    model, quiet = make_model(world, SEED), CallbackList([])
+    model._setup_learn(learning.steps)
+    quiet.init_callback(model)
+    start = time.perf_counter()
+    while model.num_timesteps < steps:
+        model.collect_rollouts(
+            model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=learning.learning_starts
+        )
+        if model.num_timesteps > learning.learning_starts:
+            model.train(learning.gradient_steps, learning.batch_size)
+    return model, model.num_timesteps / (time.perf_counter() - start)
+
+
+def voc(sizes: tuple[int, int, int], steps: int, side: int, dim: int, limit: int, root: str) -> dict:
+    "Hold train with its mirrored pictures, val and test at once, train, and search the last two in both ways"
+    interpreter = resident() or 0
+    os.environ["LOCRL_MEMORY"] = str((interpreter + limit) / 1e9)
+    config, encoder = configuration(steps, flip=True), RandomMaps(side, dim)
+    splits = {split: Boxes(n, split) for split, n in zip(("train", "select", "report"), sizes)}
+    needs = feature_needs(config, encoder, splits)
+    projection = Projection(np.zeros(encoder.dim, np.float32), None, 1.0)
+    stores = {
+        split: [build_store(data, encoder, projection=projection, flip=flip, root=Path(root)) for flip in flips]
+        for (split, data), flips in zip(splits.items(), ((False, True), (False,), (False,)))
+    }
+    targets = Targets.of(splits["train"], CLASSES)
+    world = World(config, encoder, projection, None, splits, {}, targets)
+    for split, data in splits.items():
+        world.banks[split] = world.look(stores[split], data, CLASSES, None)
+    held = peak() - interpreter
+    model, rate = trained(world, steps)
+    for split in ("select", "report"):
+        bank, data = world.banks[split], splits[split]
+        attach(model.policy, bank)
+        evaluate(model.policy, bank, data, config.moves, "presence*iou", max_steps=4)
+        attended_regions(
+            model.policy, bank, *all_queries(len(data), 1), config.moves, 4, restarts=config.search.restarts
+        )
+    return dict(
+        pictures=dict(zip(splits, (2 * sizes[0], *sizes[1:]))),
+        limit=limit,
+        estimated_disk=needs.disk,
+        disk=sum(f.stat().st_size for each in stores.values() for store in each for f in store.path.iterdir()),
+        banks={split: "integral" if bank.maps is None else "half" for split, bank in world.banks.items()},
+        in_memory={
+            split: len(bank) if bank.maps is None else len(bank.maps.cells) for split, bank in world.banks.items()
+        },
+        held=held,
+        transitions_per_second=rate,
+        interpreter=interpreter,
+        peak=peak() - interpreter,
+    )
+
+
+def run(n: int, steps: int, side: int, dim: int, limit: int, root: str) -> dict:
+    "Encode, train and search `n` pictures in this process; `limit` and the peaks are bytes beyond what it holds now"
+    interpreter, out = resident() or 0, dict(pictures=n, limit=limit)
+    os.environ["LOCRL_MEMORY"] = str((interpreter + limit) / 1e9)
+    config = configuration(steps, flip=False)
     data, encoder = Boxes(n), RandomMaps(side, dim)
     needs = feature_needs(config, encoder, {"train": data})
     out |= dict(estimated_disk=needs.disk, estimated_memory=needs.memory, free_memory=needs.free_memory)
@@ -141,24 +210,15 @@ def run(n: int, steps: int, side: int, dim: int, limit: int, root: str) -> dict:
         in_memory=n if bank.maps is None else len(bank.maps.cells),
         bank_memory=(resident() or 0) - before,
     )
-    model, quiet = make_model(world, SEED), CallbackList([])
-    model._setup_learn(config.learning.steps)
-    quiet.init_callback(model)
+    model, rate = trained(world, steps)
     start = time.perf_counter()
-    while model.num_timesteps < steps:
-        model.collect_rollouts(
-            model.env, quiet, model.train_freq, model.replay_buffer, learning_starts=config.learning.learning_starts
-        )
-        if model.num_timesteps > config.learning.learning_starts:
-            model.train(config.learning.gradient_steps, config.learning.batch_size)
-    trained = time.perf_counter()
     attach(model.policy, bank)
     found = evaluate(model.policy, bank, data, config.moves, "presence*iou", max_steps=4)
     assert len(found.predictions) == n * len(CLASSES)
     return out | dict(
         transitions=model.num_timesteps,
-        transitions_per_second=model.num_timesteps / (trained - start),
-        pictures_searched_per_second=n / (time.perf_counter() - trained),
+        transitions_per_second=rate,
+        pictures_searched_per_second=n / (time.perf_counter() - start),
         interpreter=interpreter,
         peak=peak() - interpreter,
     )
@@ -168,15 +228,15 @@ CODE = """
 import json, sys, torch
 torch.set_num_threads(1)
 import memory
-print(json.dumps(memory.run(**json.loads(sys.argv[1]))))
+print(json.dumps(getattr(memory, sys.argv[1])(**json.loads(sys.argv[2]))))
 """
 
 
-def in_a_process(**options) -> dict:
-    "Return what `run` gives in a process of its own"
+def in_a_process(what: str = "run", **options) -> dict:
+    "Return what `run`, or `voc`, gives in a process of its own"
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(options)],
+        [sys.executable, "-c", CODE, what, json.dumps(options)],
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
         text=True,
@@ -232,16 +292,28 @@ def pooling(side: int, dim: int, n: int, keys: int = 256, rounds: int = 15) -> d
     ) | dict(ratio=half_ms / integral_ms)
 
 
-def measure(few: int, many: int, steps: int, limit: int) -> dict:
+def measure(few: int, many: int, most: int, steps: int, limit: int, voc: int) -> dict:
     "All measurements; of each number of pictures in a process of its own"
     rows = []
-    for n in (few, many):
-        with tempfile.TemporaryDirectory() as folder:
-            need = n * 400_000
-            if shutil.disk_usage(folder).free < 1.5 * need:
-                raise OSError(f"{folder} has too little room for {need / 1e9:.0f} GB of features")
+    for n in filter(None, (few, many, most)):
+        with scratch(n) as folder:
             rows.append(in_a_process(n=n, steps=steps, side=16, dim=768, limit=limit * 1_000_000, root=folder))
-    return dict(runs=rows, pooling=[pooling(14, 256, 2000), pooling(16, 768, 500)])
+    out = dict(runs=rows, pooling=[pooling(14, 256, 2000), pooling(16, 768, 500)])
+    if voc:
+        with scratch(2 * VOC2007[0] + sum(VOC2007[1:])) as folder:
+            options = dict(sizes=VOC2007, steps=steps, side=16, dim=768, limit=voc * 1_000_000, root=folder)
+            out["voc"] = in_a_process("voc", **options)
+    return out
+
+
+@contextmanager
+def scratch(n: int):
+    "Give a folder with room for the features of so many pictures, which is deleted at the end"
+    with tempfile.TemporaryDirectory() as folder:
+        need = n * 400_000
+        if shutil.disk_usage(folder).free < 1.2 * need:
+            raise OSError(f"{folder} has too little room for {need / 1e9:.0f} GB of features")
+        yield folder
 
 
 def table(results: dict) -> str:
@@ -265,6 +337,14 @@ def table(results: dict) -> str:
             ("training, transitions/s", f"{r['transitions_per_second']:,.0f}", ""),
             ("searching, pictures/s", f"{r['pictures_searched_per_second']:,.0f}", ""),
         ]
+    if v := results.get("voc"):
+        n = sum(v["pictures"].values())
+        banks = ", ".join(f"{split} {v['in_memory'][split]:,} ({kind})" for split, kind in v["banks"].items())
+        rows += [
+            (f"**VOC2007, {n:,} pictures**: on the disk, GB", f"{v['disk'] / 1e9:.2f}", ""),
+            ("maps in memory", banks, ""),
+            ("peak above the interpreter's, GB", f"{v['peak'] / 1e9:.2f}", "8 at most, with the interpreter"),
+        ]
     for p in results["pooling"]:
         what = f"pooling {p['keys']} x {p['regions']} regions, {p['grid']} x {p['grid']} x {p['channels']}"
         rows.append(
@@ -281,6 +361,8 @@ if __name__ == "__main__":
         table,
         few=(2_000, "pictures of the first run"),
         many=(5_000, "pictures of the second"),
+        most=(0, "pictures of a third; 0 for none"),
         steps=(3_000, "transitions to train"),
         limit=(2_000, "MB that a process may hold with its features, beyond the interpreter"),
+        voc=(0, "the same for all of VOC2007 at once; 0 leaves it out, 6000 keeps it below 8 GB"),
     )

@@ -64,16 +64,15 @@ def machine(threads: int) -> dict:
     )
 
 
+def described(command: str, about: dict, start: float, results: dict) -> dict:
+    "What was run, where, with what, and what came out"
+    minutes = round((time.monotonic() - start) / 60, 2)
+    return dict(command=command, machine=about, versions=versions(), seed=SEED, minutes=minutes, results=results)
+
+
 def write(path: Path, command: str, about: dict, start: float, results: dict):
-    "The results file: what was run, where, with what, and what came out"
-    content = dict(
-        command=command,
-        machine=about,
-        versions=versions(),
-        seed=SEED,
-        minutes=round((time.monotonic() - start) / 60, 2),
-        results=results,
-    )
+    "Write the results file"
+    content = described(command, about, start, results)
     write_atomic(path, json.dumps(content, indent=1) + "\n")
     print(f"\nwritten to {path.name} after {content['minutes']} minutes", file=sys.stderr)
 

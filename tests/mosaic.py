@@ -1,5 +1,6 @@
 """A quick encoder that knows cats and dogs, and a small feature store of some pictures, for tests of several wings."""
 
+import os
 import time
 
 import numpy as np
@@ -47,6 +48,20 @@ class Mosaic(Encoder):
 
     def presence(self, dense, names):
         return self.evidence(dense, names).amax((2, 3))
+
+
+class Noted(Scenes):
+    "The pictures of `pictures`, which take their time and note which process opened them"
+
+    def __init__(self, n, notes):
+        super().__init__(n, seed=0, size=(40, 60), classes=("cat", "dog", "bird"))
+        self.notes = notes
+
+    def image(self, i):
+        "Return picture `i` after a while"
+        (self.notes / f"{i}-{os.getpid()}").touch()
+        time.sleep(0.2)
+        return super().image(i)
 
 
 def pictures(n=10, seed=0):

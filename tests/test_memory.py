@@ -25,6 +25,15 @@ def test_more_pictures_than_fit(memory, tmp_path):
     assert abs(out["bank_memory"] - out["estimated_memory"]) < 30e6
 
 
+def test_three_data_sets_at_once(memory, tmp_path):
+    "All steps of it, with few pictures and small maps; there is room for all"
+    out = memory.in_a_process(
+        "voc", sizes=(40, 20, 30), steps=128, side=8, dim=16, limit=1_000_000_000, root=str(tmp_path)
+    )
+    assert out["pictures"] == dict(train=80, select=20, report=30) and set(out["banks"].values()) == {"integral"}
+    assert out["estimated_disk"] <= out["disk"] and out["peak"] <= 1_000_000_000
+
+
 def test_pooling_is_timed_in_turns(memory):
     "The figures are there; on so few pictures they say nothing"
     out = memory.pooling(4, 8, 6, keys=5, rounds=2)

@@ -19,6 +19,7 @@ __all__ = ['app', 'ConfigName', 'Root', 'Device', 'Seed', 'Seeds', 'Steps', 'On'
 import math
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -260,16 +261,30 @@ def cache(
     context: typer.Context,
     config: ConfigName = "demo",
     device: Device = "cpu",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Encode on a Ray cluster: its address, auto (the one this machine belongs to) or local. All machines "
+            "see the cache and the pictures under the same paths. Needs the extra ray.",
+        ),
+    ] = None,
 ):
     "Encode the pictures of a configuration's splits. Done once; finished shards are kept when stopped."
     from locrl.experiments.config import check_run, prepare
+    from locrl.experiments.sweep import check_ray
+    from locrl.vision.cluster import on_ray
 
     chosen = _config(config, context=context)
     splits = ("train", "select", "report")
     check_run(chosen, device=device, splits=splits)
-    world = prepare(chosen, device, tell=splits)
-    for split in ("select", "report"):
-        world.bank(split)
+    if ray:
+        check_ray(ray)
+    with on_ray(ray) if ray else nullcontext():
+        world = prepare(chosen, device, tell=splits)
+        for split in ("select", "report"):
+            world.bank(split)
     for split, data in world.data.items():
         print(f"{split}: {data.name}, {len(data):,} pictures")
 

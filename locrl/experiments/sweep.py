@@ -6,7 +6,7 @@ Docs: https://locrl.github.io/locrl/experiments/sweep.html.md"""
 
 # %% auto #0
 __all__ = ['Trial', 'with_values', 'parse_value', 'parse_values', 'trials', 'Progress', 'cores', 'run_here', 'run_on_ray',
-           'run_sweep', 'sweep_table']
+           'check_ray', 'run_sweep', 'sweep_table']
 
 # %% ../../nbs/experiments/05_sweep.ipynb #e25b630c
 """`trials` makes the runs of a sweep, `run_sweep` trains those that are missing, in processes of this machine or on
@@ -39,6 +39,7 @@ from tqdm.auto import tqdm
 from .config import LOOKS, Config, ConfigError, check_device, config_fields, difference, prepare
 from ..checkpoints import RunFolder
 from ..files import cache_root, check_writable, write_atomic
+from ..vision.cluster import SHARED
 from ..vision.feature_store import demand_mounted
 from .iterations import find_config
 from ..figures import table
@@ -354,9 +355,6 @@ def _watching():
     return _watch
 
 # %% ../../nbs/experiments/05_sweep.ipynb #867918e2
-_VARIABLES = ("LOCRL_DATA", "LOCRL_CACHE", "LOCRL_MEMORY")  # that the machines of a cluster are to share
-
-
 def run_on_ray(
     todo: list[Trial],
     name: str = "sweep",  # of Tune's books
@@ -408,7 +406,7 @@ def run_on_ray(
             address,
             log_to_driver=False,
             logging_level=logging.CRITICAL,
-            runtime_env=dict(env_vars={k: os.environ[k] for k in _VARIABLES if k in os.environ}),
+            runtime_env=dict(env_vars={k: os.environ[k] for k in SHARED if k in os.environ}),
         )
     try:
         work = tune.with_resources(
@@ -471,7 +469,9 @@ def _encode(todo, device):
     return errors
 
 
-def _check_ray(address):
+def check_ray(
+    address: str,  # of a Ray cluster
+):
     "Raise `ConfigError` where no cluster can be at `address`, and `ImportError` where Ray is not installed"
     try:
         import ray  # noqa: F401
@@ -507,7 +507,7 @@ def run_sweep(
     if ray is None:
         check_device(device)
     else:
-        _check_ray(ray)
+        check_ray(ray)
     for root in {t.root for t in trials}:
         check_writable(root, ConfigError)
     todo, errors = _missing(trials)
