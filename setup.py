@@ -8,7 +8,7 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-EXTRAS = ("dev", "ray", "data", "video", "app", "contrib")
+EXTRAS = ("dev", "ray", "data", "video", "app", "contrib", "wandb", "mlflow")
 
 setup(
     version=settings["version"],

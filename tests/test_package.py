@@ -184,8 +184,9 @@ def test_requirements_are_what_is_imported():
 
     named = {
         plain(re.match(r"[\w.-]+", item)[0])
-        for extra in ("requirements", "ray_requirements", "data_requirements", "video_requirements", "app_requirements")
-        for item in settings()[extra].split()
+        for extra, items in settings().items()
+        if extra.endswith("requirements") and extra not in ("dev_requirements", "contrib_requirements")
+        for item in items.split()
     }
     needed = {plain(distribution) for name in used for distribution in providers.get(name, [name])}
     missing, idle = needed - named, named - needed - INDIRECT

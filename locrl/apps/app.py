@@ -386,6 +386,8 @@ def running(
 ):  # gives the address
     "Run the page in the background; its folder of uploads goes away with it. Raises `OSError` for a taken port."
     gr = _gradio()
+    for _ in searched(localizer, EXAMPLE, localizer.agent.config.data.classes[0]):
+        pass  # the first search loads what all need, and no visitor should wait for it
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="locrl-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

@@ -411,6 +411,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="With --data: folder for the table and the pictures. Default: runs/NAME.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Send the curves to wandb or mlflow too; may be given twice. Needs the extra of that name.",
+            callback=lambda names: [_one_of("wandb", "mlflow")(name) for name in names or ()],
+        ),
+    ] = None,
     root: Root = None,
     device: Device = "cpu",
 ):
@@ -432,7 +439,7 @@ def train(
         check_run(chosen, seed, root, device)
         from locrl.experiments.train import train as run
 
-        print(run(chosen, seed, root, device=device, minutes=minutes))
+        print(run(chosen, seed, root, device=device, minutes=minutes, trackers=_trackers(track)))
         return
     if config != "demo" or select is None:
         raise ConfigError("--data takes its configuration from the pictures: give --select too, and no configuration")
@@ -440,7 +447,14 @@ def train(
         raise ConfigError(f"--{next(iter(fields))} cannot be set with --data, which chooses the configuration itself")
     planned = _planned(data, select, report, name, steps, leave_out_damaged, seed, root, device)
     out = out or Path("runs") / planned.config.name
-    _train_and_show(planned.config, seed, root, out, device, minutes)
+    _train_and_show(planned.config, seed, root, out, device, minutes, _trackers(track))
+
+
+def _trackers(names):
+    "Return what `train` takes for the names of services"
+    from locrl.experiments.trackers import TRACKERS
+
+    return [TRACKERS[name] for name in names]
 
 # %% ../../nbs/apps/08_cli.ipynb #a1ff8acc
 def _failures(errors):
@@ -1106,7 +1120,7 @@ def _planned(data, select, report, name, steps, leave_out, seed, root, device):
     return planned
 
 
-def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
+def _train_and_show(config, seed, root, out, device="cpu", minutes=None, trackers=()):
     "Train, evaluate beside the baselines, write table and pictures to a folder, and print what came out"
     import time
 
@@ -1119,7 +1133,7 @@ def _train_and_show(config, seed, root, out, device="cpu", minutes=None):
     from locrl.experiments.train import Agent, train as run
 
     world = prepare(config, device)
-    folder = run(config, seed, root, world, device=device, minutes=minutes)
+    folder = run(config, seed, root, world, device=device, minutes=minutes, trackers=trackers)
     rows = RunFolder(folder).validations()
     if rows[-1]["step"] < config.learning.steps:
         print(f"{folder}\nstopped after --minutes {minutes:g}; the same command goes on from there")

@@ -497,6 +497,7 @@ def train(
     progress: bool = True,  # show a progress bar
     checkpoint_minutes: float = 5.0,  # write a checkpoint after so many minutes without one
     scalars_every: int = 2_000,  # transitions from one point of the live curves to the next
+    trackers=(),  # functions of the folder and what config.json says, that give further writers of the logger
 ) -> Path:  # the run's folder
     """Train, or resume, the run of `config` and `seed`. Raises `ConfigError` when the folder holds a run of another
     configuration, encoder or version of locrl, `RunError` when its files are damaged or foreign, `BusyError` when
@@ -516,7 +517,7 @@ def train(
         about, diagnostics = _about(config, seed, world.encoder), Diagnostics(world)
         model = make_model(world, seed)
         at = (run.manifest() or {}).get("step", 0)
-        model.set_logger(Logger(str(folder), [Events(folder, at)]))
+        model.set_logger(Logger(str(folder), [Events(folder, at), *(begin(folder, about) for begin in trackers)]))
         model._setup_learn(config.learning.steps, callback=None, reset_num_timesteps=True)
         resumed = _resume(run, files, model, config, seed, about)
         best, spent, rows = resumed or (-1.0, 0.0, [])
