@@ -430,6 +430,7 @@ def train(
     """
     from locrl.experiments.config import ConfigError, check_run
 
+    trackers = _trackers(track) if track else ()
     if data is None:
         if select or report or name or leave_out_damaged or out:
             raise ConfigError(
@@ -439,7 +440,7 @@ def train(
         check_run(chosen, seed, root, device)
         from locrl.experiments.train import train as run
 
-        print(run(chosen, seed, root, device=device, minutes=minutes, trackers=_trackers(track)))
+        print(run(chosen, seed, root, device=device, minutes=minutes, trackers=trackers))
         return
     if config != "demo" or select is None:
         raise ConfigError("--data takes its configuration from the pictures: give --select too, and no configuration")
@@ -447,13 +448,15 @@ def train(
         raise ConfigError(f"--{next(iter(fields))} cannot be set with --data, which chooses the configuration itself")
     planned = _planned(data, select, report, name, steps, leave_out_damaged, seed, root, device)
     out = out or Path("runs") / planned.config.name
-    _train_and_show(planned.config, seed, root, out, device, minutes, _trackers(track))
+    _train_and_show(planned.config, seed, root, out, device, minutes, trackers)
 
 
 def _trackers(names):
     "Return what `train` takes for the names of services"
-    from locrl.experiments.trackers import TRACKERS
+    from locrl.experiments.trackers import TRACKERS, demand_library
 
+    for name in names:
+        demand_library(name)  # before any picture is encoded
     return [TRACKERS[name] for name in names]
 
 # %% ../../nbs/apps/08_cli.ipynb #a1ff8acc

@@ -35,6 +35,8 @@ MISTAKES = [
     ("train demo --evaluation.eval_every 5", "give at least 128"),
     ("train demo --minutes 0", "no number above 0"),
     ("train demo --minutes nan", "no number above 0"),
+    ("train demo --track paper", "none of wandb, mlflow"),
+    ("train demo --track wandb", 'wandb is not installed: pip install "locrl[wandb]"'),
     ("train demo --root FILE", "is a file"),
     ("train demo --root FILE/runs", "is a file"),
     ("train demo --device abacus", "'abacus' cannot be used here"),
@@ -90,6 +92,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(line, words, monkeypatch, capsys,
     (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", ["locrl", *line.replace("FILE", str(tmp_path / "file")).split()])
     monkeypatch.setattr(feature_store, "build_store", lambda *args, **kwargs: pytest.fail("pictures are encoded"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SystemExit) as e:
         cli.main()
     said = capsys.readouterr().err
