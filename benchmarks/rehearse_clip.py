@@ -154,7 +154,7 @@ def look_at_few(n):
         cells = min(n_images, len(data)) * encoder.grid[0] * encoder.grid[1]
         return feature_store.Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
 
-    feature_store._encode_shards, feature_store.fit_projection = encode, projected
+    feature_store.encode_shards, feature_store.fit_projection = encode, projected
     return count
 
 
@@ -246,7 +246,7 @@ def rehearse(chosen, weights, cache):
             threading.Timer(float(chosen.kill[1]), os._exit, (137,)).start()
         if chosen.iteration and source.startswith("iteration, seed"):
             source = source.replace(source.split('"')[1], chosen.iteration, 1)
-        if source.startswith("world =") and chosen.seen:
+        if source.startswith("world =") and chosen.seen is not None:
             seen = look_at_few(chosen.seen)
         if source.startswith("world =") and chosen.share:
             search_few(chosen.share)
@@ -267,7 +267,7 @@ def rehearse(chosen, weights, cache):
             "disk_gb": round((disk(cache) - before) / 1e9, 4),
             "printed": printed[-300:],
         }
-        rows.append(row | ({"seen": dict(seen)} if seen and source.startswith("world =") else {}))
+        rows.append(row | ({"seen": dict(seen)} if seen is not None and source.startswith("world =") else {}))
         figures = [
             f"{row[key]}"
             for key in ("seconds", "processor_seconds", "host_now_gb", "host_peak_gb", "gpu_peak_gb", "disk_gb")
@@ -368,6 +368,7 @@ def main():
     chosen = options()
     if chosen.kill_each:
         sys.path.insert(0, str(ROOT))
+        chosen.model = "tiny-rehearsal" if chosen.tiny else chosen.model
         found = about(chosen) | kill_each()
         if chosen.out:
             chosen.out.write_text(json.dumps(found, indent=1) + "\n")
