@@ -603,3 +603,13 @@ def test_learns_with_everything_on():
     )
     for a, b in zip(one.q_net.parameters(), two.q_net.parameters()):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("steps, said", [(4, [1, 2, 3, 4]), (25, [*range(2, 25, 2), 25]), (40, [*range(4, 41, 4)])])
+def test_the_accuracy_is_measured_after_each_tenth(steps, said):
+    "And at the end, where the target network is that which learned"
+    model = agent()
+    shuffle(model.replay_buffer)
+    assert [step for step, _ in pretrain(model, steps, 8, target_update_interval=1000, progress=False)] == said
+    pairs = zip(model.q_net.parameters(), model.q_net_target.parameters())
+    assert all(torch.equal(a, b) for a, b in pairs)

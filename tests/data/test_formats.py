@@ -869,3 +869,8 @@ def test_supervision_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ImportError, match="locrl\\[data\\]"):
         coco.to_supervision(None, None, 0)
+
+
+@pytest.mark.parametrize("orientation", [9, 255])
+def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, orientation):
+    assert formats.picture_header(paint(tmp_path / "a.jpg", orientation=orientation))[1] == 1

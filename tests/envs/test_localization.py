@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import warnings
 
 import gymnasium as gym
@@ -277,8 +278,6 @@ def test_a_notebook_shows_one_picture_that_moves(monkeypatch):
 
 def test_a_window_elsewhere(monkeypatch):
     "Matplotlib draws it, no faster than the frame rate; without a screen nothing is shown and nothing fails"
-    import time
-
     from matplotlib import pyplot
 
     screen, start = localization._Screen(fps=20), time.monotonic()
@@ -622,3 +621,37 @@ def test_returns_and_lengths_are_told_to_stable_baselines():
     _, _, done, infos = env.step([TRIGGER, 0])
     assert done.tolist() == [True, False] and infos[0]["TimeLimit.truncated"] is False and infos[1] == {}
     assert infos[0]["episode"]["l"] == 1 and env.finished[-1][1:3] == (True, 1)
+
+
+def test_no_picture_waits_for_one_before_the_first():
+    "The first is due at once, the next after its share of a second, however long the clock has run"
+    screen = localization._Screen(fps=4)
+    assert screen.due <= 0
+    before = time.monotonic()
+    screen.show(np.zeros((2, 2, 3), np.uint8))
+    assert before + 0.25 <= screen.due <= time.monotonic() + 0.25
+    screen.close()
+
+
+def test_keys_lie_within_their_space(data, bank):
+    "From the first query to the last, at the borders, before any action and after all of them"
+    space = LocalizationVecEnv(Search(Targets.of(data), n=2, seed=0)).observation_space
+    first = np.float32([0, 0, 0, 0, 0, 0, 0, *[-1] * HISTORY])
+    assert np.array_equal(space.low, first) and space.contains(first)
+    assert space.contains(np.float32([9, 1, 1, 1, 1, 1, 40, *[9] * HISTORY]))
+
+
+def test_an_environment_without_arguments_is_always_the_same(monkeypatch):
+    "Scenes of seed 0, so that what is tried on one machine can be tried on another"
+    from locrl.data import scenes
+
+    class AskedError(Exception):
+        pass
+
+    def asked(n, seed):
+        raise AskedError(n, seed)
+
+    monkeypatch.setattr(scenes, "Scenes", asked)
+    with pytest.raises(AskedError) as made:
+        localization._default_world.__wrapped__()
+    assert made.value.args == (64, 0)

@@ -530,3 +530,15 @@ def test_first_cover_keeps_classes_apart():
         np.zeros(4, bool),
     )
     assert first_cover(r, [5, 7], gt).tolist() == [np.inf, np.inf, 5, 7]
+
+
+def test_panels_that_show_nothing_are_empty():
+    "Five episodes in rows of four: a panel for each, and three blank ones; every panel is 2.6 inches wide"
+    import matplotlib
+
+    matplotlib.use("Agg")
+    r = ask(Scripted(lambda keys, bank: torch.where(keys[:, 6] == 3, TRIGGER, SMALLER)), total=20)
+    figure = show_search(Image.new("RGB", (60, 40), "white"), r[:20])
+    shown = [bool(ax.images) for ax in figure.axes]
+    assert shown == [True] * 5 + [False] * 3
+    assert list(figure.get_size_inches()) == pytest.approx([4 * 2.6, 2 * (2.6 * 40 / 60 + 0.3)])

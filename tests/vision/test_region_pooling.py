@@ -380,3 +380,21 @@ def test_column_sums_of_many_pictures():
     bank.presence = torch.zeros(600, 1)
     sums = torch.cat(list(bank.column_sums()))
     assert sums.shape == (600, 3, 2) and torch.equal(sums[:, 0, 0], torch.arange(600.0))
+
+
+def test_more_maps_in_memory_than_are_read_at_once():
+    "Those for which there is room are those of the store, each at its place; the others are read when asked for"
+    maps = np.arange(150, dtype=np.float16)[:, None, None, None] * np.ones((1, 2, 2, 3), np.float16)
+
+    class Store:
+        grid, dim = (2, 2), 3
+
+        def __len__(self):
+            return 150
+
+        def take(self, name, ids):
+            return maps[ids]
+
+    held = HalfMaps([Store()], 140)
+    assert np.array_equal(held.cells.numpy(), maps[:140]) and np.array_equal(held.holds, np.arange(140))
+    assert np.array_equal(held.take(np.array([3, 145, 149, 70])).numpy(), maps[[3, 145, 149, 70]])
