@@ -27,7 +27,14 @@ from ..data.boxes import FULL
 from ..envs.observation import cells, grown
 from ..files import array_digest, pack_tensors, read_tensors, write_atomic
 from ..vision.encoders import Encoder, Projection
-from ..vision.region_pooling import FeatureBank, integral_image, region_pool
+from locrl.vision.region_pooling import (
+    FeatureBank,
+    HalfMaps,
+    choose_maps,
+    integral_image,
+    memory_room,
+    region_pool,
+)
 
 # %% ../../nbs/agents/04_judge.ipynb #9045d050
 FINER_DIM = 48  # channels kept of the finer layer
@@ -51,15 +58,20 @@ def look_closer(
     stores = [build_store(data, finer, FINER_DIM, projection, root=root)]
     if len(bank) > len(data):
         stores.append(build_store(data, finer, projection=stores[0].projection, flip=True, root=root))
-    bank.finer = finer_maps(stores, bank.device)
+    bank.finer = finer_maps(stores, bank.device, None if bank.maps is None else "half")
     return stores[0].projection
 
 
 def finer_maps(
     stores: Sequence,  # `FeatureStore`s of the finer layer; the pictures follow one another
     device: str = "cpu",  # torch device
-) -> torch.Tensor:  # (N, H+1, W+1, FINER_DIM) float32
-    "Return the sums of the finer maps, ready for `region_pool`"
+    maps: str | None = None,  # "integral" or "half"; None takes integral images where they fit
+) -> torch.Tensor | HalfMaps:  # (N, H+1, W+1, FINER_DIM) float32
+    "Return the sums of the finer maps, ready for `region_pool`, or where they do not fit, the maps as half floats"
+    n = sum(map(len, stores))
+    kind, there = choose_maps(n, stores[0].grid, stores[0].dim, memory_room(device), maps)
+    if kind == "half":
+        return HalfMaps(stores, there, device)
     return torch.cat([integral_image(torch.from_numpy(store.array("features")).to(device)) for store in stores])
 
 # %% ../../nbs/agents/04_judge.ipynb #d693669f
@@ -84,7 +96,9 @@ def judge_inputs(
     last = bank.pool(image, regions)
     fine = boxes.new_zeros(len(boxes), 0)
     if bank.finer is not None:
-        fine = region_pool(bank.finer, image, cells(grown(boxes, FINE_REACH), FINE)).flatten(1)
+        closer = cells(grown(boxes, FINE_REACH), FINE)
+        halves = isinstance(bank.finer, HalfMaps)
+        fine = (bank.finer.pool(image, closer) if halves else region_pool(bank.finer, image, closer)).flatten(1)
     if label is None:
         near = torch.stack([boxes, around.clamp(0, 1)], 1)
         rest = evidence_in(bank, image, near).flatten(1), bank.presence[image], shape_of(boxes)

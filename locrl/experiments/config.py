@@ -819,6 +819,8 @@ def feature_needs(
 ) -> FeatureNeeds:
     "Estimate what the features of some splits take, before they are there"
     (h, w), dim, classes = encoder.grid, config.encoder.dim or encoder.dim, len(config.data.classes)
+    closer = encoder.finer() if config.evaluation.judge else None
+    closer_dim = min(FINER_DIM, closer.dim) if closer is not None else 0
     pictures = {split: len(x) * (1 + (config.data.flip and split == "train")) for split, x in data.items()}
     room = free = memory_room(device)
     half = []
@@ -828,10 +830,15 @@ def feature_needs(
             half.append(split)
         room -= there * map_bytes(maps, (h, w), dim)
         room -= n * classes * ((2 if maps == "half" else 4) * 16 * 16 + 4)  # saliency and presence
+        if closer is not None:
+            maps, there = choose_maps(n, closer.grid, closer_dim, room, "half" if maps == "half" else None)
+            room -= there * map_bytes(maps, closer.grid, closer_dim)
     folder = cache_root()
     while not folder.exists():
         folder = folder.parent
     disk = sum(pictures.values()) * (2 * h * w * (dim + classes) + 4 * classes)
+    if closer is not None:
+        disk += sum(pictures.values()) * map_bytes("half", closer.grid, closer_dim)
     return FeatureNeeds(pictures, disk, free - room, tuple(half), shutil.disk_usage(folder).free, free)
 
 # %% ../../nbs/experiments/00_config.ipynb #80c1bf5a

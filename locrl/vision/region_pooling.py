@@ -320,7 +320,7 @@ class FeatureBank:
     integral: Any  # integral images (N, H+1, W+1, D), or `MadeIntegrals`
     saliency: Any  # (N, C, 16, 16) in [0, 1]
     presence: torch.Tensor  # (N, C) in [0, 1]
-    finer: torch.Tensor | None = None  # (N, H+1, W+1, d) sums of a finer layer, see `locrl.agents.judge.look_closer`
+    finer: Any = None  # (N, H+1, W+1, d) sums of a finer layer, or `HalfMaps`, see `locrl.agents.judge.look_closer`
     quality: Any = None  # what says how well boxes fit their class, see `locrl.agents.judge.HeldOutJudges`
 
     def __init__(

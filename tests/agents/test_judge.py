@@ -17,6 +17,7 @@ from locrl.agents.judge import (
     HeldOutJudges,
     Judge,
     Verdicts,
+    finer_maps,
     judge_inputs,
     judged,
     judges_to_bytes,
@@ -31,7 +32,7 @@ from locrl.agents.judge import (
 from locrl.agents.predictions import ConfidenceError, Predictions
 from locrl.evaluation.multi import Regions
 from locrl.vision.encoders import Projection, load_encoder
-from locrl.vision.region_pooling import FeatureBank, HalfTensor, integral_image
+from locrl.vision.region_pooling import FeatureBank, HalfMaps, HalfTensor, integral_image
 
 CLASSES = ("cat", "dog")
 
@@ -332,3 +333,34 @@ def test_several_judges_in_one_file(tmp_path):
         load_judges(file)
     with pytest.raises(ConfidenceError, match="features"):
         HeldOutJudges(some_judges(1), SimpleNamespace(**vars(RandomBank()) | {"projection": SimpleNamespace(digest=0)}))
+
+
+class _Maps:
+    "What `HalfMaps` and `finer_maps` ask of a store"
+
+    def __init__(self, cells):
+        self.cells, self.grid, self.dim = cells.half().numpy(), tuple(cells.shape[1:3]), cells.shape[3]
+
+    def __len__(self):
+        return len(self.cells)
+
+    def take(self, name, ids):
+        return self.cells[np.asarray(ids)]
+
+    def array(self, name):
+        return self.cells
+
+
+@pytest.mark.parametrize("room, kind", [("8", torch.Tensor), ("0.0000001", HalfMaps)])
+def test_finer_maps_that_do_not_fit(monkeypatch, room, kind):
+    "A judge sees the same, to the precision of half floats"
+    monkeypatch.setattr("locrl.agents.judge.memory_room", lambda device: float(room) * 1e9)
+    bank, g = RandomBank(), torch.Generator().manual_seed(1)
+    image, corners = torch.tensor([2, 0, 1, 1]), torch.rand(4, 2, 2, generator=g).sort(1).values
+    boxes = corners.flatten(1)
+    fine, *rest = judge_inputs(bank, image, boxes)
+    bank.finer = finer_maps([_Maps(bank.fine[:2]), _Maps(bank.fine[2:])])
+    assert isinstance(bank.finer, kind)
+    here, *others = judge_inputs(bank, image, boxes)
+    torch.testing.assert_close(here, fine, atol=2e-3, rtol=1e-3)
+    assert all(map(torch.equal, rest, others))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from locrl.agents.judge import look_closer
 from locrl.experiments.config import (
     CONFIGS,
     Config,
@@ -111,6 +112,15 @@ def test_the_needs_that_are_told_are_those_that_follow(capsys, monkeypatch):
     assert needs.pictures == {"train": 12, "select": 6} and needs.memory == held and not needs.half
     stores = [build_store(world.data[s], world.encoder, projection=world.projection) for s in ("train", "select")]
     assert needs.disk == sum(np.load(file).nbytes for store in stores for file in store.path.glob("*.npy"))
+    judge = TINY.replace({"evaluation.judge": True, "evaluation.report_confidence": "region"})
+    both = prepare(judge)
+    both.bank("select")
+    for split, bank in both.banks.items():
+        look_closer(bank, both.data[split], both.encoder, both.finer)
+    more = feature_needs(judge, both.encoder, both.data)
+    assert more.memory == held + sum(4 * bank.finer.numel() for bank in both.banks.values())
+    closer = [build_store(both.data[s], both.encoder.finer(), projection=both.finer) for s in ("train", "select")]
+    assert more.disk == needs.disk + sum(np.load(file).nbytes for store in closer for file in store.path.glob("*.npy"))
     monkeypatch.setattr("locrl.experiments.config.memory_room", lambda device: 3000)
     tight = feature_needs(TINY.replace({"data.flip": True}), world.encoder, world.data)
     assert tight.pictures == {"train": 24, "select": 6} and tight.half == ("train", "select")
