@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from .feature_store import FeatureError, _encode_shards, encoding
+from .feature_store import FeatureError, encode_shards, encoding
 
 # %% ../../nbs/vision/09_cluster.ipynb #20c1a506
 SHARED = ("LOCRL_DATA", "LOCRL_CACHE", "LOCRL_MEMORY")  # variables that the machines of a cluster are to share
@@ -39,7 +39,7 @@ def _on_worker(reference, k):
                 f"{plan.path} is not there on {socket.gethostname()}: "
                 "set LOCRL_CACHE to a folder on a disk that all machines of the cluster share"
             )
-    _encode_shards(plans, [k], batch_size, workers)
+    encode_shards(plans, [k], batch_size, workers)
     return k
 
 # %% ../../nbs/vision/09_cluster.ipynb #20c1a507
