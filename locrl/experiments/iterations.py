@@ -219,8 +219,9 @@ add_iteration(
     "Ten actions, the saliency map of the class, the continuous trigger reward, prioritised replay and a warm-up on "
     "the greedy oracle's demonstrations. "
     "Plain DQN overestimates the best move, so the greedy policy hardly ever picks TRIGGER.",
-    "the failure reproduces: TRIGGER in fewer than half of the searches on pictures that hold the class",
-    within("trigger_rate", high=0.5),
+    "the failure reproduces: when training ends, TRIGGER in fewer than half of the searches on validation pictures "
+    "that hold the class",
+    within("training.trigger_rate", high=0.5),
     "The greedy policy almost never picked TRIGGER: Q(best move) unboundedly positive.",
     changes={
         "moves": Moves(),

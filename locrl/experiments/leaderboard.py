@@ -322,7 +322,10 @@ def _cited_lines(ax, metric, names):
 
 
 def _shade(ax, limits):
-    "A range of y, such as one that a criterion allows; an infinite end is the axis's own"
+    "Shade a range of y, such as one that a criterion allows; an infinite end is that of the axis, which reaches it"
+    low, high = ax.get_ylim()
+    beyond = (high - low) / 10
+    ax.set_ylim(min(low, limits[1] - beyond), max(high, limits[0] + beyond))
     ax.axhspan(
         *np.where(np.isinf(limits), ax.get_ylim(), limits), color=COLOURS["truth"], alpha=0.1, linewidth=0, zorder=0
     )
