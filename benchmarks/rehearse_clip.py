@@ -129,8 +129,9 @@ def look_at_few(n):
     count = {"pictures": 0, "seconds": 0.0, "processor_seconds": 0.0}
     rng = np.random.default_rng(0)
 
-    def encode(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size, workers):
+    def encode(plans, todo, batch_size, workers):
         "Encode pictures until there were `n` of them, then write shards of random numbers"
+        data, encoder, classes = plans[0].data, plans[0].encoder, plans[0].classes
         while count["pictures"] < n:
             images = [data.image(count["pictures"] + k) for k in range(min(n, 8))]
             start, worked = time.monotonic(), time.process_time()
@@ -140,14 +141,16 @@ def look_at_few(n):
             count["processor_seconds"] += time.process_time() - worked
             count["pictures"] += len(images)
             print(f"{count['pictures']} pictures, {count['seconds']:.0f} s", file=sys.stderr, flush=True)
-        shape = (shard_size, *encoder.grid, projection.dim)
-        drawn = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).half().numpy()
-        evidence = rng.random((shard_size, len(classes), *encoder.grid), dtype=np.float32).astype(np.float16)
-        presence = rng.random((shard_size, len(classes)), dtype=np.float32)
-        for k in todo:
-            rows = min(shard_size, len(data) - k * shard_size)
-            drawn = np.roll(drawn, 1, axis=2)  # other numbers in each shard
-            feature_store._write_shard(path, k, drawn[:rows], evidence[:rows], presence[:rows])
+        for plan in plans:
+            shape = (plan.shard_size, *plan.encoder.grid, plan.projection.dim)
+            drawn = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).half().numpy()
+            some = (plan.shard_size, len(plan.classes))
+            evidence = rng.random((*some, *plan.encoder.grid), dtype=np.float32).astype(np.float16)
+            presence = rng.random(some, dtype=np.float32)
+            for k in todo:
+                rows = min(plan.shard_size, len(data) - k * plan.shard_size)
+                drawn = np.roll(drawn, 1, axis=2)  # other numbers in each shard
+                feature_store._write_shard(plan.path, k, drawn[:rows], evidence[:rows], presence[:rows])
 
     def projected(data, encoder, dim, n_images=500, workers=None):
         "Fit the projection on random cells, as many as those of the pictures it would be fitted on"
