@@ -58,11 +58,14 @@ def main():
     }
     rows = [vars(scores) for scores in embedded]
     random = [
-        {"method": method} | {key: float(np.mean([row[key] for row in found])) for key in found[0] if key != "method"}
-        for method, found in methods.items()
+        found[0]
+        | {key: float(np.mean([row[key] for row in found])) for key in found[0] if key not in ("method", "maps")}
+        for found in methods.values()
     ]
     spread = {
-        method: {key: float(np.std([row[key] for row in found], ddof=1)) for key in found[0] if key != "method"}
+        method: {
+            key: float(np.std([row[key] for row in found], ddof=1)) for key in found[0] if key not in ("method", "maps")
+        }
         for method, found in methods.items()
         if len(found) > 1
     }

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from locrl.data.scenes import Scenes
 from locrl.evaluation.saliency_report import (
     MapScores,
+    random_precision,
     ranking_precision,
     report_rows,
     saliency_report,
@@ -116,7 +118,7 @@ def test_measures_by_hand():
     assert s.map_auc == pytest.approx((1 + 0.5) / 2)  # second: inside .7, .7 against .8, .1
     assert s.pointing == 0.5
     assert s.presence_ap == pytest.approx((1 + 2 / 3) / 2)
-    assert s.chance_ap == pytest.approx(2 / 3)
+    assert s.chance_ap == pytest.approx((1 + 5 / 6 + 7 / 12) / 3)  # all orders of two with and one without
     assert s.box_hit_rate == pytest.approx((1 + 1) / 2)  # second: whole picture against its half, IoU one half
 
 
@@ -124,7 +126,7 @@ def test_difficult_boxes_count_neither_way():
     data = OneClass([[(0, 0, 0.5, 1)], [(0, 0, 0.5, 1)], []], [[False], [True], []])
     maps = np.zeros((3, 1, 2, 2))
     s = score_maps("difficult", maps, np.array([[0.5], [0.9], [0.1]]), data)
-    assert s.maps == 1 and s.presence_ap == 1.0 and s.chance_ap == 0.5 and np.isnan(s.chance_auc)
+    assert s.maps == 1 and s.presence_ap == 1.0 and s.chance_ap == 0.75 and np.isnan(s.chance_auc)
 
 
 def test_nothing_to_compare_with():
@@ -147,6 +149,13 @@ def test_ranking_precision_in_a_loop(pairs):
             above = [r for s, r in pairs if s >= score]
             precisions.append(sum(above) / len(above))
     assert value == pytest.approx(np.mean(precisions))
+
+
+@pytest.mark.parametrize(("n", "relevant"), [(1, 1), (4, 1), (5, 3), (6, 6)])
+def test_random_precision_over_all_orders(n, relevant):
+    orders = set(permutations([True] * relevant + [False] * (n - relevant)))
+    mean = np.mean([ranking_precision(-np.arange(n), np.array(order)) for order in orders])
+    assert random_precision(n, relevant) == pytest.approx(mean)
 
 
 def test_rows_show_chance():
