@@ -122,15 +122,16 @@ def place_in_hub_cache(model, hub):
 def look_at_few(n):
     "Make stores be filled with random features once `n` pictures were encoded; return a dictionary in which they count"
     import numpy as np
-    import torch
 
     from locrl.vision import feature_store
+    from locrl.vision.encoders import Projection
 
     count = {"pictures": 0, "seconds": 0.0, "processor_seconds": 0.0}
     rng = np.random.default_rng(0)
 
-    def encode(path, todo, data, encoder, projection, classes, flip, shard_size, batch_size, workers):
+    def encode(plans, todo, batch_size, workers):
         "Encode pictures until there were `n` of them, then write shards of random numbers"
+        data, encoder, classes = plans[0].data, plans[0].encoder, plans[0].classes
         while count["pictures"] < n:
             images = [data.image(count["pictures"] + k) for k in range(min(n, 8))]
             start, worked = time.monotonic(), time.process_time()
@@ -140,19 +141,24 @@ def look_at_few(n):
             count["processor_seconds"] += time.process_time() - worked
             count["pictures"] += len(images)
             print(f"{count['pictures']} pictures, {count['seconds']:.0f} s", file=sys.stderr, flush=True)
-        shape = (shard_size, *encoder.grid, projection.dim)
-        drawn = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).half().numpy()
-        evidence = rng.random((shard_size, len(classes), *encoder.grid), dtype=np.float32).astype(np.float16)
-        presence = rng.random((shard_size, len(classes)), dtype=np.float32)
+        for plan in plans:
+            write_random(plan, todo)
+
+    def write_random(plan, todo):
+        "Write shards of random numbers"
+        size, grid, n_classes = plan.shard_size, plan.encoder.grid, len(plan.classes)
+        drawn = rng.standard_normal((size, *grid, plan.projection.dim), dtype=np.float32).astype(np.float16)
+        evidence = rng.random((size, n_classes, *grid), dtype=np.float32).astype(np.float16)
+        presence = rng.random((size, n_classes), dtype=np.float32)
         for k in todo:
-            rows = min(shard_size, len(data) - k * shard_size)
+            rows = min(size, len(plan.data) - k * size)
             drawn = np.roll(drawn, 1, axis=2)  # other numbers in each shard
-            feature_store._write_shard(path, k, drawn[:rows], evidence[:rows], presence[:rows])
+            feature_store._write_shard(plan.path, k, drawn[:rows], evidence[:rows], presence[:rows])
 
     def projected(data, encoder, dim, n_images=500, workers=None):
         "Fit the projection on random cells, as many as those of the pictures it would be fitted on"
         cells = min(n_images, len(data)) * encoder.grid[0] * encoder.grid[1]
-        return feature_store.Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
+        return Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
 
     feature_store.encode_shards, feature_store.fit_projection = encode, projected
     return count

@@ -411,7 +411,12 @@ def kept_projection(
     return Projection.load(path)
 
 # %% ../../nbs/vision/03_feature_store.ipynb #e136a78d
-def encode_shards(plans, todo, batch_size, workers):
+def encode_shards(
+    plans,  # the stores that are to be written, one of each layer
+    todo,  # numbers of the shards
+    batch_size: int,  # pictures a batch
+    workers: int | None,  # threads that open pictures; default one for each core
+):
     """Encode the shards in `todo`; each is written as soon as it is complete. Of two plans, which are of one size, the
     second is of the finer layer: one forward pass is for both."""
     data, encoder, shard_size = plans[0].data, plans[0].encoder, plans[0].shard_size
