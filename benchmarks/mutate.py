@@ -1,13 +1,14 @@
 """Small faults put into the core modules one at a time: do the tests notice?
 
-    python benchmarks/mutate.py                          # 15 faults a module, 300 in all; hours, and resumed
+    python benchmarks/mutate.py                          # 16 faults a module, 300 in all; hours, and resumed
     python benchmarks/mutate.py --each 2 --stages own    # a taste
     python benchmarks/mutate.py --again                  # only those that nobody noticed, after tests were added
 
 A fault is one operator, comparison or constant of one line, chosen at random (seed 0). It is made in a copy of the
 tree, in the exported module and in the notebook that exports it. The module's own tests run, the quickest first, until
 one fails; where none does, the other tests of its wing, and then the notebook. A fault is noticed when something fails
-or does not end in time. Writes results/benchmarks/mutate.json after every fault, with each one that nobody noticed.
+or does not end in time. Faults that make no difference are in mutate_same.json, each with the reason; they are not run.
+Writes results/benchmarks/mutate.json after every fault, with each one that nobody noticed.
 
 Two tools were looked at first. mutmut 3.8 leaves out what stands outside functions and most of what has a decorator
 (properties, patched methods, tables, defaults of fields), which is where many numbers of locrl are. cosmic-ray 8.7
@@ -183,6 +184,20 @@ def chosen(
     every = faults_of(module)
     order = random.Random(f"{seed} {module}").sample(every, len(every))
     return order[:n]
+
+
+def same_anyway() -> dict:
+    "Return the faults that make no difference: their keys, and why"
+    rows = json.loads(SAME.read_text(encoding="utf-8")) if SAME.exists() else []
+    reasons = {tuple(row["key"]): row["why"] for row in rows}
+    return reasons
+
+
+def not_tried() -> set:
+    "Return the keys of those that are not run: of two faults that are worded alike one may make a difference"
+    reasons = same_anyway()
+    keys = Counter(fault.key for module in {key[0] for key in reasons} for fault in faults_of(module))
+    return {key for key in reasons if keys[key] == 1}
 
 
 def make(
@@ -390,7 +405,7 @@ def write(out: Path, rows: list[dict], each: int):
     "Write the results file"
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = sorted(rows, key=lambda r: (MODULES.index(r["module"]) if r["module"] in MODULES else 99, r["begin"]))
-    same = {tuple(r["key"]): r["why"] for r in json.loads(SAME.read_text(encoding="utf-8"))} if SAME.exists() else {}
+    same = same_anyway()
     lost = [r for r in rows if not r["by"]]
     seen = len(rows) - len(lost)
     book = sum(bool(r["by"]) and r["by"].startswith("notebook") for r in rows)
@@ -417,7 +432,7 @@ def write(out: Path, rows: list[dict], each: int):
 def main():
     "Read the arguments, make the faults, write the table"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--each", type=int, default=15, help="faults a module")
+    parser.add_argument("--each", type=int, default=16, help="faults a module")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--modules", nargs="+", default=MODULES, help="names such as data.boxes")
     parser.add_argument("--stages", nargs="+", default=["own", "wing", "notebook"], help="what runs")
@@ -442,8 +457,12 @@ def main():
         rows = {k: r for k, r in rows.items() if k in wanted or r["module"] not in args.modules}
         if args.check:
             demand_sound(args, tree)
+        same = not_tried()
         for fault in (pick[k] for k in range(args.each) for pick in picks if k < len(pick)):
             known = rows.get(fault.key)
+            if fault.key in same:
+                rows[fault.key] = asdict(fault) | dict(by=None, passed=[], seconds=0.0)
+                continue
             passed = known["passed"] if known and not args.again else []
             if known and (known["by"] or not set(args.stages) - set(passed)):
                 rows[fault.key] = known | asdict(fault)

@@ -122,9 +122,9 @@ def place_in_hub_cache(model, hub):
 def look_at_few(n):
     "Make stores be filled with random features once `n` pictures were encoded; return a dictionary in which they count"
     import numpy as np
-    import torch
 
     from locrl.vision import feature_store
+    from locrl.vision.encoders import Projection
 
     count = {"pictures": 0, "seconds": 0.0, "processor_seconds": 0.0}
     rng = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def look_at_few(n):
     def projected(data, encoder, dim, n_images=500, workers=None):
         "Fit the projection on random cells, as many as those of the pictures it would be fitted on"
         cells = min(n_images, len(data)) * encoder.grid[0] * encoder.grid[1]
-        return feature_store.Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
+        return Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
 
     feature_store.encode_shards, feature_store.fit_projection = encode, projected
     return count

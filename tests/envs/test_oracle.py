@@ -288,3 +288,12 @@ def test_the_lowest_are_the_lowest(seed, k, m):
 
 def test_what_counts_as_equal_is_the_same_in_oracle_and_reward():
     assert EPS == SignReward().eps == 1e-6
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 19, 20, 25])
+def test_the_lowest_costs_are_those_of_a_sort(k):
+    from locrl.envs.oracle import _lowest
+
+    cost = np.random.default_rng(k).random((60, 20))
+    found = _lowest(cost, k)
+    assert np.array_equal(np.sort(found, 1), np.sort(np.argsort(cost, 1)[:, :k], 1))
