@@ -143,7 +143,7 @@ def look_at_few(n):
             print(f"{count['pictures']} pictures, {count['seconds']:.0f} s", file=sys.stderr, flush=True)
         for plan in plans:
             shape = (plan.shard_size, *plan.encoder.grid, plan.projection.dim)
-            drawn = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).half().numpy()
+            drawn = rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
             some = (plan.shard_size, len(plan.classes))
             evidence = rng.random((*some, *plan.encoder.grid), dtype=np.float32).astype(np.float16)
             presence = rng.random(some, dtype=np.float32)
