@@ -7,7 +7,7 @@ rehearsed is time, memory, disk, and going on after an interruption.
 
     python benchmarks/rehearse_clip.py --tiny                # a minute, for CI
     python benchmarks/rehearse_clip.py --device cuda --steps 50000 --out rehearsal.json
-    python benchmarks/rehearse_clip.py --seen 16 --images 20 --share 0.01 --steps 5120 --out rehearsal.json   # no GPU
+    python benchmarks/rehearse_clip.py --seen 8 --images 20 --share 0.01 --steps 5120 --out rehearsal.json   # no GPU
     python benchmarks/rehearse_clip.py --tiny --kill 17 0.5   # dies in cell 17 after half a second; then run it without
     python benchmarks/rehearse_clip.py --tiny --kill-each --out killed.json   # dies once in each cell, and goes on
 
@@ -122,16 +122,17 @@ def place_in_hub_cache(model, hub):
 def look_at_few(n):
     "Make stores be filled with random features once `n` pictures were encoded; return a dictionary in which they count"
     import numpy as np
+    import torch
 
     from locrl.vision import feature_store
-    from locrl.vision.encoders import Projection
 
     count = {"pictures": 0, "seconds": 0.0, "processor_seconds": 0.0}
     rng = np.random.default_rng(0)
 
     def encode(plans, todo, batch_size, workers):
         "Encode pictures until there were `n` of them, then write shards of random numbers"
-        data, encoder, classes = plans[0].data, plans[0].encoder, plans[0].classes
+        (plan,) = plans  # CLIP has no finer layer
+        data, encoder, classes, shard_size = plan.data, plan.encoder, plan.classes, plan.shard_size
         while count["pictures"] < n:
             images = [data.image(count["pictures"] + k) for k in range(min(n, 8))]
             start, worked = time.monotonic(), time.process_time()
@@ -141,23 +142,22 @@ def look_at_few(n):
             count["processor_seconds"] += time.process_time() - worked
             count["pictures"] += len(images)
             print(f"{count['pictures']} pictures, {count['seconds']:.0f} s", file=sys.stderr, flush=True)
-        for plan in plans:
-            shape = (plan.shard_size, *plan.encoder.grid, plan.projection.dim)
-            drawn = rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
-            some = (plan.shard_size, len(plan.classes))
-            evidence = rng.random((*some, *plan.encoder.grid), dtype=np.float32).astype(np.float16)
-            presence = rng.random(some, dtype=np.float32)
-            for k in todo:
-                rows = min(plan.shard_size, len(data) - k * plan.shard_size)
-                drawn = np.roll(drawn, 1, axis=2)  # other numbers in each shard
-                feature_store._write_shard(plan.path, k, drawn[:rows], evidence[:rows], presence[:rows])
+        shape = (shard_size, *encoder.grid, plan.projection.dim)
+        drawn = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).half().numpy()
+        evidence = rng.random((shard_size, len(classes), *encoder.grid), dtype=np.float32).astype(np.float16)
+        presence = rng.random((shard_size, len(classes)), dtype=np.float32)
+        for k in todo:
+            rows = min(shard_size, len(data) - k * shard_size)
+            drawn = np.roll(drawn, 1, axis=2)  # other numbers in each shard
+            feature_store._write_shard(plan.path, k, drawn[:rows], evidence[:rows], presence[:rows])
 
     def projected(data, encoder, dim, n_images=500, workers=None):
         "Fit the projection on random cells, as many as those of the pictures it would be fitted on"
         cells = min(n_images, len(data)) * encoder.grid[0] * encoder.grid[1]
-        return Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
+        return feature_store.Projection.fit(rng.standard_normal((cells, encoder.dim), dtype=np.float32), dim)
 
-    feature_store.encode_shards, feature_store.fit_projection = encode, projected
+    feature_store.encoding.set(encode)
+    feature_store.fit_projection = projected
     return count
 
 
