@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--out", type=Path, default=OUT, help="file to write")
     chosen = parser.parse_args()
     config = find_config("demo")
-    command = f"python benchmarks/algorithms.py --seeds {chosen.seeds}"
+    command = "python benchmarks/algorithms.py"
     if chosen.steps is not None:
         config = config.replace({"learning.steps": chosen.steps})
         command += f" --steps {chosen.steps}"
@@ -122,7 +122,8 @@ def main():
             rows += [dict(algorithm=name, seed=seed, **row) for row in learn(world, seed)]
             costs.append(dict(algorithm=name, seed=seed, cpu_seconds=round(time.process_time() - began, 1)))
             print(costs[-1], flush=True)
-        found = dict(command=command, versions=versions(), steps=config.learning.steps, costs=costs, rows=rows)
+        done = f"{command} --seeds {seed + 1}"
+        found = dict(command=done, versions=versions(), steps=config.learning.steps, costs=costs, rows=rows)
         write_atomic(chosen.out, json.dumps(found, indent=1) + "\n")
 
 
