@@ -31,7 +31,7 @@ from conftest import ROOT
 from locrl import files
 from locrl.agents.double_dqn import DoubleDQN
 from locrl.apps.localizer import Localizer
-from locrl.agents.judge import load_judge
+from locrl.agents.judge import load_judge, load_judges
 from locrl.apps.pretrained import load_pretrained, load_shared
 from locrl.checkpoints import RunError, RunFolder, pack_tree, unpack_tree
 from locrl.files import BusyError, locked
@@ -196,6 +196,8 @@ LOADERS = {
     "locrl.files.read_tensors": lambda p: files.read_tensors(p, {}),
     "locrl.vision.encoders.Prototypes.load": Prototypes.load,
     "locrl.vision.encoders.load_encoder": None,
+    "locrl.agents.judge.load_judges": load_judges,
+    "locrl.experiments.config.World.read_quality": None,
     "locrl.vision.encoders.Projection.load": Projection.load,
     "locrl.vision.region_pooling.HalfMaps.load": None,
     "locrl.vision.feature_store.FeatureStore": as_store,
