@@ -14,6 +14,7 @@ import pytest
 from nbdev.test import test_nb as run_notebook
 
 from conftest import FLAGS, ROOT
+from locrl.vision import clip, encoders, timm  # both families are registered before any notebook runs
 
 NOTEBOOKS = sorted(
     path.relative_to(ROOT / "nbs")
@@ -31,8 +32,20 @@ def own_interrupt():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def own_encoders():
+    "A notebook that defines a family of encoders registers its own class; the package's is put back"
+    registries = encoders.ENCODERS, encoders.FAMILIES
+    assert {clip.__name__, timm.__name__} == set(encoders.FAMILY_MODULES.values())
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before):
+        registry.clear()
+        registry.update(kept)
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS, ids=str)
-def test_runs(name: Path, request, own_interrupt):
+def test_runs(name: Path, request, own_interrupt, own_encoders):
     "All cells run, those with a flag only when asked for"
     if (ROOT / "nbs" / name).with_name(".notest").exists():
         pytest.skip("its folder holds a .notest file")
