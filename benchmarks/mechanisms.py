@@ -34,6 +34,14 @@ MECHANISMS = {
     "prioritised replay": ({"replay.alpha": 0.0}, "priority_spread", "falls"),
     "guided exploration": ({"exploration.guided": False}, "explored_iou", "rises"),
 }
+# readings looked for in the logs when the one above had not moved: weaker evidence, for they were chosen afterwards
+SECOND = {
+    "tenth action": ("trained_iou", "rises"),
+    "three-step returns": ("steps", "falls"),
+    "continuous trigger reward": ("mean_trigger_iou", "rises"),
+    "IoU head's gradient": ("iou_loss", "falls"),
+    "pairwise ranking": ("map11", "rises"),
+}
 
 
 def config_of(mechanism: str | None) -> Config:
@@ -81,6 +89,10 @@ def readings(agent, rows, bank, data) -> dict:
         "reversals": float(back.mean()),
         "priority_spread": last.get("replay_priority_spread", 1.0),
         "explored_iou": first["rollout_ep_iou"],
+        "trained_iou": last["rollout_ep_iou"],
+        "steps": last["val_steps"],
+        "mean_trigger_iou": last["mean_trigger_iou"],
+        "iou_loss": last.get("iou_loss"),
     }
 
 
