@@ -164,12 +164,8 @@ def _shrunk(arrays, eight=()):
                 np.moveaxis(x.astype(np.float16)[..., None].view(np.uint8), -1, 0)
             )
         else:
-            scale = (
-                np.abs(x)
-                .max(1 if name.startswith(("q/", "judge")) and "finer" not in name else 0, keepdims=True)
-                .clip(1e-12)
-                / 127
-            )
+            by_row = name.startswith("q/") or "/net." in name  # weights of a layer, of the agent or of a judge
+            scale = np.abs(x).max(int(by_row), keepdims=True).clip(1e-12) / 127
             out[f"{name}:int8"], out[f"{name}:scale"] = np.round(x / scale).astype(np.int8), scale.astype(np.float32)
     return out
 
@@ -262,8 +258,8 @@ def measure(
     metrics, found = {}, {}
     for name, a, classifier in (("run", agent, _classifier(agent, c)), ("packed", packed, packed.classifier)):
         finer = classifier.finer if isinstance(classifier, Judge) else None
-        world = replace(shared, projection=a.projection, prototypes=a.prototypes, data={}, banks={}, finer=finer)
-        world.judges = a.judges
+        own = dict(projection=a.projection, prototypes=a.prototypes, finer=finer, judges=a.judges)
+        world = replace(shared, data={}, banks={}, **own)
         bank, data = world.bank(split), world.data[split]
         if isinstance(classifier, Judge):
             look_closer(bank, data, world.encoder, finer)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from stable_baselines3.common.logger import KVWriter
 
-from .config import ConfigError
+from .config import ConfigError, dotted
 from ..files import read_json, write_atomic
 
 # %% ../../nbs/experiments/14_trackers.ipynb #cd6d2175
@@ -76,14 +76,6 @@ def _note(folder, service, name):
     "Keep the name that a run has at a service"
     write_atomic(Path(folder) / "trackers.json", json.dumps(_names(folder) | {service: name}, indent=1) + "\n")
 
-
-def _flat(values, before=""):
-    "Return nested values by their dotted names"
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return flat
-
 # %% ../../nbs/experiments/14_trackers.ipynb #6192e0de
 def wandb_tracker(
     folder,  # of the run
@@ -134,7 +126,7 @@ def mlflow_tracker(
             experiment = client.create_experiment(name) if there is None else there.experiment_id
             called = f"{about['config']['name']} seed {about['seed']}"
             known = client.create_run(experiment, run_name=called).info.run_id
-            fields = [entities.Param(key, str(value)[:500]) for key, value in _flat(about["config"]).items()]
+            fields = [entities.Param(key, str(value)[:500]) for key, value in dotted(about["config"]).items()]
             client.log_batch(known, params=fields)
         client.update_run(known, status="RUNNING")
     except Exception as e:
